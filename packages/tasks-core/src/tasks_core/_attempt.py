@@ -1,0 +1,247 @@
+"""One attempt of a task: calling the function, and deciding what its end means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from inspect import isawaitable
+from math import inf
+from types import CodeType, TracebackType
+from typing import Any
+
+import anyio
+
+from ._admission import Admission
+from ._call import check_call
+from ._clock import Clock, clock_in_force
+from ._ledger import Ledger, LostTask, describe_loss, log_fields, title
+from ._loop import Loop
+from ._observer import RunAttempt, hooks, notify
+from ._retry import Retry, ask
+from ._task import Task, TaskState, set_current_task
+from ._threads import ThreadCall, WorkerThreads
+
+logger = logging.getLogger("tasks_core")
+
+class Attempts:
+    """
+    Runs attempts, each in a native task of its own.
+
+    *again* is called with a task that is to run once more, and the seconds to wait before; it says whether it will.
+    """
+
+    __slots__ = ("_admission", "_again", "_cancelled", "_clock", "_handler_limiter", "_ledger", "_loop", "_threads", "stray")
+
+    def __init__(
+        self,
+        loop: Loop,
+        clock: Clock,
+        ledger: Ledger,
+        admission: Admission,
+        max_threads: int,
+        again: Callable[[Task[Any], Exception, float], bool],
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._ledger = ledger
+        self._admission = admission
+        self._again = again
+        self._threads = WorkerThreads(loop)
+        self._handler_limiter = anyio.CapacityLimiter(max_threads)
+        self._cancelled: type[BaseException] = GeneratorExit  # until open()
+        self.stray: dict[int, LostTask] = {}
+        """Tasks that have ended while their function still runs in a thread."""
+
+    def open(self) -> None:
+        """Learn how the running event loop spells cancellation."""
+        self._cancelled = anyio.get_cancelled_exc_class()
+
+    def close(self) -> None:
+        """End the idle threads."""
+        self._threads.close()
+
+    def start(self, task: Task[Any]) -> None:
+        """Start an attempt at the next turn of the loop."""
+        context = task._context
+        if context is not None and task.config.on_error is not None:
+            context = context.copy()  # another attempt is to see what this one saw
+        task._native = self._loop.spawn(context, task.name, self._run, task)
+
+    async def _run(self, task: Task[Any]) -> None:
+        if task._state.finished:  # cancelled before its first step, which trio takes all the same
+            return
+        set_current_task(task)
+        self._ledger.start(task)
+        try:
+            if task._is_async and task.config.timeout is None and not hooks.around_attempt:
+                task._result = await task.func(*task.args, **task.kwargs)
+            else:
+                task._result = await self._call_in_time(task)
+        except BaseException as error:
+            # A task is nobody's child: whatever it raises, SystemExit included, has to end here.
+            await self._end_badly(task, error)
+        else:
+            self._end(task, TaskState.SUCCEEDED)
+
+    # ---- calling the function ----
+
+    async def _call_in_time(self, task: Task[Any]) -> Any:
+        timeout = task.config.timeout
+        if timeout is None or timeout == inf:
+            return await self._call_observed(task)
+        clock = clock_in_force(self._clock)
+        with self._loop.deadline(clock, clock.now() + timeout):
+            return await self._call_observed(task)
+        raise TimeoutError(f"attempt {task.attempts} of {task.name!r} took longer than timeout={timeout:g} seconds")
+
+    async def _call_observed(self, task: Task[Any]) -> Any:
+        run: RunAttempt = partial(self._call, task)
+        for around in reversed(hooks.around_attempt):
+            run = _surround(around, task, run)
+        return await run()
+
+    async def _call(self, task: Task[Any], func: Callable[..., Any] | None = None, /) -> Any:
+        if func is None:
+            func, is_async = task.func, task._is_async
+        else:
+            is_async = check_call(func, task.args, task.kwargs)
+        if is_async:
+            return await func(*task.args, **task.kwargs)
+        result = await self._call_in_thread(task, partial(func, *task.args, **task.kwargs))
+        return await result if isawaitable(result) else result
+
+    async def _call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
+        # The place that the thread takes is given back when the thread is free, however the task ends.
+        counted = self._admission.keep_thread(task)
+        call = ThreadCall(func, partial(self._thread_ended, task.id, counted))
+        try:
+            return await self._threads.run(call)
+        finally:
+            if not call.finished.is_set():
+                self.stray[task.id] = describe_loss(
+                    task, TaskState.CANCELLED, "a plain function cannot be cancelled: it still runs in its thread"
+                )
+
+    def _thread_ended(self, task_id: int, counted: bool) -> None:
+        self.stray.pop(task_id, None)
+        if counted:
+            self._admission.thread_ended()
+
+    # ---- what the end means ----
+
+    async def _end_badly(self, task: Task[Any], error: BaseException) -> None:
+        failure = _failure_in(error, self._cancelled)
+        if failure is None:
+            self._cancel(task)
+        else:
+            failure.__traceback__ = _without_own_frames(failure)
+            await self._fail(task, failure)
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+            raise error  # meant for the process, or the end of the loop itself
+
+    def _cancel(self, task: Task[Any]) -> None:
+        reason = task._cancel_reason or "what it waited for was cancelled, or somebody cancelled it from outside"
+        if not task._state.finished:
+            self._admission.leave(task)
+            self._ledger.give_up(task, TaskState.CANCELLED, reason)
+
+    def _end(self, task: Task[Any], state: TaskState) -> None:
+        if not task._state.finished:  # shutdown may have abandoned it meanwhile
+            self._admission.leave(task)
+            self._ledger.settle(task, state)
+
+    async def _fail(self, task: Task[Any], error: BaseException) -> None:
+        task.exception = error
+        task._traceback = error.__traceback__
+        try:
+            answer = await self._ask_handler(task, error)
+        except self._cancelled:
+            self._cancel(task)
+            return
+        if isinstance(answer, Retry) and self._retry(task, error, answer.delay):
+            return
+        if answer is not True:
+            logger.error(
+                "%s failed in attempt %d", title(task), task.attempts, exc_info=error, extra=log_fields(task)
+            )
+        self._end(task, TaskState.FAILED)
+
+    async def _ask_handler(self, task: Task[Any], error: BaseException) -> object:
+        if task.config.on_error is None or not isinstance(error, (Exception, SystemExit)):
+            return None
+        try:
+            return await ask(task.config.on_error, task, error)
+        except self._cancelled:
+            raise
+        except BaseException as handler_error:
+            logger.error(
+                "The error handler of %s raised", title(task), exc_info=handler_error, extra=log_fields(task)
+            )
+            return None
+
+    async def call_in_thread(self, func: Callable[[], object]) -> Any:
+        """Run a plain error handler."""
+        async with self._handler_limiter:  # not max_threads: hanging tasks must not keep failures from being handled
+            return await self._threads.run(ThreadCall(func, _nothing))
+
+    def _retry(self, task: Task[Any], error: BaseException, delay: float) -> bool:
+        if task._cancel_reason is not None:
+            return False
+        logger.warning(
+            "%s failed in attempt %d (%s) and runs again in %g s",
+            title(task), task.attempts, type(error).__name__, delay, extra=log_fields(task),
+        )
+        self._admission.leave(task)
+        return self._again(task, error, delay)
+
+
+def _surround(
+    around: Callable[[Task[Any], RunAttempt], Awaitable[Any]], task: Task[Any], inner: RunAttempt
+) -> RunAttempt:
+    """Put an observer around an attempt; what an outer observer puts in place of the function reaches the inner one."""
+
+    def run(func: Callable[..., Any] | None = None, /) -> Awaitable[Any]:
+        return around(task, lambda replacement=None, /: inner(replacement or func))
+
+    return run
+
+
+def _failure_in(error: BaseException, cancelled: type[BaseException]) -> BaseException | None:
+    """Return what *error* says besides "cancelled": nothing, itself, or what is left of a group."""
+    if isinstance(error, (cancelled, GeneratorExit)):
+        return None
+    return error.split(cancelled)[1] if isinstance(error, BaseExceptionGroup) else error
+
+
+def _without_own_frames(error: BaseException) -> TracebackType | None:
+    """
+    Cut the frames of this package off the outer end of a traceback.
+
+    They tell the reader nothing, and they hold the task: a cycle, through `task.exception`.
+    """
+    rest = traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in _CALLERS:
+            rest = traceback.tb_next
+        traceback = traceback.tb_next
+    return rest
+
+
+_CALLERS: frozenset[CodeType] = frozenset(
+    function.__code__
+    for function in (
+        Attempts._run,
+        Attempts._call_in_time,
+        Attempts._call_observed,
+        Attempts._call,
+        Attempts._call_in_thread,
+        WorkerThreads.run,
+        WorkerThreads._run,
+        ThreadCall.take,
+    )
+)
+
+
+def _nothing() -> None:
+    pass

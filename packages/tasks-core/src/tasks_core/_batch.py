@@ -1,0 +1,148 @@
+"""Tasks that wait for a moment: the end of a route, the commit of a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ._config import Outcome, TaskConfig
+from ._observer import hooks, notify
+from ._schedule import ConfiguredSchedule, Schedulable, new_task
+from ._task import Task
+from .exceptions import InvalidConfigError
+
+if TYPE_CHECKING:
+    from ._scheduler import TaskScheduler
+
+
+class TaskBatch(Schedulable):
+    """
+    Collects tasks until `open()` starts them, or `discard()` drops them; whichever is called first counts.
+
+    ```python
+    after_commit = TaskBatch(scheduler, "after_commit")
+    after_commit.schedule(send_receipt, order.id)
+    await session.commit()
+    after_commit.open()
+    ```
+
+    A task scheduled into an open batch starts at once; one scheduled into a discarded batch is discarded. All methods
+    may be called from any thread.
+
+    Args:
+        scheduler: Where the tasks run. Its shutdown, its limits and its `config` apply.
+
+        phase: What the moment is called: in logs, reports, `task.phase` and statistics.
+
+        origin: What the batch belongs to (a request, a session); kept for observers, see `TaskBatch.origin`.
+
+        config: Over the configuration of the scheduler, for all tasks of the batch.
+    """
+
+    __slots__ = ("_config", "_discarded", "_outcome", "_runner", "_waiting", "origin", "phase")
+
+    def __init__(
+        self, scheduler: TaskScheduler, phase: str, *, origin: object = None, config: TaskConfig | None = None
+    ) -> None:
+        if not isinstance(phase, str) or not phase:
+            raise InvalidConfigError('TaskBatch(scheduler, phase): phase must be a name, such as "after_commit"')
+        self._runner = scheduler._runner
+        self._config = scheduler.config.merge(config)
+        self._waiting: list[Task[Any]] = []
+        self._outcome: Outcome | None = None
+        self._discarded: str | None = None
+        self.phase = phase
+        self.origin = origin
+
+    @property
+    def opened(self) -> bool:
+        """Whether the phase has begun."""
+        return self._outcome is not None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What `open()` was told; `None` before."""
+        return self._outcome
+
+    def open(self, outcome: Outcome = "success") -> None:
+        """
+        Begin the phase: start the tasks that are meant for this *outcome*, and discard the others.
+
+        Which they are is for `TaskConfig.when` to say. Tasks start at the next turn of the event loop, in the order in
+        which they were scheduled.
+
+        Raises:
+            InvalidConfigError: *outcome* is neither `"success"` nor `"error"`.
+        """
+        if outcome not in ("success", "error"):
+            raise InvalidConfigError(f"open({outcome!r}): outcome must be 'success' or 'error'")
+        self._runner.loop.call(partial(self._open, outcome))
+
+    def discard(self, reason: str) -> None:
+        """Drop the tasks, and all that are scheduled into this batch later; *reason* is logged with each, at INFO."""
+        self._runner.loop.call(partial(self._discard, reason))
+
+    def _open(self, outcome: Outcome) -> None:
+        if self._outcome is not None or self._discarded is not None:
+            return
+        self._outcome = outcome
+        if hooks.batch_opened:
+            notify(hooks.batch_opened, self, outcome)
+        self._pass_on()
+
+    def _discard(self, reason: str) -> None:
+        if self._outcome is not None or self._discarded is not None:
+            return
+        self._discarded = reason
+        if hooks.batch_discarded:
+            notify(hooks.batch_discarded, self, reason)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for task in waiting:
+            self._add(task)
+
+    def _add(self, task: Task[Any]) -> None:
+        """Take a task on the thread of the loop."""
+        if task.state.finished:
+            return  # cancelled while it waited
+        when = task.config.when or "success"
+        if self._discarded is not None:
+            self._runner.ledger.drop(task, self._discarded)
+        elif self._outcome is None:
+            self._waiting.append(task)
+        elif when in ("always", self._outcome):
+            self._runner.ready(task)
+        else:
+            self._runner.ledger.drop(task, f"it is for when={when!r}, and {self.phase} ended in {self._outcome}")
+
+    def _schedule(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType
+    ) -> Task[Any]:
+        return self._schedule_with(self._config, func, args, kwargs, caller)
+
+    def _schedule_with(
+        self,
+        config: TaskConfig,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        caller: FrameType,
+    ) -> Task[Any]:
+        runner = self._runner
+        task = new_task(runner, config, self, func, args, kwargs, caller)
+        if runner.loop.here():
+            self._add(task)
+        else:
+            runner.loop.post(partial(self._add, task))
+        return task
+
+    def _configured(self, config: TaskConfig) -> Schedulable:
+        return ConfiguredSchedule(self._schedule_with, self._config.merge(config))
+
+    def __repr__(self) -> str:
+        state = self._outcome or ("waiting" if self._discarded is None else "discarded")
+        return f"<{type(self).__name__} {self.phase} {state}, {len(self._waiting)} tasks>"

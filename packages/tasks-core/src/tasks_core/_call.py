@@ -1,0 +1,90 @@
+"""What can be scheduled, and how it has to be called."""
+
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_VARARGS
+from types import FunctionType, MethodType
+from typing import Any
+
+from .exceptions import InvalidTaskError
+
+
+def describe(func: Callable[..., Any]) -> str:
+    """Name a callable for people, without its arguments: `send_email`, `Mailer.send`, `Mailer`."""
+    while isinstance(func, partial):
+        func = func.func
+    name = getattr(func, "__qualname__", None) or type(func).__qualname__
+    return str(name).replace("<locals>.", "")
+
+
+def check_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """
+    Refuse what could only fail later; say whether *func* is a coroutine function.
+
+    Raises:
+        InvalidTaskError: *func* is not callable, is a coroutine or a generator function, or does not take
+            these arguments.
+    """
+    if type(func) is FunctionType and not kwargs:
+        code = func.__code__
+        flags = code.co_flags
+        if (
+            not flags & _UNUSUAL
+            and not code.co_kwonlyargcount
+            and code.co_argcount - len(func.__defaults__ or ()) <= len(args) <= code.co_argcount
+        ):
+            return bool(flags & CO_COROUTINE) or inspect.iscoroutinefunction(func)
+    return _check_unusual_call(func, args, kwargs)
+
+
+# What the short check above cannot judge by counting positional arguments.
+_UNUSUAL = CO_VARARGS | CO_GENERATOR | CO_ASYNC_GENERATOR
+
+
+def _check_unusual_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    if isinstance(func, Coroutine):
+        name = getattr(func, "__qualname__", "function").replace("<locals>.", "")
+        func.close()  # it will never be awaited, and the warning about that would only distract
+        raise InvalidTaskError(
+            f"schedule() was given the coroutine {name}(...), which is already called. "
+            f"Pass the function and its arguments: schedule({name}, ...)"
+        )
+    if not callable(func):
+        raise InvalidTaskError(
+            f"schedule() was given {type(func).__qualname__!r}, which is not callable. "
+            "Pass a function and its arguments: schedule(send_email, user.email)"
+        )
+    target = _called_function(func)
+    if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+        raise InvalidTaskError(
+            f"{describe(func)} is a generator function: calling it runs nothing. "
+            "Pass a function without `yield`, which loops over the generator itself"
+        )
+    try:
+        signature = inspect.signature(func)
+    except ValueError:
+        return False  # some builtins do not tell; they are plain functions
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InvalidTaskError(
+            f"{describe(func)} cannot be called with these arguments: {error}. It takes {_parameters(signature)}"
+        ) from None
+    return inspect.iscoroutinefunction(target)
+
+
+def _called_function(func: Callable[..., Any]) -> Any:
+    """Find the function whose body runs: inside partials, and behind `__call__` of an object."""
+    while isinstance(func, partial):
+        func = func.func
+    if isinstance(func, (FunctionType, MethodType, type)) or inspect.iscoroutinefunction(func):
+        return func
+    return getattr(func, "__call__", func)  # noqa: B004  the method itself is wanted, not whether there is one
+
+
+def _parameters(signature: inspect.Signature) -> str:
+    """Show a signature by its names only: a default value may be a secret."""
+    bare = [p.replace(default=p.empty, annotation=p.empty) for p in signature.parameters.values()]
+    optional = {p.name for p in signature.parameters.values() if p.default is not p.empty}
+    return "(" + ", ".join(f"{p}=..." if p.name in optional else str(p) for p in bare) + ")"

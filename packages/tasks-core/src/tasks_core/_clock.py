@@ -1,0 +1,68 @@
+"""Where the waits of tasks come from: delays, pauses before a retry, timeouts."""
+
+from __future__ import annotations
+
+import time
+from threading import Lock
+from typing import Protocol, runtime_checkable
+
+import anyio
+
+from ._subscription import Subscription
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """
+    A source of time. `TaskScheduler(clock=...)` takes any object with these two methods.
+
+    `now()` is called from any thread; `sleep_until()` only on the event loop of the scheduler.
+    """
+
+    def now(self) -> float:
+        """Return the time in seconds; only differences mean something."""
+        ...
+
+    async def sleep_until(self, deadline: float) -> None:
+        """Return when `now()` is *deadline* or more; at once (but after a checkpoint) if it is already."""
+        ...
+
+
+class MonotonicClock:
+    """The real time, from `time.monotonic()`."""
+
+    __slots__ = ()
+
+    now = staticmethod(time.monotonic)
+
+    async def sleep_until(self, deadline: float) -> None:
+        await anyio.sleep(max(0.0, deadline - time.monotonic()))
+
+
+_overrides: tuple[Clock, ...] = ()
+_lock = Lock()
+
+
+def override_clock(clock: Clock) -> Subscription:
+    """
+    Take the delays, retry pauses and timeouts of all schedulers in this process from *clock*.
+
+    In force for every wait that begins until the returned subscription is closed; the latest override wins. A wait that
+    has begun stays with its clock. The bounds of shutdown stay with the clock that each scheduler was made with, so
+    that a test with a virtual clock still ends.
+    """
+    global _overrides
+    with _lock:
+        _overrides = (*_overrides, clock)
+    return Subscription(lambda: _remove(clock))
+
+
+def _remove(clock: Clock) -> None:
+    global _overrides
+    with _lock:
+        _overrides = tuple(other for other in _overrides if other is not clock)
+
+
+def clock_in_force(own: Clock) -> Clock:
+    """Return the clock for the next wait of a task on a scheduler whose own clock is *own*."""
+    return _overrides[-1] if _overrides else own

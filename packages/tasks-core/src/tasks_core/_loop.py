@@ -1,0 +1,92 @@
+"""The event loop of a scheduler, and how other threads get something done on it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context
+
+import anyio
+
+from ._backend import AsyncFunction, Backend, NativeTask, current_backend
+from ._clock import Clock
+
+logger = logging.getLogger("tasks_core")
+
+
+class Loop:
+    """
+    A backend, and a mailbox in front of it.
+
+    What is posted is done in the order of posting; one wake-up of the loop serves all that has arrived by then.
+    """
+
+    __slots__ = ("_backend", "_posts", "_woken", "thread_id")
+
+    def __init__(self) -> None:
+        self._backend: Backend | None = None
+        self._posts: deque[Callable[[], object]] = deque()
+        self._woken = False
+        self.thread_id = -1
+
+    async def open(self) -> None:
+        """Bind to the running event loop."""
+        self._backend = current_backend()
+        await self._backend.open()
+        self.thread_id = self._backend.thread_id
+
+    async def close(self) -> None:
+        """Let go of the event loop. Posting and spawning have no effect any more."""
+        if self._backend is not None:
+            await self._backend.close()
+
+    def here(self) -> bool:
+        """Whether the caller is on the thread of the loop."""
+        return threading.get_ident() == self.thread_id
+
+    def spawn(self, context: Context | None, name: str, func: AsyncFunction, *args: object) -> NativeTask:
+        """Start a coroutine at the next turn; call on the thread of the loop."""
+        assert self._backend is not None
+        return self._backend.spawn(context, name, func, *args)
+
+    @contextmanager
+    def deadline(self, clock: Clock, at: float) -> Iterator[anyio.CancelScope]:
+        """Cancel the block when *clock* says *at*; go on behind the block."""
+        with anyio.CancelScope() as scope:
+            timer = self.spawn(None, "deadline", _cancel_at, clock, at, scope)
+            try:
+                yield scope
+            finally:
+                timer.cancel()
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Call on the thread of the loop: at once if this is it, else soon."""
+        if self.here():
+            callback()
+        else:
+            self.post(callback)
+
+    def post(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called on the loop; from any thread, without waiting for it."""
+        self._posts.append(callback)
+        if self._woken or self._backend is None:
+            return
+        self._woken = True
+        try:
+            self._backend.call_soon_threadsafe(self._take_posts)
+        except RuntimeError:
+            # Only where a loop was closed under a scheduler that was not left, or by a thread that outlived both.
+            logger.debug("The event loop is closed: a thread's request to the scheduler is dropped")
+
+    def _take_posts(self) -> None:
+        self._woken = False  # first: what is appended from here on wakes the loop again
+        while self._posts:
+            self._posts.popleft()()
+
+
+async def _cancel_at(clock: Clock, deadline: float, scope: anyio.CancelScope) -> None:
+    await clock.sleep_until(deadline)
+    scope.cancel()

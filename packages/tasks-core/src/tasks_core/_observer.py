@@ -1,0 +1,152 @@
+"""Watching tasks, and stepping in before an attempt: the seam for tracing, metrics and tests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._subscription import Subscription
+
+if TYPE_CHECKING:
+    from ._batch import TaskBatch
+    from ._config import Outcome
+    from ._task import Task
+
+logger = logging.getLogger("tasks_core")
+
+
+class RunAttempt(Protocol):
+    """What `TaskObserver.around_attempt` calls to run the attempt: the task's own function, or *func* in its place."""
+
+    def __call__(self, func: Callable[..., Any] | None = None, /) -> Awaitable[Any]: ...
+
+
+class TaskObserver:
+    """
+    Something that wants to know what happens to tasks. Override what you need; the rest costs nothing.
+
+    Every method may be called from the event loop of any scheduler in the process, and `task_scheduled` also from the
+    thread that called `schedule()`; none may block. An exception raised by an observer is logged and harms nobody; only
+    `around_attempt` is part of the attempt itself, and what it raises is the failure of that attempt.
+    """
+
+    def task_scheduled(self, task: Task[Any]) -> None:
+        """`schedule()` accepted the task; called before `schedule()` returns and before the task can start."""
+
+    def task_started(self, task: Task[Any]) -> None:
+        """An attempt begins; `task.attempts` says which."""
+
+    def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
+        """An attempt failed with *exception*, and the task runs again after *delay* seconds."""
+
+    def task_finished(self, task: Task[Any]) -> None:
+        """The task reached its terminal state; called exactly once for each task that was scheduled."""
+
+    def batch_opened(self, batch: TaskBatch, outcome: Outcome) -> None:
+        """A phase opens; called before the first of its tasks starts."""
+
+    def batch_discarded(self, batch: TaskBatch, reason: str) -> None:
+        """A phase will never open; called before its tasks are discarded."""
+
+    def hold_task(self, task: Task[Any]) -> bool:
+        """
+        Say whether to keep the task from starting although its phase is open.
+
+        Asked once for each task. A held task stays pending until `task.release()`; one that is still held when shutdown
+        begins is discarded.
+        """
+        return False
+
+    async def around_attempt(self, task: Task[Any], run: RunAttempt, /) -> Any:
+        """
+        Run one attempt of the task: return `await run()`, with whatever is wanted around it.
+
+        `run(func)` calls *func* with the task's arguments in place of the task's own function. Returning without `run`
+        replaces the result; raising makes the attempt fail. Runs in the context of the task.
+        """
+        return await run()
+
+
+class Hooks:
+    """
+    The overridden methods of all observers, one tuple for each event, so that nobody listening costs one test.
+
+    The tuples are replaced, never changed: an observer may come or go while an event is being delivered.
+    """
+
+    __slots__ = (
+        "around_attempt",
+        "batch_discarded",
+        "batch_opened",
+        "hold_task",
+        "task_finished",
+        "task_retrying",
+        "task_scheduled",
+        "task_started",
+    )
+
+    def __init__(self) -> None:
+        self.update(())
+
+    def update(self, observers: tuple[TaskObserver, ...]) -> None:
+        for event in self.__slots__:
+            default = getattr(TaskObserver, event)
+            listening = [o for o in observers if getattr(type(o), event, default) is not default]
+            setattr(self, event, tuple(getattr(observer, event) for observer in listening))
+
+    task_scheduled: tuple[Callable[[Task[Any]], None], ...]
+    task_started: tuple[Callable[[Task[Any]], None], ...]
+    task_retrying: tuple[Callable[[Task[Any], Exception, float], None], ...]
+    task_finished: tuple[Callable[[Task[Any]], None], ...]
+    batch_opened: tuple[Callable[[TaskBatch, Outcome], None], ...]
+    batch_discarded: tuple[Callable[[TaskBatch, str], None], ...]
+    hold_task: tuple[Callable[[Task[Any]], bool], ...]
+    around_attempt: tuple[Callable[[Task[Any], RunAttempt], Awaitable[Any]], ...]
+
+
+hooks = Hooks()
+_observers: tuple[TaskObserver, ...] = ()
+_lock = Lock()
+
+
+def observe(observer: TaskObserver) -> Subscription:
+    """
+    Tell *observer* about the tasks of every scheduler in this process, until the subscription is closed.
+
+    Observers are looked up at the moment of each event, so it does not matter which was there first, the scheduler or
+    the observer. They are called in the order in which they came.
+    """
+    global _observers
+    with _lock:
+        _observers = (*_observers, observer)
+        hooks.update(_observers)
+    return Subscription(lambda: _remove(observer))
+
+
+def _remove(observer: TaskObserver) -> None:
+    global _observers
+    with _lock:
+        _observers = tuple(other for other in _observers if other is not observer)
+        hooks.update(_observers)
+
+
+def notify(callbacks: tuple[Callable[..., object], ...], *args: object) -> None:
+    """Call every callback, whatever the others do."""
+    for callback in callbacks:
+        try:
+            callback(*args)
+        except Exception:
+            logger.exception("An observer raised in %s; the task is not affected", callback.__name__)
+
+
+def is_held(task: Task[Any]) -> bool:
+    """Ask all observers whether one of them holds the task."""
+    held = False
+    for hold_task in hooks.hold_task:
+        try:
+            held = bool(hold_task(task)) or held
+        except Exception:
+            logger.exception("An observer raised in hold_task; the task is not affected")
+    return held

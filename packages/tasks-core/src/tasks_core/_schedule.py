@@ -1,0 +1,132 @@
+"""The call that everybody writes: `schedule(func, *args, **kwargs)`."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from types import FrameType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+import anyio
+
+from ._call import check_call
+from ._config import TaskConfig, TaskErrorHandler, When
+from ._task import Task
+
+if TYPE_CHECKING:
+    from ._batch import TaskBatch
+    from ._runner import Runner
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Schedulable(ABC):
+    """Something that tasks can be scheduled into: a scheduler, a batch, or one of them with a configuration."""
+
+    __slots__ = ()
+
+    @overload
+    def schedule(
+        self, func: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Task[T]: ...
+
+    @overload
+    def schedule(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+
+    def schedule(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task[Any]:
+        """
+        Have `func(*args, **kwargs)` run in the background, and return a handle to that.
+
+        A coroutine function runs on the event loop, a plain function in a worker thread of the scheduler. The call
+        never blocks, may come from any thread, and returns before the function starts. The function sees the context
+        variables as they are now.
+
+        Once this returns, the task is in the books of the scheduler: it will end in exactly one terminal state, and
+        there is a line in the log unless it succeeded.
+
+        Raises:
+            InvalidTaskError: *func* is not a function that can be called with these arguments.
+            SchedulerNotStartedError: the scheduler has not been entered.
+            SchedulerClosedError: shutdown has begun, and the caller is not a task of this scheduler that still runs.
+            TaskQueueFullError: `max_pending` tasks are waiting already.
+        """
+        # The frame is asked for its place only, here and now: keeping it would keep the caller's variables alive.
+        return self._schedule(func, args, kwargs, sys._getframe(1))
+
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        shield: bool | None = None,
+        on_error: TaskErrorHandler | None = None,
+        when: When | None = None,
+        timeout: float | None = None,
+        delay: float | None = None,
+        limiter: anyio.CapacityLimiter | None = None,
+    ) -> Schedulable:
+        """
+        Say how the next task is to be run: `tasks.task(name="charge", shield=True).schedule(charge, order.id)`.
+
+        The arguments are the fields of `TaskConfig`, which explains them. What is left out is inherited. The object
+        returned can be kept, and used for any number of tasks.
+
+        Raises:
+            InvalidConfigError: a value is not one that the option allows.
+        """
+        config = TaskConfig(
+            name=name,
+            shield=shield,
+            on_error=on_error,
+            when=when,
+            timeout=timeout,
+            delay=delay,
+            limiter=limiter,
+        )
+        return self._configured(config)
+
+    @abstractmethod
+    def _schedule(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType
+    ) -> Task[Any]: ...
+
+    @abstractmethod
+    def _configured(self, config: TaskConfig) -> Schedulable: ...
+
+
+def new_task(
+    runner: Runner,
+    config: TaskConfig,
+    batch: TaskBatch | None,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    caller: FrameType,
+) -> Task[Any]:
+    """Make a task that `runner` has accepted."""
+    is_async = check_call(func, args, kwargs)
+    task: Task[Any] = Task(
+        runner, func, args, kwargs, config, batch, is_async, copy_context(), caller.f_code, caller.f_lasti, runner.now()
+    )
+    runner.accept(task)
+    return task
+
+
+class ConfiguredSchedule(Schedulable):
+    """What `.task(...)` returns."""
+
+    __slots__ = ("_config", "_schedule_with")
+
+    def __init__(self, schedule_with: Callable[..., Task[Any]], config: TaskConfig) -> None:
+        self._schedule_with = schedule_with
+        self._config = config
+
+    def _schedule(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType
+    ) -> Task[Any]:
+        return self._schedule_with(self._config, func, args, kwargs, caller)
+
+    def _configured(self, config: TaskConfig) -> Schedulable:
+        return ConfiguredSchedule(self._schedule_with, self._config.merge(config))

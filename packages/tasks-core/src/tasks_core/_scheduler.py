@@ -1,0 +1,257 @@
+"""The scheduler: where it is entered, and how it is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import anyio
+
+from ._backend import NativeTask
+from ._clock import Clock, MonotonicClock
+from ._config import TaskConfig, is_seconds
+from ._ledger import SchedulerStatistics
+from ._runner import Runner, Stage
+from ._schedule import ConfiguredSchedule, Schedulable, new_task
+from ._shutdown import Shutdown, ShutdownReport
+from ._task import Task
+from .exceptions import InvalidConfigError
+
+
+class TaskScheduler(Schedulable):
+    """
+    Runs tasks in the background of whatever else the event loop does, and accounts for each of them.
+
+    ```python
+    async with TaskScheduler(grace_period=10) as scheduler:
+        scheduler.schedule(send_email, "ann@example.org")
+        await serve()
+    ```
+
+    A task that fails harms nobody: no other task, not the scheduler, not the block. That is the difference from
+    `anyio.create_task_group()`, where the tasks are one piece of work and fail together; here each stands alone.
+
+    Leaving the block closes the scheduler in five steps:
+
+    1. `schedule()` raises `SchedulerClosedError`, except in tasks that still run: they may schedule follow-ups;
+    2. for `grace_period` seconds everything may finish. `stopping` is set, for loops that want to stop by themselves;
+    3. tasks without `shield` are cancelled if they run, and discarded if they do not;
+    4. shielded tasks run on, for at most `shield_timeout` seconds; every 5 seconds a line in the log names what is
+       still being waited for;
+    5. what remains is cancelled. A thread that cannot be cancelled is abandoned: it keeps neither the scheduler nor the
+       process from ending.
+
+    Each loss is logged with name, phase, age and the line that scheduled it; `report` says it all. If whoever runs the
+    block is cancelled, the grace period is over at once, and the rest goes on as above before the cancellation goes on.
+    Each entry is for one event loop; a scheduler is entered once.
+
+    Args:
+        config: What tasks inherit when `.task(...)` does not say otherwise.
+
+        grace_period: Seconds for all tasks to finish (`math.inf`: as long as they need).
+
+        shield_timeout: Seconds for shielded tasks after that (`None`: as long as they need).
+
+        max_concurrency: How many tasks run at once; the others wait, in the order of scheduling (`None`: no limit).
+
+        max_pending: How many tasks may wait to start; then `schedule()` raises `TaskQueueFullError` (`None`: no limit).
+
+        max_threads: How many plain functions run at once, each in a thread.
+
+        clock: Where all waits come from.
+
+    Raises:
+        InvalidConfigError: an argument has a value that it cannot have.
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_closing", "_grace_period", "_runner", "_shield_timeout", "_shutdown", "_stopping", "config")
+
+    config: TaskConfig
+    """What tasks inherit when `.task(...)` does not say otherwise."""
+
+    def __init__(
+        self,
+        *,
+        config: TaskConfig | None = None,
+        grace_period: float = 5.0,
+        shield_timeout: float | None = None,
+        max_concurrency: int | None = None,
+        max_pending: int | None = None,
+        max_threads: int = 40,
+        clock: Clock | None = None,
+    ) -> None:
+        if config is not None and not isinstance(config, TaskConfig):
+            raise InvalidConfigError("config must be a TaskConfig, as in config=TaskConfig(on_error=report)")
+        _check_seconds("grace_period", grace_period)
+        _check_seconds("shield_timeout", inf if shield_timeout is None else shield_timeout)
+        _check_limit("max_concurrency", 1 if max_concurrency is None else max_concurrency)
+        _check_limit("max_pending", 1 if max_pending is None else max_pending)
+        _check_limit("max_threads", max_threads)
+        if clock is not None and not isinstance(clock, Clock):
+            raise InvalidConfigError("clock must have the methods now() and sleep_until(); see tasks_core.Clock")
+        self.config = config or TaskConfig()
+        self._grace_period = grace_period
+        self._shield_timeout = inf if shield_timeout is None else shield_timeout
+        self._stopping: anyio.Event | None = None
+        self._shutdown: Shutdown | None = None
+        self._closed: anyio.Event | None = None
+        self._closing: NativeTask | None = None
+        self._runner = Runner(
+            clock or MonotonicClock(),
+            inf if max_concurrency is None else max_concurrency,
+            inf if max_pending is None else max_pending,
+            max_threads,
+        )
+
+    async def start(self, *, paused: bool = False) -> None:
+        """
+        Do what entering `async with` does; *paused*: accept tasks, but start none before `resume()`.
+
+        Whoever calls this must call `aclose()`.
+
+        Raises:
+            RuntimeError: the scheduler was started before.
+        """
+        if self._runner.stage is not Stage.NEW:
+            raise RuntimeError("A TaskScheduler is started once; make a new one: TaskScheduler(...)")
+        await self._runner.open()
+        if not paused:
+            self.resume()
+
+    def resume(self) -> None:
+        """Begin to start tasks, after `start(paused=True)`."""
+        self._runner.resume()
+
+    async def aclose(self) -> ShutdownReport:
+        """
+        Close the scheduler, as leaving `async with` does, and return what became of its tasks.
+
+        Calling it again, or in several places at once, waits for the same end and returns the same report.
+
+        Cancellation: ends the grace period. The call returns when shutdown is done all the same, by raising the
+        cancellation.
+        """
+        if self._shutdown is None:
+            self._begin_shutdown()
+        assert self._shutdown is not None and self._closed is not None
+        try:
+            await self._closed.wait()
+        except anyio.get_cancelled_exc_class():
+            await self._close_in_a_hurry(self._shutdown, self._closed)
+            raise
+        report = self._shutdown.report
+        assert report is not None
+        return report
+
+    async def _close_in_a_hurry(self, shutdown: Shutdown, closed: anyio.Event) -> None:
+        shutdown.hurry()
+        while not closed.is_set():
+            if self._closing is not None and self._closing.done():
+                # The whole event loop is being cancelled, and shutdown with it before its first step.
+                shutdown.finish()
+                closed.set()
+            try:
+                with anyio.CancelScope(shield=True):
+                    await closed.wait()
+            except anyio.get_cancelled_exc_class():
+                pass  # asyncio: Task.cancel() once more. There is nothing left to give up that shutdown does not bound.
+
+    def _begin_shutdown(self) -> None:
+        self._shutdown = Shutdown(self._runner, self._grace_period, self._shield_timeout)
+        self._closed = anyio.Event()
+        self.stopping.set()
+        if self._runner.stage is Stage.NEW:
+            self._shutdown.finish()
+            self._closed.set()
+        else:
+            self._closing = self._runner.loop.spawn(None, "tasks shutdown", self._shut_down, self._shutdown, self._closed)
+
+    async def _shut_down(self, shutdown: Shutdown, closed: anyio.Event) -> None:
+        try:
+            await shutdown.run()
+        finally:
+            closed.set()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc_type is not None and issubclass(exc_type, anyio.get_cancelled_exc_class()):
+            await self._aclose_cancelled()
+        else:
+            await self.aclose()
+
+    async def _aclose_cancelled(self) -> None:
+        if self._shutdown is None:
+            self._begin_shutdown()
+        assert self._shutdown is not None and self._closed is not None
+        await self._close_in_a_hurry(self._shutdown, self._closed)
+
+    @property
+    def stopping(self) -> anyio.Event:
+        """Set when shutdown begins; for tasks that loop: `while not scheduler.stopping.is_set(): ...`."""
+        if self._stopping is None:
+            self._stopping = anyio.Event()
+        return self._stopping
+
+    @property
+    def closed(self) -> bool:
+        """Whether shutdown is over."""
+        return self._runner.stage is Stage.CLOSED
+
+    @property
+    def report(self) -> ShutdownReport | None:
+        """What became of the tasks; `None` until shutdown is over."""
+        return None if self._shutdown is None else self._shutdown.report
+
+    def statistics(self) -> SchedulerStatistics:
+        """Return what the scheduler has and has had; from any thread. Walks over the tasks that are not finished."""
+        return self._runner.ledger.statistics()
+
+    def _schedule(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType
+    ) -> Task[Any]:
+        return self._schedule_with(self.config, func, args, kwargs, caller)
+
+    def _schedule_with(
+        self,
+        config: TaskConfig,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        caller: FrameType,
+    ) -> Task[Any]:
+        runner = self._runner
+        task = new_task(runner, config, None, func, args, kwargs, caller)
+        if runner.loop.here():
+            runner.ready(task)
+        else:
+            runner.loop.post(partial(runner.ready, task))
+        return task
+
+    def _configured(self, config: TaskConfig) -> Schedulable:
+        if config.when is not None:
+            raise InvalidConfigError(
+                f"when={config.when!r}: a task that starts now cannot wait for an outcome. "
+                "Schedule it into a phase: tasks.after_response.task(when='error').schedule(...)"
+            )
+        return ConfiguredSchedule(self._schedule_with, self.config.merge(config))
+
+    def __repr__(self) -> str:
+        return f"<TaskScheduler {self._runner.stage.name.lower()}, {len(self._runner.ledger)} tasks>"
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if not is_seconds(value, zero=True):
+        raise InvalidConfigError(f"{name}={value!r}: {name} must be a number of seconds, 0 or more")
+
+
+def _check_limit(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidConfigError(f"{name}={value!r}: {name} must be a whole number, 1 or more")

@@ -1,0 +1,197 @@
+"""The end of a scheduler, in five steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import anyio
+
+from ._admission import HELD
+from ._ledger import LossReport, LostTask, describe_loss
+from ._runner import GRACE_OVER, Runner, Stage
+from ._task import Task, TaskState
+
+logger = logging.getLogger("tasks_core")
+
+# Seconds between two lines that name what is being waited for, and how many tasks such a line names.
+_TELL_EVERY = 5.0
+_TELL_AT_MOST = 10
+# Seconds that cancelled coroutines have to clean up when there is no shield_timeout, and no shielded task either.
+_CLEAN_UP = 5.0
+# The same, once everything is over: the excess over the two bounds that shutdown may take.
+_LAST_CLEAN_UP = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownReport:
+    """What became of the tasks that were alive when shutdown began. `str(report)` is a one-line summary."""
+
+    duration: float
+    """Seconds."""
+    succeeded: int
+    """Tasks that succeeded during shutdown."""
+    failed: int
+    """Tasks that failed during shutdown."""
+    lost: tuple[LostTask, ...]
+    """Every task that shutdown cancelled or discarded, in the order in which that happened."""
+    abandoned: tuple[LostTask, ...]
+    """Tasks whose code still runs although they have ended: threads, and coroutines that ignore cancellation."""
+
+    @property
+    def cancelled(self) -> tuple[LostTask, ...]:
+        """Those of `lost` that had started."""
+        return tuple(task for task in self.lost if task.state is TaskState.CANCELLED)
+
+    @property
+    def discarded(self) -> tuple[LostTask, ...]:
+        """Those of `lost` that had not."""
+        return tuple(task for task in self.lost if task.state is TaskState.DISCARDED)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost and nothing was left behind."""
+        return not self.lost and not self.abandoned
+
+    def __str__(self) -> str:
+        counts = {
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "cancelled": len(self.cancelled),
+            "discarded": len(self.discarded),
+            "abandoned": len(self.abandoned),
+        }
+        told = ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "nothing to wait for"
+        return f"Tasks drained in {self.duration:.2f} s: {told}"
+
+
+class Shutdown:
+    """Drains a runner: `run()` once, `hurry()` at any time."""
+
+    __slots__ = ("_began", "_grace_period", "_hurried", "_losses", "_runner", "_shield_timeout", "_totals", "_wait", "report")
+
+    def __init__(self, runner: Runner, grace_period: float, shield_timeout: float) -> None:
+        self._runner = runner
+        self._grace_period = grace_period
+        self._shield_timeout = shield_timeout
+        self._began = runner.clock.now()
+        self._totals = runner.ledger.statistics()
+        self._losses = LossReport()
+        self._hurried = False
+        self._wait: anyio.CancelScope | None = None
+        self.report: ShutdownReport | None = None
+
+    def hurry(self) -> None:
+        """End the grace period now."""
+        self._hurried = True
+        if self._wait is not None and self._runner.stage is Stage.DRAINING:
+            self._wait.cancel()
+
+    async def run(self) -> None:
+        """Take the five steps; never raises."""
+        self._runner.ledger.losses = self._losses
+        self._runner.stage = Stage.DRAINING
+        try:
+            await self._drain()
+        except anyio.get_cancelled_exc_class():
+            pass  # the event loop itself is being stopped: nothing that waits will be woken any more
+        finally:
+            self.finish()
+            await self._runner.loop.close()
+
+    async def _drain(self) -> None:
+        runner, now = self._runner, self._runner.clock.now
+        self._stop(_is_held, "an observer held it when shutdown began")
+        if not self._hurried:
+            await self._wait_until(self._began + self._grace_period)
+
+        runner.stage = Stage.SHIELDED_ONLY
+        self._stop(_is_not_shielded, GRACE_OVER)
+        if self._shield_timeout == inf:
+            self._stop(_has_no_phase, "its phase had not opened when the grace period of the shutdown was over")
+        bound = now() + self._shield_timeout
+        while runner.ledger and now() < bound:
+            if all(map(_is_not_shielded, runner.ledger.live())):
+                bound = min(bound, now() + _CLEAN_UP)
+            await self._wait_until(bound)
+
+        self._stop(_is_any, "the time for shielded tasks (shield_timeout) was over")
+        with anyio.move_on_after(_LAST_CLEAN_UP):
+            await runner.ledger.wait_empty()
+
+    async def _wait_until(self, deadline: float) -> None:
+        """Return when all tasks have ended, at *deadline*, or in a hurry; meanwhile say what is being waited for."""
+        runner = self._runner
+        while runner.ledger and not (self._hurried and runner.stage is Stage.DRAINING):
+            self._settle_dead_tasks()
+            now = runner.clock.now()
+            if now >= deadline and now > self._began:
+                return
+            with runner.loop.deadline(runner.clock, min(deadline, now + _TELL_EVERY)) as self._wait:
+                await runner.ledger.wait_empty()
+            if runner.ledger and runner.clock.now() < deadline and not self._hurried:
+                self._tell(deadline)
+
+    def _tell(self, deadline: float) -> None:
+        live = self._runner.ledger.live()
+        named = ", ".join(str(describe_loss(task, task.state, "")) for task in live[:_TELL_AT_MOST])
+        more = f", and {len(live) - _TELL_AT_MOST} more" if len(live) > _TELL_AT_MOST else ""
+        left = "" if deadline == inf else f" for at most {deadline - self._runner.clock.now():.1f} s"
+        logger.info("Shutdown waits%s for %d tasks: %s%s", left, len(live), named, more)
+
+    def _stop(self, condition: Callable[[Task[Any]], bool], reason: str) -> None:
+        for task in self._runner.ledger.live():
+            if condition(task):
+                self._runner.stop(task, reason)
+
+    def _settle_dead_tasks(self) -> None:
+        """Find the tasks that somebody cancelled through the event loop before their first step: they cannot tell."""
+        for task in self._runner.ledger.live():
+            if task._native is not None and task._native.done():
+                self._runner.stop(task, "somebody cancelled it from outside of the scheduler before it started")
+
+    def finish(self) -> None:
+        """Close the books. Whatever is still in them now is abandoned."""
+        runner, ledger = self._runner, self._runner.ledger
+        ledger.close()
+        runner.stage = Stage.CLOSED
+        abandoned = list(runner.attempts.stray.values())
+        for task in ledger.live():
+            reason = "it ignored its cancellation and was abandoned"
+            if task.state is TaskState.RUNNING:
+                abandoned.append(describe_loss(task, TaskState.CANCELLED, reason))
+                ledger.give_up(task, TaskState.CANCELLED, reason)
+            else:
+                ledger.give_up(task, TaskState.DISCARDED, "it was scheduled when the scheduler had closed")
+        runner.attempts.close()
+        totals = ledger.statistics()
+        self.report = ShutdownReport(
+            duration=runner.clock.now() - self._began,
+            succeeded=totals.succeeded - self._totals.succeeded,
+            failed=totals.failed - self._totals.failed,
+            lost=tuple(self._losses.tasks),
+            abandoned=tuple(abandoned),
+        )
+        self._losses.log_rest()
+        for stray in runner.attempts.stray.values():
+            logger.warning("Task %s was abandoned: %s", stray, stray.reason)
+        logger.log(logging.INFO if self.report.clean else logging.WARNING, "%s", self.report)
+
+
+def _is_any(task: Task[Any]) -> bool:
+    return True
+
+
+def _is_held(task: Task[Any]) -> bool:
+    return bool(task._tickets & HELD)
+
+
+def _is_not_shielded(task: Task[Any]) -> bool:
+    return not task.config.shielded
+
+
+def _has_no_phase(task: Task[Any]) -> bool:
+    return task.batch is not None and not task.batch.opened

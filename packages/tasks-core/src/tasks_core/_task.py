@@ -1,0 +1,298 @@
+"""One task: what was scheduled, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextvars import Context, ContextVar
+from enum import StrEnum
+from itertools import count
+from types import CodeType, TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import anyio
+
+from ._call import describe
+from .exceptions import TaskCancelledError, TaskDiscardedError, TaskNotFinishedError
+
+if TYPE_CHECKING:
+    from ._backend import NativeTask
+    from ._batch import TaskBatch
+    from ._config import TaskConfig
+
+T = TypeVar("T")
+
+
+class TaskState(StrEnum):
+    """
+    Where a task is in its life.
+
+    ```text
+    pending ─→ running ─→ succeeded | failed | cancelled
+       │        ↑   ↓
+       │       retrying ─→ cancelled
+       └─→ cancelled | discarded
+    ```
+    """
+
+    PENDING = "pending"
+    """Accepted; has not started."""
+    RUNNING = "running"
+    """An attempt runs, or the error handler of one."""
+    RETRYING = "retrying"
+    """An attempt failed, and another is to come."""
+    SUCCEEDED = "succeeded"
+    """The function returned."""
+    FAILED = "failed"
+    """The function raised, and there is no other attempt."""
+    CANCELLED = "cancelled"
+    """Cancelled: by `task.cancel()`, by shutdown, or from within. `task.reason` says which."""
+    DISCARDED = "discarded"
+    """Dropped before it started; `task.reason` says why."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state is final."""
+        return self in _FINISHED
+
+
+_FINISHED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.DISCARDED})
+_PENDING = TaskState.PENDING
+
+_next_id = count(1).__next__
+_current: ContextVar[Task[Any] | None] = ContextVar("tasks_core_current_task", default=None)
+
+
+class TaskOwner(Protocol):
+    """What a task needs of the machinery that runs it."""
+
+    def now(self) -> float: ...
+    def here(self) -> bool: ...
+    def cancel(self, task: Task[Any]) -> None: ...
+    def release(self, task: Task[Any]) -> None: ...
+    async def call_in_thread(self, func: Callable[[], object]) -> Any: ...
+
+
+class Task(Generic[T]):
+    """
+    A scheduled task: the handle that `schedule()` returns.
+
+    A handle may be kept or thrown away; the task does not depend on it. `await task` gives the result, or raises the
+    very exception that the task raised. `repr()` never shows arguments.
+
+    A task has one state at any time (`state`), ends in exactly one of the four terminal states, and never leaves that.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_batch",
+        "_cancel_reason",
+        "_code",
+        "_context",
+        "_finished",
+        "_instruction",
+        "_is_async",
+        "_native",
+        "_owner",
+        "_result",
+        "_started",
+        "_state",
+        "_tickets",
+        "_traceback",
+        "args",
+        "attempts",
+        "config",
+        "exception",
+        "func",
+        "id",
+        "kwargs",
+        "reason",
+        "scheduled_at",
+    )
+
+    id: int
+    """Unique among the tasks of the process, in the order of scheduling."""
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    config: TaskConfig
+    """The configuration in force: what `.task(...)` said, over what was inherited."""
+    attempts: int
+    """How many attempts have started."""
+    exception: BaseException | None
+    """What the last failed attempt raised; still there when a later attempt succeeds or is cancelled."""
+    reason: str | None
+    """Why the task was cancelled or discarded."""
+    scheduled_at: float
+    """When `schedule()` was called, by the clock of the scheduler."""
+
+    def __init__(
+        self,
+        owner: TaskOwner,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        config: TaskConfig,
+        batch: TaskBatch | None,
+        is_async: bool,
+        context: Context,
+        code: CodeType,
+        instruction: int,
+        now: float,
+    ) -> None:
+        self.id = _next_id()
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.config = config
+        self.attempts = 0
+        self.exception = None
+        self.reason = None
+        self.scheduled_at = now
+        self._owner = owner
+        self._batch = batch
+        self._is_async = is_async
+        # The context holds a reference to the task while it runs: cleared at the end, so that no cycle is left.
+        self._context: Context | None = context
+        self._code = code
+        self._instruction = instruction
+        self._state = _PENDING
+        self._tickets = 0  # which limits the task counts against; see _admission.py
+        self._native: NativeTask | None = None
+        self._cancel_reason: str | None = None
+        self._traceback: TracebackType | None = None
+        self._started: anyio.Event | None = None
+        self._finished: anyio.Event | None = None
+
+    @property
+    def name(self) -> str:
+        """`TaskConfig.name`, or the name of the function."""
+        return self.config.name or describe(self.func)
+
+    @property
+    def phase(self) -> str | None:
+        """The name of the batch that the task was scheduled into; `None` if directly into a scheduler."""
+        return None if self._batch is None else self._batch.phase
+
+    @property
+    def batch(self) -> TaskBatch | None:
+        """The batch that the task was scheduled into."""
+        return self._batch
+
+    @property
+    def state(self) -> TaskState:
+        """Where the task is in its life."""
+        return self._state
+
+    @property
+    def where(self) -> str:
+        """The `file:line` that called `schedule()`."""
+        return f"{self._code.co_filename}:{_line(self._code, self._instruction)}"
+
+    @property
+    def age(self) -> float:
+        """Seconds since `schedule()` was called."""
+        return self._owner.now() - self.scheduled_at
+
+    @property
+    def started(self) -> anyio.Event:
+        """Set when the first attempt starts: `task.started.is_set()`, `await task.started.wait()`."""
+        if self._started is None:
+            self._started = anyio.Event()
+            if self.attempts:
+                self._started.set()
+        return self._started
+
+    async def wait(self) -> None:
+        """
+        Return when the task is in a terminal state; never raises because of how it ended.
+
+        Cancellation: cancelling the waiter does not cancel the task.
+
+        Raises:
+            RuntimeError: called on another event loop than that of the scheduler, which could not wake the caller.
+        """
+        if self._state.finished:
+            await anyio.lowlevel.checkpoint()
+            return
+        if not self._owner.here():
+            raise RuntimeError(
+                "task.wait() and `await task` work on the event loop of the scheduler only. "
+                "From a worker thread of that loop write: anyio.from_thread.run(task.wait)"
+            )
+        if self._finished is None:
+            self._finished = anyio.Event()
+        await self._finished.wait()
+
+    def result(self) -> T:
+        """
+        Return what the function returned.
+
+        Raises:
+            TaskNotFinishedError: the task is not in a terminal state.
+            TaskCancelledError: the task was cancelled.
+            TaskDiscardedError: the task was discarded.
+            BaseException: the task failed; this is the exception that it raised.
+        """
+        match self._state:
+            case TaskState.SUCCEEDED:
+                result: T = self._result
+                return result
+            case TaskState.FAILED:
+                assert self.exception is not None
+                try:
+                    # As asyncio.Future does: else the traceback would grow with each call.
+                    raise self.exception.with_traceback(self._traceback)
+                finally:
+                    del self  # the traceback has this frame: a cycle
+            case TaskState.CANCELLED:
+                raise TaskCancelledError(f"{self._title()} was cancelled: {self.reason}") from self.exception
+            case TaskState.DISCARDED:
+                raise TaskDiscardedError(f"{self._title()} was discarded: {self.reason}")
+        raise TaskNotFinishedError(f"{self._title()} is {self._state}: wait for it first, with `await task.wait()`")
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        yield from self.wait().__await__()
+        return self.result()
+
+    def cancel(self) -> None:
+        """
+        Cancel the task, shielded or not; may be called from any thread.
+
+        A task that has not started never will. One that runs is sent a cancellation, as with `anyio.CancelScope`: it may
+        clean up, and decides how it ends. A function in a worker thread cannot be stopped: its task is cancelled, and
+        the thread is left to itself. Cancelling a finished task does nothing.
+        """
+        self._owner.cancel(self)
+
+    def release(self) -> None:
+        """Let a task start that an observer holds (`TaskObserver.hold_task`), from any thread; else does nothing."""
+        self._owner.release(self)
+
+    def __repr__(self) -> str:
+        phase = "" if self.phase is None else f" {self.phase}"
+        return f"<Task {self.name!r} #{self.id}{phase} {self._state}>"
+
+    def _title(self) -> str:
+        return f"Task {self.name!r} #{self.id}"
+
+
+def current_task() -> Task[Any] | None:
+    """
+    Return the task that runs the caller, or `None` outside of one.
+
+    Works in coroutines, in functions that run in a worker thread, and in what they call. A coroutine that a task
+    spawned by itself (with `asyncio.create_task`) counts as inside of the task.
+    """
+    return _current.get()
+
+
+def set_current_task(task: Task[Any]) -> None:
+    _current.set(task)
+
+
+def _line(code: CodeType, instruction: int) -> int:
+    """Find the line of an instruction; done when somebody asks, because `frame.f_lineno` costs a microsecond."""
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return line
+    return code.co_firstlineno
