@@ -15,7 +15,7 @@ from ._batch import TaskBatch
 from ._clock import Clock, MonotonicClock, override_clock
 from ._config import Outcome, TaskConfig, TaskErrorHandler, When
 from ._ledger import LostTask, SchedulerStatistics
-from ._observer import RunAttempt, TaskObserver, observe
+from ._observer import RunAttempt, TaskObserver, announce, observe
 from ._retry import Retry, by_exception, chain, retry
 from ._schedule import Schedulable
 from ._scheduler import TaskScheduler
@@ -62,6 +62,7 @@ __all__ = (
     "TaskState",
     "TasksError",
     "When",
+    "announce",
     "by_exception",
     "chain",
     "current_task",

@@ -40,7 +40,7 @@ class Attempts:
         ledger: Ledger,
         admission: Admission,
         max_threads: int,
-        again: Callable[[Task[Any], Exception, float], bool],
+        again: Callable[[Task[Any], BaseException, float], bool],
     ) -> None:
         self._loop = loop
         self._clock = clock
@@ -168,7 +168,7 @@ class Attempts:
         self._end(task, TaskState.FAILED)
 
     async def _ask_handler(self, task: Task[Any], error: BaseException) -> object:
-        if task.config.on_error is None or not isinstance(error, (Exception, SystemExit)):
+        if task.config.on_error is None or not isinstance(error, Exception):
             return None
         try:
             return await ask(task.config.on_error, task, error)

@@ -52,16 +52,18 @@ class Backend(Protocol):
 class AsyncioBackend:
     """Native tasks: a third of the price of an anyio task group, and no parent whose cancellation they share."""
 
-    __slots__ = ("_loop", "call_soon_threadsafe", "thread_id")
+    __slots__ = ("_loop", "thread_id")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.thread_id = threading.get_ident()
-        self.call_soon_threadsafe = self._loop.call_soon_threadsafe
 
     def spawn(self, context: Context | None, name: str, func: AsyncFunction, *args: object) -> asyncio.Task[None]:
         # Not loop.create_task(): with an eager task factory that would run the task inside of schedule().
         return asyncio.Task(func(*args), loop=self._loop, name=name, context=context)
+
+    def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(callback)
 
     async def open(self) -> None:
         pass

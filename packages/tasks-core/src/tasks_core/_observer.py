@@ -50,6 +50,14 @@ class TaskObserver:
     def batch_discarded(self, batch: TaskBatch, reason: str) -> None:
         """A phase will never open; called before its tasks are discarded."""
 
+    def origin_event(self, origin: object, event: str) -> None:
+        """
+        Something happened to what batches belong to (`TaskBatch.origin`), as `announce()` was told.
+
+        For a request, tasks-fastapi announces `request_started`, `route_returned`, `response_started`, `response_sent`
+        and `request_finished`, in this order; its origin has the attributes `method`, `path`, `status` and `error`.
+        """
+
     def hold_task(self, task: Task[Any]) -> bool:
         """
         Say whether to keep the task from starting although its phase is open.
@@ -81,6 +89,7 @@ class Hooks:
         "batch_discarded",
         "batch_opened",
         "hold_task",
+        "origin_event",
         "task_finished",
         "task_retrying",
         "task_scheduled",
@@ -102,6 +111,7 @@ class Hooks:
     task_finished: tuple[Callable[[Task[Any]], None], ...]
     batch_opened: tuple[Callable[[TaskBatch, Outcome], None], ...]
     batch_discarded: tuple[Callable[[TaskBatch, str], None], ...]
+    origin_event: tuple[Callable[[object, str], None], ...]
     hold_task: tuple[Callable[[Task[Any]], bool], ...]
     around_attempt: tuple[Callable[[Task[Any], RunAttempt], Awaitable[Any]], ...]
 
@@ -130,6 +140,12 @@ def _remove(observer: TaskObserver) -> None:
     with _lock:
         _observers = tuple(other for other in _observers if other is not observer)
         hooks.update(_observers)
+
+
+def announce(origin: object, event: str) -> None:
+    """Tell all observers that *event* happened to *origin*, something that batches belong to; free if nobody listens."""
+    if hooks.origin_event:
+        notify(hooks.origin_event, origin, event)
 
 
 def notify(callbacks: tuple[Callable[..., object], ...], *args: object) -> None:

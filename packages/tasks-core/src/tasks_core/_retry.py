@@ -153,7 +153,7 @@ def by_exception(
     return ask_by_type
 
 
-async def ask(handler: TaskErrorHandler, task: Task[Any], exception: BaseException) -> object:
+async def ask(handler: TaskErrorHandler, task: Task[Any], exception: Exception) -> object:
     """Call a handler, a plain one in a worker thread, and return its answer."""
     try:
         is_async = check_call(handler, (task, exception), {})

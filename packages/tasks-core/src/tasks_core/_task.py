@@ -160,6 +160,7 @@ class Task(Generic[T]):
         self._native: NativeTask | None = None
         self._cancel_reason: str | None = None
         self._traceback: TracebackType | None = None
+        self._result: Any = None
         self._started: anyio.Event | None = None
         self._finished: anyio.Event | None = None
 
@@ -235,8 +236,7 @@ class Task(Generic[T]):
         """
         match self._state:
             case TaskState.SUCCEEDED:
-                result: T = self._result
-                return result
+                return self._result  # type: ignore[no-any-return]
             case TaskState.FAILED:
                 assert self.exception is not None
                 try:
