@@ -17,12 +17,13 @@ from ._call import check_call
 from ._clock import Clock, clock_in_force
 from ._ledger import Ledger, LostTask, describe_loss, log_fields, title
 from ._loop import Loop
-from ._observer import RunAttempt, hooks, notify
+from ._observer import RunAttempt, hooks
 from ._retry import Retry, ask
 from ._task import Task, TaskState, set_current_task
 from ._threads import ThreadCall, WorkerThreads
 
 logger = logging.getLogger("tasks_core")
+
 
 class Attempts:
     """
@@ -31,7 +32,17 @@ class Attempts:
     *again* is called with a task that is to run once more, and the seconds to wait before; it says whether it will.
     """
 
-    __slots__ = ("_admission", "_again", "_cancelled", "_clock", "_handler_limiter", "_ledger", "_loop", "_threads", "stray")
+    __slots__ = (
+        "_admission",
+        "_again",
+        "_cancelled",
+        "_clock",
+        "_handler_limiter",
+        "_ledger",
+        "_loop",
+        "_threads",
+        "stray",
+    )
 
     def __init__(
         self,
@@ -162,9 +173,7 @@ class Attempts:
         if isinstance(answer, Retry) and self._retry(task, error, answer.delay):
             return
         if answer is not True:
-            logger.error(
-                "%s failed in attempt %d", title(task), task.attempts, exc_info=error, extra=log_fields(task)
-            )
+            logger.error("%s failed in attempt %d", title(task), task.attempts, exc_info=error, extra=log_fields(task))
         self._end(task, TaskState.FAILED)
 
     async def _ask_handler(self, task: Task[Any], error: BaseException) -> object:
@@ -175,9 +184,7 @@ class Attempts:
         except self._cancelled:
             raise
         except BaseException as handler_error:
-            logger.error(
-                "The error handler of %s raised", title(task), exc_info=handler_error, extra=log_fields(task)
-            )
+            logger.error("The error handler of %s raised", title(task), exc_info=handler_error, extra=log_fields(task))
             return None
 
     async def call_in_thread(self, func: Callable[[], object]) -> Any:
@@ -190,7 +197,11 @@ class Attempts:
             return False
         logger.warning(
             "%s failed in attempt %d (%s) and runs again in %g s",
-            title(task), task.attempts, type(error).__name__, delay, extra=log_fields(task),
+            title(task),
+            task.attempts,
+            type(error).__name__,
+            delay,
+            extra=log_fields(task),
         )
         self._admission.leave(task)
         return self._again(task, error, delay)

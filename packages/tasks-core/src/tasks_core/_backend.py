@@ -1,4 +1,4 @@
-"""The seam to the event loop: all that this package needs of asyncio and of trio, and the only place that names them."""
+"""The seam to the event loop: all that this package needs of asyncio and trio, and the only place that names them."""
 
 from __future__ import annotations
 

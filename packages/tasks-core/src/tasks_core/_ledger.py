@@ -215,7 +215,9 @@ class LossReport:
         kinds = Counter((t.state, t.name, t.phase, t.where, t.reason) for t in self.tasks[_SINGLE_LINES:])
         for (state, name, phase, where, reason), number in kinds.items():
             phase_text = "" if phase is None else f"{phase}, "
-            logger.warning("%d more tasks %r (%sscheduled at %s) were %s: %s", number, name, phase_text, where, state, reason)
+            logger.warning(
+                "%d more tasks %r (%sscheduled at %s) were %s: %s", number, name, phase_text, where, state, reason
+            )
 
 
 def describe_loss(task: Task[Any], state: TaskState, reason: str) -> LostTask:

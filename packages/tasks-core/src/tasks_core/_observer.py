@@ -143,7 +143,7 @@ def _remove(observer: TaskObserver) -> None:
 
 
 def announce(origin: object, event: str) -> None:
-    """Tell all observers that *event* happened to *origin*, something that batches belong to; free if nobody listens."""
+    """Tell observers that *event* happened to *origin*, something that batches belong to. Free if nobody listens."""
     if hooks.origin_event:
         notify(hooks.origin_event, origin, event)
 

@@ -34,7 +34,9 @@ class Retry:
 
     def __post_init__(self) -> None:
         if not is_seconds(self.delay, zero=True) or self.delay == math.inf:
-            raise InvalidConfigError(f"Retry(delay={self.delay!r}): delay must be a finite number of seconds, 0 or more")
+            raise InvalidConfigError(
+                f"Retry(delay={self.delay!r}): delay must be a finite number of seconds, 0 or more"
+            )
 
 
 def retry(
@@ -86,7 +88,7 @@ class _RetryHandler:
         types = self.on if isinstance(self.on, tuple) else (self.on,)
         if not types or not all(isinstance(t, type) and issubclass(t, Exception) for t in types):
             raise InvalidConfigError(
-                "retry(on=...): on must be an exception class or a tuple of them, as in on=(ConnectionError, TimeoutError)"
+                "retry(on=...): on must be an exception class or a tuple of them, as in on=(OSError, TimeoutError)"
             )
         if not callable(self.backoff) and not is_seconds(self.backoff, zero=True):
             raise InvalidConfigError(
@@ -159,7 +161,11 @@ async def ask(handler: TaskErrorHandler, task: Task[Any], exception: Exception) 
         is_async = check_call(handler, (task, exception), {})
     except InvalidTaskError:
         is_async = False  # called all the same, to fail with Python's own words
-    answer = await handler(task, exception) if is_async else await task._owner.call_in_thread(partial(handler, task, exception))
+    answer = (
+        await handler(task, exception)
+        if is_async
+        else await task._owner.call_in_thread(partial(handler, task, exception))
+    )
     return await answer if inspect.isawaitable(answer) else answer
 
 

@@ -15,7 +15,6 @@ from ._observer import hooks, is_held, notify
 from ._task import Task, TaskState, current_task
 from .exceptions import SchedulerClosedError, SchedulerNotStartedError
 
-
 GRACE_OVER = "the grace period of the shutdown was over"
 
 

@@ -29,9 +29,7 @@ class Schedulable(ABC):
     __slots__ = ()
 
     @overload
-    def schedule(
-        self, func: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Task[T]: ...
+    def schedule(self, func: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
 
     @overload
     def schedule(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...

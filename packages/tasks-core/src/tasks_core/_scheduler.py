@@ -67,7 +67,17 @@ class TaskScheduler(Schedulable):
         InvalidConfigError: an argument has a value that it cannot have.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_closing", "_grace_period", "_runner", "_shield_timeout", "_shutdown", "_stopping", "config")
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_closing",
+        "_grace_period",
+        "_runner",
+        "_shield_timeout",
+        "_shutdown",
+        "_stopping",
+        "config",
+    )
 
     config: TaskConfig
     """What tasks inherit when `.task(...)` does not say otherwise."""
@@ -136,7 +146,8 @@ class TaskScheduler(Schedulable):
         """
         if self._shutdown is None:
             self._begin_shutdown()
-        assert self._shutdown is not None and self._closed is not None
+        assert self._shutdown is not None
+        assert self._closed is not None
         try:
             await self._closed.wait()
         except anyio.get_cancelled_exc_class():
@@ -167,7 +178,9 @@ class TaskScheduler(Schedulable):
             self._shutdown.finish()
             self._closed.set()
         else:
-            self._closing = self._runner.loop.spawn(None, "tasks shutdown", self._shut_down, self._shutdown, self._closed)
+            self._closing = self._runner.loop.spawn(
+                None, "tasks shutdown", self._shut_down, self._shutdown, self._closed
+            )
 
     async def _shut_down(self, shutdown: Shutdown, closed: anyio.Event) -> None:
         try:
@@ -190,7 +203,8 @@ class TaskScheduler(Schedulable):
     async def _aclose_cancelled(self) -> None:
         if self._shutdown is None:
             self._begin_shutdown()
-        assert self._shutdown is not None and self._closed is not None
+        assert self._shutdown is not None
+        assert self._closed is not None
         await self._close_in_a_hurry(self._shutdown, self._closed)
 
     @property

@@ -71,7 +71,17 @@ class ShutdownReport:
 class Shutdown:
     """Drains a runner: `run()` once, `hurry()` at any time."""
 
-    __slots__ = ("_began", "_grace_period", "_hurried", "_losses", "_runner", "_shield_timeout", "_totals", "_wait", "report")
+    __slots__ = (
+        "_began",
+        "_grace_period",
+        "_hurried",
+        "_losses",
+        "_runner",
+        "_shield_timeout",
+        "_totals",
+        "_wait",
+        "report",
+    )
 
     def __init__(self, runner: Runner, grace_period: float, shield_timeout: float) -> None:
         self._runner = runner
@@ -181,7 +191,7 @@ class Shutdown:
         logger.log(logging.INFO if self.report.clean else logging.WARNING, "%s", self.report)
 
 
-def _is_any(task: Task[Any]) -> bool:
+def _is_any(_task: Task[Any]) -> bool:
     return True
 
 
