@@ -259,8 +259,8 @@ class Task(Generic[T]):
         Cancel the task, shielded or not; may be called from any thread.
 
         A task that has not started never will. One that runs is sent a cancellation, as with `anyio.CancelScope`:
-        it may clean up, and decides how it ends. A function in a worker thread cannot be stopped: its task is cancelled,
-        and the thread is left to itself. Cancelling a finished task does nothing.
+        it may clean up, and decides how it ends. A function in a worker thread cannot be stopped: its task is
+        cancelled, and the thread is left to itself. Cancelling a finished task does nothing.
         """
         self._owner.cancel(self)
 
