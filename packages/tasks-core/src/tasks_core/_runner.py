@@ -37,11 +37,12 @@ class Runner:
     The state of a task changes on the thread of the loop only; other threads hand over what they want done.
     """
 
-    __slots__ = ("_admission", "attempts", "clock", "ledger", "loop", "stage")
+    __slots__ = ("_admission", "attempts", "clock", "ledger", "loop", "paused", "stage")
 
     def __init__(self, clock: Clock, max_concurrency: float, max_pending: float, max_threads: int) -> None:
         self.clock = clock
         self.stage = Stage.NEW
+        self.paused = True
         self.loop = Loop()
         self.ledger = Ledger(max_pending)
         self._admission = Admission(self.ledger, self._launch, max_concurrency, max_threads)
@@ -55,6 +56,7 @@ class Runner:
 
     def resume(self) -> None:
         """Begin to start tasks."""
+        self.paused = False
         self._admission.resume()
 
     # ---- for the tasks: TaskOwner ----

@@ -115,6 +115,8 @@ class Shutdown:
     async def _drain(self) -> None:
         runner, now = self._runner, self._runner.clock.now
         self._stop(_is_held, "an observer held it when shutdown began")
+        if runner.paused:
+            self._stop(_is_any, "the scheduler was closed before it was resumed")
         if not self._hurried:
             await self._wait_until(self._began + self._grace_period)
 

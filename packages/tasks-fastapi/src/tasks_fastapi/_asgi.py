@@ -1,0 +1,121 @@
+"""The outermost ASGI layer: the lifespan of the scheduler, and the phases of each request."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from math import inf
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from tasks_core import TaskScheduler
+
+from ._request import SCOPE_KEY, new_request
+
+logger = logging.getLogger("tasks_fastapi")
+
+
+class Installation:
+    """
+    What `add_tasks()` leaves on an application.
+
+    The scheduler lives as long as a lifespan does; an application may have one lifespan after another, in tests.
+    """
+
+    __slots__ = ("_options", "bound_requests_told", "scheduler")
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self.scheduler: TaskScheduler | None = None
+        self.bound_requests_told = False
+        self.new_scheduler()  # so that a wrong option is an error now, at the call of add_tasks()
+
+    def new_scheduler(self, **options: Any) -> TaskScheduler:
+        """Make a scheduler with the options that `add_tasks()` was given, and these."""
+        return TaskScheduler(**{**self._options, **options})
+
+
+class TasksLayer:
+    """
+    Wraps the whole middleware stack of an application.
+
+    Being outermost is the point: only here is "the last byte was sent" true of the client and not of some middleware,
+    and only here is every dependency, background task and middleware done when the call returns.
+    """
+
+    __slots__ = ("_app", "_installation")
+
+    def __init__(self, app: ASGIApp, installation: Installation) -> None:
+        self._app = app
+        self._installation = installation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        if kind not in ("http", "websocket") or SCOPE_KEY in scope:
+            await self._app(scope, receive, send)  # an application mounted in another one has the tasks of that
+            return
+        scheduler = self._installation.scheduler
+        if scheduler is None or scheduler.stopping.is_set():
+            await self._bound_to_request(scope, receive, send)
+            return
+        request = new_request(scheduler, scope, send)
+        try:
+            await self._app(scope, receive, request.send)
+        except BaseException as error:
+            request.error = error
+            raise
+        finally:
+            request.finish()
+            del request  # the traceback of an error has this frame: a cycle
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the scheduler inside the lifespans of the application: what they have opened is open while tasks run."""
+        scheduler = self._installation.new_scheduler()
+
+        async def receive_and_drain() -> Message:
+            async with AsyncExitStack() as stack:
+                # An exception is the server going away: like shutdown, it reaches the application after the tasks.
+                stack.push_async_exit(scheduler)
+                message = await receive()
+                if message["type"] != "lifespan.shutdown":
+                    stack.pop_all()
+            return message
+
+        async def resume_and_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                scheduler.resume()
+            await send(message)
+
+        await scheduler.start(paused=True)
+        self._installation.scheduler = scheduler
+        try:
+            async with AsyncExitStack() as stack:
+                stack.push_async_exit(scheduler)  # for a startup that failed
+                await self._app(scope, receive_and_drain, resume_and_send)
+        finally:
+            self._installation.scheduler = None
+
+    async def _bound_to_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Without a lifespan nobody else would wait for the tasks, so the request does."""
+        async with self._installation.new_scheduler(grace_period=inf) as scheduler:
+            request = new_request(scheduler, scope, send)
+            try:
+                await self._app(scope, receive, request.send)
+            except BaseException as error:
+                request.error = error
+                raise
+            finally:
+                request.finish()
+                self._tell_once(scheduler)
+                del request
+
+    def _tell_once(self, scheduler: TaskScheduler) -> None:
+        if not self._installation.bound_requests_told and scheduler.statistics().scheduled:
+            self._installation.bound_requests_told = True
+            logger.info(
+                "No lifespan of the application is running: tasks are bound to their requests, "
+                "and a request ends when its tasks have ended"
+            )

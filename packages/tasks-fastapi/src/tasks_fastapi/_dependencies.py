@@ -1,0 +1,28 @@
+"""The annotation that an endpoint or a dependency writes: `tasks: Tasks`."""
+
+from typing import Annotated, TypeAlias
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from ._app import get_tasks
+from ._request import RequestTasks
+
+
+# A coroutine function, because FastAPI would run a plain one in a thread.
+async def request_tasks(connection: HTTPConnection) -> RequestTasks:
+    """Return the tasks of the request or WebSocket that is being served."""
+    return get_tasks(connection)
+
+
+Tasks: TypeAlias = Annotated[RequestTasks, Depends(request_tasks)]
+"""
+The tasks of the current request: a parameter of endpoints and dependencies, in HTTP routes and WebSockets alike.
+
+```python
+@app.post("/users")
+async def create_user(email: str, tasks: Tasks) -> User: ...
+```
+
+It is `Annotated[RequestTasks, Depends(request_tasks)]`. The order of parameters does not matter.
+"""

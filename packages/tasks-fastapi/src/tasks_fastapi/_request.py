@@ -1,0 +1,169 @@
+"""What one request has: its tasks, its phases, and how it ended."""
+
+from __future__ import annotations
+
+from starlette.types import Message, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+from tasks_core import Outcome, TaskBatch, TaskScheduler, announce
+
+SCOPE_KEY = "tasks_fastapi"
+"""Where the request is found in the ASGI scope; mounted applications inherit it."""
+
+
+class RequestTasks(TaskBatch):
+    """
+    The tasks of one request; what an endpoint or a dependency gets for a parameter annotated with `Tasks`.
+
+    ```python
+    @app.post("/orders")
+    async def create_order(order: Order, tasks: Tasks) -> Receipt:
+        tasks.schedule(track, order.id)  # now, concurrently with the endpoint
+        tasks.after_route.schedule(audit, order.id)  # when the endpoint has returned
+        tasks.after_response.schedule(send_receipt, order.id)  # when the client has the response
+    ```
+
+    Everybody who asks within one request gets the same object. Scheduling into a phase that has passed starts the task
+    at once (or discards it, if the task is not meant for the outcome).
+    """
+
+    __slots__ = ("after_response", "after_route")
+
+    after_route: TaskBatch
+    """Opens when the endpoint has returned and the head of the response is about to be sent. Does not delay it."""
+
+    after_response: TaskBatch
+    """Opens when the last byte has been sent and every dependency has been left: what they commit is committed."""
+
+    def __init__(self, scheduler: TaskScheduler, request: Request) -> None:
+        super().__init__(scheduler, "immediate", origin=request)
+        self.after_route = TaskBatch(scheduler, "after_route", origin=request)
+        self.after_response = TaskBatch(scheduler, "after_response", origin=request)
+        self.open()
+
+
+class Request:
+    """
+    An HTTP request, as the outermost ASGI layer sees it: the origin of its batches.
+
+    Observers get it in `origin_event()`, and as `task.batch.origin`.
+    """
+
+    __slots__ = (
+        "_returned",
+        "_scheduler",
+        "_send",
+        "_sent",
+        "_tasks",
+        "_trailers",
+        "error",
+        "method",
+        "path",
+        "status",
+    )
+
+    method: str
+    """The HTTP method, or `"WEBSOCKET"`."""
+    path: str
+    status: int
+    """The status of the response; 0 until there is one."""
+    error: BaseException | None
+    """The exception that left the application, if one did."""
+
+    def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
+        self.method = scope.get("method", "WEBSOCKET")
+        self.path = scope["path"]
+        self.status = 0
+        self.error = None
+        self._scheduler = scheduler
+        self._send = send
+        self._returned = False
+        self._sent = False
+        self._trailers = False
+        self._tasks: RequestTasks | None = None
+
+    @property
+    def tasks(self) -> RequestTasks:
+        """The tasks of the request, made when first asked for."""
+        if self._tasks is None:
+            self._tasks = RequestTasks(self._scheduler, self)
+        return self._tasks
+
+    @property
+    def outcome(self) -> Outcome:
+        """`"error"` if an exception left the application, the status is 400 or more, or the response was cut off."""
+        return "success" if self._sent and self.error is None and self.status < 400 else "error"
+
+    async def send(self, message: Message) -> None:
+        """Pass a message of the application on to the server; open `after_route` right before the first."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.status = status = message["status"]
+            self._trailers = message.get("trailers", False)
+            self._open_after_route("success" if status < 400 else "error")
+            await self._send(message)
+            announce(self, "response_started")
+            return
+        await self._send(message)
+        if not self._sent and _is_last(message, self._trailers):
+            self._sent = True
+            announce(self, "response_sent")
+
+    def finish(self) -> None:
+        """The application has returned, or raised: open every phase that is not open."""
+        outcome = self.outcome
+        self._open_after_route(outcome)
+        if self._tasks is not None:
+            self._tasks.after_response.open(outcome)
+        announce(self, "request_finished")
+
+    def _open_after_route(self, outcome: Outcome) -> None:
+        if self._returned:
+            return
+        self._returned = True
+        announce(self, "route_returned")
+        if self._tasks is not None:
+            self._tasks.after_route.open(outcome)
+
+
+class WebSocketRequest(Request):
+    """A WebSocket connection: both phases open when the endpoint has returned."""
+
+    __slots__ = ("_accepted",)
+
+    def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
+        super().__init__(scheduler, scope, send)
+        self._accepted = False
+
+    @property
+    def outcome(self) -> Outcome:
+        """`"error"` if the connection was refused, or an exception left the application; a disconnect is none."""
+        failed = self.error is not None and not isinstance(self.error, WebSocketDisconnect)
+        return "success" if self._accepted and not failed else "error"
+
+    async def send(self, message: Message) -> None:
+        """Pass a message of the application on to the server."""
+        await self._send(message)
+        if message["type"] == "websocket.accept":
+            self._accepted = True
+        elif message["type"] == "websocket.http.response.start":
+            self.status = message["status"]
+
+
+def new_request(scheduler: TaskScheduler, scope: Scope, send: Send) -> Request:
+    """Begin a request: from now on the application finds it in the scope."""
+    kind = WebSocketRequest if scope["type"] == "websocket" else Request
+    request = scope[SCOPE_KEY] = kind(scheduler, scope, send)
+    announce(request, "request_started")
+    return request
+
+
+def _is_last(message: Message, trailers: bool) -> bool:
+    """Whether the response is complete with this message, of the kinds that ASGI and its extensions know."""
+    match message["type"]:
+        case "http.response.body" | "http.response.zerocopysend":
+            return not trailers and not message.get("more_body", False)
+        case "http.response.trailers":
+            return not message.get("more_trailers", False)
+        case "http.response.pathsend":
+            return not trailers
+    return False
