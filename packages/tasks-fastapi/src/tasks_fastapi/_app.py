@@ -48,7 +48,8 @@ def add_tasks(
             tasks to it as well is harmless, and lets it answer with 503, too.
 
         config, grace_period, shield_timeout, max_concurrency, max_pending, max_threads, clock: as
-            `tasks_core.TaskScheduler` takes them. The two times must fit into what the server and the orchestrator give.
+            `tasks_core.TaskScheduler` takes them. The two times must fit into those that the server and the
+            orchestrator give.
 
         retry_after: When `max_pending` tasks are waiting, a request that schedules another is answered with 503, and
             this many seconds in `Retry-After`; unless the application has a handler of its own for

@@ -42,7 +42,7 @@ def answer_with_503(retry_after: float) -> Callable[[Any, Exception], Awaitable[
         raise InvalidConfigError(f"retry_after={retry_after!r}: retry_after must be a number of seconds, 0 or more")
     seconds = str(math.ceil(retry_after))  # the header takes whole seconds, RFC 9110 section 10.2.3
 
-    async def answer(connection: Request | WebSocket, error: Exception) -> Response | None:
+    async def answer(connection: Request | WebSocket, _error: Exception) -> Response | None:
         if isinstance(connection, WebSocket):
             await connection.close(code=1013, reason=_DETAIL)
             return None
