@@ -53,8 +53,8 @@ class TaskBatch(Schedulable):
         self._waiting: list[Task[Any]] = []
         self._outcome: Outcome | None = None
         self._discarded: str | None = None
-        self.phase = phase
-        self.origin = origin
+        self.phase: str = phase
+        self.origin: object = origin
 
     @property
     def opened(self) -> bool:

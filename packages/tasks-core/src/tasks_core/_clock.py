@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from threading import Lock
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import anyio
 
@@ -33,7 +33,7 @@ class MonotonicClock:
 
     __slots__ = ()
 
-    now = staticmethod(time.monotonic)
+    now: ClassVar[staticmethod[[], float]] = staticmethod(time.monotonic)
 
     async def sleep_until(self, deadline: float) -> None:
         await anyio.sleep(max(0.0, deadline - time.monotonic()))

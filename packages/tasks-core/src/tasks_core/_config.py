@@ -14,7 +14,7 @@ from .exceptions import InvalidConfigError
 if TYPE_CHECKING:
     from ._task import Task
 
-TaskErrorHandler: TypeAlias = "Callable[[Task[Any], Exception], Any]"
+TaskErrorHandler: TypeAlias = Callable[["Task[Any]", Exception], Any]
 """
 `handler(task, exception)`, called after an attempt of a task has failed; a plain function or a coroutine function.
 
