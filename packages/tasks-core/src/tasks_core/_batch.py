@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -78,11 +77,11 @@ class TaskBatch(Schedulable):
         """
         if outcome not in ("success", "error"):
             raise InvalidConfigError(f"open({outcome!r}): outcome must be 'success' or 'error'")
-        self._runner.loop.call(partial(self._open, outcome))
+        self._runner.loop.call(self._open, outcome)
 
     def discard(self, reason: str) -> None:
         """Drop the tasks, and all that are scheduled into this batch later; *reason* is logged with each, at INFO."""
-        self._runner.loop.call(partial(self._discard, reason))
+        self._runner.loop.call(self._discard, reason)
 
     def _open(self, outcome: Outcome) -> None:
         if self._outcome is not None or self._discarded is not None:
@@ -101,9 +100,10 @@ class TaskBatch(Schedulable):
         self._pass_on()
 
     def _pass_on(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for task in waiting:
-            self._add(task)
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for task in waiting:
+                self._add(task)
 
     def _add(self, task: Task[Any]) -> None:
         """Take a task on the thread of the loop."""
@@ -134,10 +134,7 @@ class TaskBatch(Schedulable):
     ) -> Task[Any]:
         runner = self._runner
         task = new_task(runner, config, self, func, args, kwargs, caller)
-        if runner.loop.here():
-            self._add(task)
-        else:
-            runner.loop.post(partial(self._add, task))
+        runner.loop.call(self._add, task)
         return task
 
     def _configured(self, config: TaskConfig) -> Schedulable:

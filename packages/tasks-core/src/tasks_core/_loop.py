@@ -8,11 +8,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
+from functools import partial
+from typing import ParamSpec
 
 import anyio
 
 from ._backend import AsyncFunction, Backend, NativeTask, current_backend
 from ._clock import Clock
+
+P = ParamSpec("P")
 
 logger = logging.getLogger("tasks_core")
 
@@ -62,12 +66,12 @@ class Loop:
             finally:
                 timer.cancel()
 
-    def call(self, callback: Callable[[], object]) -> None:
+    def call(self, func: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call on the thread of the loop: at once if this is it, else soon."""
         if self.here():
-            callback()
+            func(*args, **kwargs)
         else:
-            self.post(callback)
+            self.post(partial(func, *args, **kwargs))
 
     def post(self, callback: Callable[[], object]) -> None:
         """Have *callback* called on the loop; from any thread, without waiting for it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from functools import partial
 from typing import Any
 
 from ._admission import HELD, LIMITER, Admission
@@ -103,7 +102,7 @@ class Runner:
             self._wait_or_enter(task, task.config.delay or 0.0)
 
     def release(self, task: Task[Any]) -> None:
-        self.loop.call(partial(self._release, task))
+        self.loop.call(self._release, task)
 
     def _release(self, task: Task[Any]) -> None:
         if task._tickets & HELD and not task._state.finished:
@@ -156,7 +155,7 @@ class Runner:
     def cancel(self, task: Task[Any]) -> None:
         if not self.loop.here() and task._state is TaskState.PENDING:
             task._cancel_reason = CANCEL_CALLED  # seen by the attempt, should it begin before the request arrives
-        self.loop.call(partial(self.stop, task, CANCEL_CALLED))
+        self.loop.call(self.stop, task, CANCEL_CALLED)
 
     def stop(self, task: Task[Any], reason: str) -> None:
         """Cancel a task that runs; a task that does not will not. On the thread of the loop."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from math import inf
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -243,10 +242,7 @@ class TaskScheduler(Schedulable):
     ) -> Task[Any]:
         runner = self._runner
         task = new_task(runner, config, None, func, args, kwargs, caller)
-        if runner.loop.here():
-            runner.ready(task)
-        else:
-            runner.loop.post(partial(runner.ready, task))
+        runner.loop.call(runner.ready, task)
         return task
 
     def _configured(self, config: TaskConfig) -> Schedulable:
