@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._config import Outcome, TaskConfig
 from ._observer import hooks, notify
-from ._schedule import ConfiguredSchedule, Schedulable, new_task
+from ._schedule import ConfiguredSchedule, Schedulable, new_task, refuse_when
 from ._task import Task
 from .exceptions import InvalidConfigError
 
@@ -38,19 +38,28 @@ class TaskBatch(Schedulable):
         origin: What the batch belongs to (a request, a session); kept for observers, see `TaskBatch.origin`.
 
         config: Over the configuration of the scheduler, for all tasks of the batch.
+
+        opened: The moment is now: every task starts at once, and has no outcome to wait for (`when` is refused).
     """
 
-    __slots__ = ("_config", "_discarded", "_outcome", "_runner", "_waiting", "origin", "phase")
+    __slots__ = ("_config", "_discarded", "_immediate", "_outcome", "_runner", "_waiting", "origin", "phase")
 
     def __init__(
-        self, scheduler: TaskScheduler, phase: str, *, origin: object = None, config: TaskConfig | None = None
+        self,
+        scheduler: TaskScheduler,
+        phase: str,
+        *,
+        origin: object = None,
+        config: TaskConfig | None = None,
+        opened: bool = False,
     ) -> None:
         if not isinstance(phase, str) or not phase:
             raise InvalidConfigError('TaskBatch(scheduler, phase): phase must be a name, such as "after_commit"')
         self._runner = scheduler._runner
         self._config = scheduler.config.merge(config)
         self._waiting: list[Task[Any]] = []
-        self._outcome: Outcome | None = None
+        self._immediate = opened
+        self._outcome: Outcome | None = "success" if opened else None
         self._discarded: str | None = None
         self.phase: str = phase
         self.origin: object = origin
@@ -114,7 +123,7 @@ class TaskBatch(Schedulable):
             self._runner.ledger.drop(task, self._discarded)
         elif self._outcome is None:
             self._waiting.append(task)
-        elif when in ("always", self._outcome):
+        elif self._immediate or when in ("always", self._outcome):
             self._runner.ready(task)
         else:
             self._runner.ledger.drop(task, f"it is for when={when!r}, and {self.phase} ended in {self._outcome}")
@@ -138,6 +147,8 @@ class TaskBatch(Schedulable):
         return task
 
     def _configured(self, config: TaskConfig) -> Schedulable:
+        if self._immediate:
+            refuse_when(config)
         return ConfiguredSchedule(self._schedule_with, self._config.merge(config))
 
     def __repr__(self) -> str:

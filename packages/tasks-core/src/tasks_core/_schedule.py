@@ -14,6 +14,7 @@ import anyio
 from ._call import check_call
 from ._config import TaskConfig, TaskErrorHandler, When
 from ._task import Task
+from .exceptions import InvalidConfigError
 
 if TYPE_CHECKING:
     from ._batch import TaskBatch
@@ -128,3 +129,12 @@ class ConfiguredSchedule(Schedulable):
 
     def _configured(self, config: TaskConfig) -> Schedulable:
         return ConfiguredSchedule(self._schedule_with, self._config.merge(config))
+
+
+def refuse_when(config: TaskConfig) -> None:
+    """Where a task starts now, there is no outcome that it could wait for."""
+    if config.when is not None:
+        raise InvalidConfigError(
+            f"when={config.when!r}: a task that starts now cannot wait for an outcome. "
+            f"Schedule it into a phase: tasks.after_response.task(when={config.when!r}).schedule(...)"
+        )

@@ -14,7 +14,7 @@ from ._clock import Clock, MonotonicClock
 from ._config import TaskConfig, is_seconds
 from ._ledger import SchedulerStatistics
 from ._runner import Runner, Stage
-from ._schedule import ConfiguredSchedule, Schedulable, new_task
+from ._schedule import ConfiguredSchedule, Schedulable, new_task, refuse_when
 from ._shutdown import Shutdown, ShutdownReport
 from ._task import Task
 from .exceptions import InvalidConfigError
@@ -246,11 +246,7 @@ class TaskScheduler(Schedulable):
         return task
 
     def _configured(self, config: TaskConfig) -> Schedulable:
-        if config.when is not None:
-            raise InvalidConfigError(
-                f"when={config.when!r}: a task that starts now cannot wait for an outcome. "
-                "Schedule it into a phase: tasks.after_response.task(when='error').schedule(...)"
-            )
+        refuse_when(config)
         return ConfiguredSchedule(self._schedule_with, self.config.merge(config))
 
     def __repr__(self) -> str:

@@ -35,10 +35,9 @@ class RequestTasks(TaskBatch):
     """Opens when the last byte has been sent and every dependency has been left: what they commit is committed."""
 
     def __init__(self, scheduler: TaskScheduler, request: Request) -> None:
-        super().__init__(scheduler, "immediate", origin=request)
+        super().__init__(scheduler, "immediate", origin=request, opened=True)
         self.after_route = TaskBatch(scheduler, "after_route", origin=request)
         self.after_response = TaskBatch(scheduler, "after_response", origin=request)
-        self.open()
 
 
 class Request:
