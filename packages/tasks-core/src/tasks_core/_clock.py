@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from threading import Lock
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import anyio
 
@@ -31,11 +32,13 @@ class Clock(Protocol):
 class MonotonicClock:
     """The real time, from `time.monotonic()`."""
 
-    __slots__ = ()
+    __slots__ = ("now",)
 
-    now: ClassVar[staticmethod[[], float]] = staticmethod(time.monotonic)
+    def __init__(self) -> None:
+        self.now: Callable[[], float] = time.monotonic
 
     async def sleep_until(self, deadline: float) -> None:
+        """Wait with `anyio.sleep()`."""
         await anyio.sleep(max(0.0, deadline - time.monotonic()))
 
 

@@ -1,0 +1,203 @@
+"""
+Who may import whom: `tasks-fastapi -> tasks-core <- tasks-testing`, by public names, and within a package one way.
+
+The order within a package is the one that the docstring of its `__init__.py` draws: a module imports only what stands
+before it.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGES = Path(__file__).parents[2] / "packages"
+
+# What a package may import besides the standard library; each of them is a dependency in its `pyproject.toml`.
+ALLOWED = {
+    "tasks_core": {"anyio"},
+    "tasks_fastapi": {"anyio", "fastapi", "starlette", "tasks_core"},
+    "tasks_testing": {"anyio", "pytest", "tasks_core"},
+}
+
+# What one module of a package may import, and nobody else; trio only when it runs already.
+SEAMS = {("tasks_core", "_backend"): {"trio"}, ("tasks_testing", "_monitor"): {"trio"}}
+
+for_each_package = pytest.mark.parametrize("package", ALLOWED)
+
+
+def sources(package: str) -> dict[str, ast.Module]:
+    """Parse all modules of a package, by their names within the package."""
+    folder = PACKAGES / package.replace("_", "-") / "src" / package
+    paths = sorted(folder.rglob("*.py"))
+    return {".".join(path.relative_to(folder).with_suffix("").parts): ast.parse(path.read_text()) for path in paths}
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """List what is imported as `(module, name)`; a relative import keeps its dots."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (("." * node.level + (node.module or ""), alias.name) for alias in node.names)
+
+
+def foreign_imports(package: str, module: str, tree: ast.AST) -> Iterator[str]:
+    """Find imports of packages that are not allowed here, and of private parts of those that are."""
+    allowed = ALLOWED[package] | SEAMS.get((package, module), set()) | {package, ""} | sys.stdlib_module_names
+    for origin, name in imported(tree):
+        top = origin.partition(".")[0]
+        if top not in allowed:
+            yield f"{module} imports {origin}"
+        elif top not in (package, "", "__future__") and any(p.startswith("_") for p in [*origin.split("."), name]):
+            yield f"{module} imports {origin} {name}, which is private"
+
+
+def defined_names(tree: ast.AST) -> Iterator[str]:
+    """List the names that a module gives to its own functions, classes, variables, attributes and slots."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Name(id=name, ctx=ast.Store()) | ast.alias(name=name):
+                yield name
+            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
+                yield name
+            case ast.Assign(targets=[ast.Name(id="__slots__")], value=ast.Tuple(elts=slots)):
+                yield from (
+                    slot.value for slot in slots if isinstance(slot, ast.Constant) and isinstance(slot.value, str)
+                )
+
+
+def used_attributes(tree: ast.AST) -> Iterator[str]:
+    """List the attributes that a module reads or writes, also those that it names in a string."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="sys"), attr="_getframe"):
+                pass  # documented, in spite of its name
+            case ast.Attribute(attr=name):
+                yield name
+            case ast.Call(
+                func=ast.Name(id="getattr" | "setattr" | "hasattr"), args=[_, ast.Constant(value=str(name)), *_]
+            ):
+                yield name
+
+
+def foreign_attributes(trees: dict[str, ast.Module]) -> Iterator[str]:
+    """Find underscore attributes that no module of the package defines: they belong to somebody else."""
+    own = {name for tree in trees.values() for name in defined_names(tree)}
+    for module, tree in trees.items():
+        for name in used_attributes(tree):
+            if name.startswith("_") and not name.endswith("__") and name not in own:
+                yield f"{module} uses {name} of another package"
+
+
+def drawn_order(tree: ast.Module) -> list[str]:
+    """Read the modules of a package, lowest first, from the drawing in its docstring."""
+    drawing = re.search(r"```text\n(.*?)```", ast.get_docstring(tree) or "", re.DOTALL)
+    return re.findall(r"\w+", drawing[1]) if drawing else []
+
+
+def run_time_statements(tree: ast.Module) -> ast.Module:
+    """Leave out what only type checkers see."""
+    body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
+    return ast.Module(body=body, type_ignores=[])
+
+
+def upward_imports(order: list[str], trees: dict[str, ast.Module]) -> Iterator[str]:
+    """Find modules that import one which the drawing puts after them."""
+    for module, tree in trees.items():
+        below = order[: order.index(module)]
+        for origin, name in imported(run_time_statements(tree)):
+            target = origin.removeprefix(".").partition(".")[0] or name
+            if origin.startswith(".") and target not in below:
+                yield f"{module} imports {target}, which stands above it"
+
+
+@for_each_package
+def test_only_allowed_packages_are_imported(package: str) -> None:
+    trees = sources(package)
+    assert [wrong for module, tree in trees.items() for wrong in foreign_imports(package, module, tree)] == []
+
+
+@for_each_package
+def test_no_private_attribute_of_another_package(package: str) -> None:
+    assert list(foreign_attributes(sources(package))) == []
+
+
+@for_each_package
+def test_imports_go_the_way_that_is_drawn(package: str) -> None:
+    trees = sources(package)
+    order = drawn_order(trees.pop("__init__"))
+    assert sorted(order) == sorted(trees), "the drawing in __init__.py has other modules than the package"
+    assert list(upward_imports(order, trees)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import requests",
+        "import trio",
+        "def late():\n    import trio",
+        "from anyio._core._eventloop import current_async_library",
+        "from anyio import _core",
+        "import anyio._core",
+        "import tasks_fastapi",
+        "import tasks_core\nimport tasks_testing",
+    ],
+)
+def test_a_wrong_import_is_found(source: str) -> None:
+    assert len(list(foreign_imports("tasks_core", "_runner", ast.parse(source)))) == 1
+
+
+@pytest.mark.parametrize(
+    "source", ["import trio", "import anyio.abc", "from . import _runner", "from __future__ import x"]
+)
+def test_a_right_import_is_let_through(source: str) -> None:
+    assert list(foreign_imports("tasks_core", "_backend", ast.parse(source))) == []
+
+
+@pytest.mark.parametrize(
+    "source", ["task._state", "app.router._startup = None", "getattr(task, '_state')", "scope._shielded()"]
+)
+def test_a_private_attribute_is_found(source: str) -> None:
+    assert len(list(foreign_attributes({"_app": ast.parse(source)}))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class A:\n    __slots__ = ('_b',)\na._b",
+        "class A:\n    def _b(self): ...\na._b()",
+        "self._b = 1\nother._b",
+        "sys._getframe(1)",
+        "a.__class__",
+    ],
+)
+def test_an_attribute_of_its_own_is_let_through(source: str) -> None:
+    assert list(foreign_attributes({"_app": ast.parse(source)})) == []
+
+
+@pytest.mark.parametrize("source", ["from ._b import x", "from . import _b", "def late():\n    from ._b import x"])
+def test_an_upward_import_is_found(source: str) -> None:
+    assert len(list(upward_imports(["_a", "_b"], {"_a": ast.parse(source)}))) == 1
+    assert list(upward_imports(["_b", "_a"], {"_a": ast.parse(source)})) == []
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Run a statement in a new interpreter, and name the top-level modules that it has loaded."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_importing_tasks_core_loads_nothing_but_anyio() -> None:
+    assert loaded_by("import tasks_core") - loaded_by("import anyio") - sys.stdlib_module_names == {"tasks_core"}
+
+
+@for_each_package
+def test_importing_a_package_does_not_load_trio(package: str) -> None:
+    assert "trio" not in loaded_by(f"import {package}")

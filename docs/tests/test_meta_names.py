@@ -1,0 +1,83 @@
+"""What a package offers is what its `__all__` says, and its annotations can be read while it runs."""
+
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Iterator
+from types import FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+PACKAGES = ("tasks_core", "tasks_fastapi", "tasks_testing")
+
+
+def public_modules(package: str) -> Iterator[str]:
+    """Name the package and each of its modules that has no underscore before it."""
+    yield package
+    path = importlib.import_module(package).__path__
+    for module in pkgutil.iter_modules(path):
+        if not module.name.startswith("_"):
+            yield f"{package}.{module.name}"
+
+
+MODULES = [module for package in PACKAGES for module in public_modules(package)]
+
+
+def public_names(module: ModuleType) -> set[str]:
+    """
+    Find what a reader would take for offered: names without an underscore that are not modules.
+
+    In a module that is not a package, an import is there to be used, not to be offered.
+    """
+    names = {name for name, value in vars(module).items() if name[0] != "_" and not isinstance(value, ModuleType)}
+    if hasattr(module, "__path__"):
+        return names
+    return {name for name in names if getattr(vars(module)[name], "__module__", None) == module.__name__}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_what_is_public(name: str) -> None:
+    module = importlib.import_module(name)
+    assert isinstance(module.__all__, tuple)
+    assert set(module.__all__) == public_names(module)
+
+
+def annotated(name: str, value: object) -> Iterator[tuple[str, Any]]:
+    """List a public function, or a public class and its public methods, with their full names."""
+    if isinstance(value, FunctionType):
+        yield name, value
+    if not inspect.isclass(value):
+        return
+    yield name, value
+    for attribute, member in vars(value).items():
+        function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+        public = attribute[0] != "_" or (attribute == "__init__" and function.__module__ == value.__module__)
+        if isinstance(function, FunctionType) and public:
+            yield f"{name}.{attribute}", function
+
+
+ANNOTATED = [
+    pytest.param(value, id=name)
+    for module in MODULES
+    for public in getattr(importlib.import_module(module), "__all__", ())
+    for name, value in annotated(f"{module}.{public}", getattr(importlib.import_module(module), public))
+]
+
+
+@pytest.mark.parametrize("value", ANNOTATED)
+def test_annotations_resolve(value: Any) -> None:
+    # Names that a module imports for type checkers only are public names of the package all the same.
+    package = importlib.import_module(value.__module__.partition(".")[0])
+    hints = typing.get_type_hints(value, localns=vars(package))
+    if isinstance(value, FunctionType):
+        assert set(hints) >= set(inspect.signature(value).parameters) - {"self", "cls"}
+        assert "return" in hints
+
+
+@pytest.mark.parametrize("value", ANNOTATED)
+def test_public_things_say_what_they_do(value: Any) -> None:
+    if value.__name__ == "__init__" or inspect.getdoc(value):
+        return
+    pytest.fail(f"{value.__qualname__} has no docstring")

@@ -1,0 +1,80 @@
+"""The three packages are released together, and the repository stays as small at the top as it is."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("tasks-core", "tasks-fastapi", "tasks-testing")
+
+TOP_LEVEL = {"LICENSE", "README.md", "docs", "hatch.toml", "packages"}
+GENERATED = {"dist"}
+
+for_each_package = pytest.mark.parametrize("package", PACKAGES)
+
+
+def project(package: str) -> dict[str, Any]:
+    """Read the `[project]` table of a package."""
+    pyproject = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())
+    table: dict[str, Any] = pyproject["project"]
+    return table
+
+
+def siblings(package: str) -> list[str]:
+    """List the requirements of a package that are packages of this repository."""
+    optional = project(package).get("optional-dependencies", {})
+    requirements = [*project(package)["dependencies"], *(r for extra in optional.values() for r in extra)]
+    return [requirement for requirement in requirements if requirement.startswith("tasks-")]
+
+
+def test_versions_are_one() -> None:
+    assert len({project(package)["version"] for package in PACKAGES}) == 1
+
+
+@pytest.mark.parametrize(
+    "package,needed", [("tasks-core", set()), ("tasks-fastapi", {"tasks-core"}), ("tasks-testing", {"tasks-core"})]
+)
+def test_siblings_are_pinned_to_the_same_version(package: str, needed: set[str]) -> None:
+    version = project("tasks-core")["version"]
+    assert set(siblings(package)) == {f"{sibling}=={version}" for sibling in needed}
+
+
+@for_each_package
+def test_project_tables_agree(package: str) -> None:
+    table, core = project(package), project("tasks-core")
+    assert table["name"] == package
+    for field in ("license", "license-files", "readme", "requires-python"):
+        assert table[field] == core[field]
+    pythons = [c for c in table["classifiers"] if c.startswith("Programming Language ::")]
+    assert pythons == [c for c in core["classifiers"] if c.startswith("Programming Language ::")]
+
+
+@for_each_package
+def test_classifiers_are_the_pythons_of_the_matrix(package: str) -> None:
+    hatch = tomllib.loads((ROOT / "hatch.toml").read_text())
+    (matrix,) = hatch["envs"]["all"]["matrix"]
+    prefix = "Programming Language :: Python :: "
+    classified = [c.removeprefix(prefix) for c in project(package)["classifiers"] if c.startswith(prefix)]
+    assert [c for c in classified if "." in c] == matrix["python"]
+    assert project(package)["requires-python"] == f">={matrix['python'][0]}"
+    assert hatch["envs"]["lowest"]["python"] == matrix["python"][0]
+
+
+@for_each_package
+def test_package_folder_is_complete(package: str) -> None:
+    folder = ROOT / "packages" / package
+    assert (folder / "README.md").read_text().startswith(f"# {package}\n")
+    assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert (folder / "src" / package.replace("-", "_") / "py.typed").is_file()
+
+
+def test_top_level_holds_only_what_it_has_to() -> None:
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert names - GENERATED == TOP_LEVEL
+
+
+def test_workspace_is_the_packages() -> None:
+    hatch = tomllib.loads((ROOT / "hatch.toml").read_text())
+    assert hatch["envs"]["default"]["workspace"]["members"] == [f"packages/{package}" for package in PACKAGES]
