@@ -20,14 +20,14 @@ HELD = 8
 class Gate:
     """A number of places; whoever comes when all are taken waits, in the order of scheduling."""
 
-    __slots__ = ("_waiting", "limit", "ticket", "used")
+    __slots__ = ("limit", "ticket", "used", "waiting")
 
     def __init__(self, ticket: int, limit: float) -> None:
         self.ticket = ticket
         self.limit = limit
         self.used = 0
         # Ids, not tasks: one that is cancelled while it waits is gone at once, and its id is skipped later.
-        self._waiting: list[int] = []
+        self.waiting: list[int] = []
 
     def take(self, task: Task[Any]) -> bool:
         """Take a place, or queue for one."""
@@ -35,13 +35,13 @@ class Gate:
             self.used += 1
             task._tickets |= self.ticket
             return True
-        heappush(self._waiting, task.id)
+        heappush(self.waiting, task.id)
         return False
 
     def next(self, ledger: Ledger) -> Task[Any] | None:
         """Give a free place to the first that waits."""
-        while self._waiting and self.used < self.limit:
-            task = ledger.get(heappop(self._waiting))
+        while self.waiting and self.used < self.limit:
+            task = ledger.get(heappop(self.waiting))
             if task is not None:
                 self.used += 1
                 task._tickets |= self.ticket
@@ -51,18 +51,18 @@ class Gate:
 
 class Admission:
     """
-    Lets tasks through to *launch*: plain functions need a thread first, then everybody needs a slot.
+    Lets tasks through to `launch`: plain functions need a thread first, then everybody needs a slot.
 
     In this order, because a task that waits for a thread must not take a slot from a coroutine that could run.
     """
 
-    __slots__ = ("_launch", "_ledger", "_max_concurrency", "_slots", "_threads")
+    __slots__ = ("_ledger", "_max_concurrency", "_slots", "_threads", "launch")
 
-    def __init__(
-        self, ledger: Ledger, launch: Callable[[Task[Any]], None], max_concurrency: float, max_threads: float
-    ) -> None:
+    launch: Callable[[Task[Any]], None]
+    """Starts the next attempt of a task."""
+
+    def __init__(self, ledger: Ledger, max_concurrency: float, max_threads: float) -> None:
         self._ledger = ledger
-        self._launch = launch
         self._max_concurrency = max_concurrency
         self._slots = Gate(SLOT, 0)  # until resume()
         self._threads = Gate(THREAD, max_threads)
@@ -75,7 +75,8 @@ class Admission:
     def enter(self, task: Task[Any]) -> None:
         """Launch the task as soon as the limits allow."""
         if (task._is_async or self._threads.take(task)) and self._slots.take(task):
-            self._start(task)
+            self._ledger.launched += 1
+            self.launch(task)
 
     def leave(self, task: Task[Any]) -> None:
         """Give back all that the task counts against, and launch those who waited for it."""
@@ -103,15 +104,13 @@ class Admission:
         """Give back the place of a thread that `keep_thread()` has detached."""
         self._give_back(self._threads)
 
-    def _start(self, task: Task[Any]) -> None:
-        self._ledger.launched += 1
-        self._launch(task)
-
     def _give_back(self, gate: Gate) -> None:
         gate.used -= 1
-        self._refill(gate)
+        if gate.waiting:
+            self._refill(gate)
 
     def _refill(self, gate: Gate) -> None:
         while (task := gate.next(self._ledger)) is not None:
             if gate is self._slots or self._slots.take(task):
-                self._start(task)
+                self._ledger.launched += 1
+                self.launch(task)

@@ -19,7 +19,7 @@ from ._ledger import Ledger, LostTask, describe_loss, log_fields, title
 from ._loop import Loop
 from ._observer import RunAttempt, hooks
 from ._retry import Retry, ask
-from ._task import Task, TaskState, set_current_task
+from ._task import CURRENT_TASK, Task, TaskState
 from ._threads import ThreadCall, WorkerThreads
 
 logger = logging.getLogger("tasks_core")
@@ -82,7 +82,7 @@ class Attempts:
     async def _run(self, task: Task[Any]) -> None:
         if task._state.finished:  # cancelled before its first step, which trio takes all the same
             return
-        set_current_task(task)
+        CURRENT_TASK.set(task)
         self._ledger.start(task)
         try:
             if task._is_async and task.config.timeout is None and not hooks.around_attempt:

@@ -116,7 +116,7 @@ class TaskBatch(Schedulable):
 
     def _add(self, task: Task[Any]) -> None:
         """Take a task on the thread of the loop."""
-        if task.state.finished:
+        if task._state.finished:
             return  # cancelled while it waited
         when = task.config.when or "success"
         if self._discarded is not None:
@@ -129,27 +129,22 @@ class TaskBatch(Schedulable):
             self._runner.ledger.drop(task, f"it is for when={when!r}, and {self.phase} ended in {self._outcome}")
 
     def _schedule(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType
-    ) -> Task[Any]:
-        return self._schedule_with(self._config, func, args, kwargs, caller)
-
-    def _schedule_with(
         self,
-        config: TaskConfig,
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         caller: FrameType,
+        config: TaskConfig | None = None,
     ) -> Task[Any]:
         runner = self._runner
-        task = new_task(runner, config, self, func, args, kwargs, caller)
+        task = new_task(runner, config or self._config, self, func, args, kwargs, caller)
         runner.loop.call(self._add, task)
         return task
 
     def _configured(self, config: TaskConfig) -> Schedulable:
         if self._immediate:
             refuse_when(config)
-        return ConfiguredSchedule(self._schedule_with, self._config.merge(config))
+        return ConfiguredSchedule(self, self._config.merge(config))
 
     def __repr__(self) -> str:
         state = self._outcome or ("waiting" if self._discarded is None else "discarded")

@@ -11,7 +11,7 @@ from ._clock import Clock, clock_in_force
 from ._ledger import CANCEL_CALLED, Ledger
 from ._loop import Loop
 from ._observer import hooks, is_held, notify
-from ._task import Task, TaskState, current_task
+from ._task import CURRENT_TASK, Task, TaskState, current_task
 from .exceptions import SchedulerClosedError, SchedulerNotStartedError
 
 GRACE_OVER = "the grace period of the shutdown was over"
@@ -44,8 +44,9 @@ class Runner:
         self.paused = True
         self.loop = Loop()
         self.ledger = Ledger(max_pending)
-        self._admission = Admission(self.ledger, self._launch, max_concurrency, max_threads)
+        self._admission = Admission(self.ledger, max_concurrency, max_threads)
         self.attempts = Attempts(self.loop, clock, self.ledger, self._admission, max_threads, self._again)
+        self._admission.launch = self.attempts.start
 
     async def open(self) -> None:
         """Bind to the running event loop, and accept tasks; they start after `resume()`."""
@@ -118,6 +119,7 @@ class Runner:
             self._enter(task)
 
     async def _wait_then_enter(self, task: Task[Any], delay: float) -> None:
+        CURRENT_TASK.set(task)  # a clock can tell who sleeps
         if delay:
             clock = clock_in_force(self.clock)
             await clock.sleep_until(clock.now() + delay)
@@ -135,9 +137,6 @@ class Runner:
             self.ledger.retrying -= 1
             task._state = TaskState.PENDING
         self._admission.enter(task)
-
-    def _launch(self, task: Task[Any]) -> None:
-        self.attempts.start(task)
 
     def _again(self, task: Task[Any], error: BaseException, delay: float) -> bool:
         if self.stage >= Stage.SHIELDED_ONLY and not task.config.shielded:

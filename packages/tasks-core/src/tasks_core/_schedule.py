@@ -88,8 +88,14 @@ class Schedulable(ABC):
 
     @abstractmethod
     def _schedule(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType
-    ) -> Task[Any]: ...
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        caller: FrameType,
+        config: TaskConfig | None = None,
+    ) -> Task[Any]:
+        """Schedule with *config* in place of the own one."""
 
     @abstractmethod
     def _configured(self, config: TaskConfig) -> Schedulable: ...
@@ -116,19 +122,24 @@ def new_task(
 class ConfiguredSchedule(Schedulable):
     """What `.task(...)` returns."""
 
-    __slots__ = ("_config", "_schedule_with")
+    __slots__ = ("_config", "_target")
 
-    def __init__(self, schedule_with: Callable[..., Task[Any]], config: TaskConfig) -> None:
-        self._schedule_with = schedule_with
+    def __init__(self, target: Schedulable, config: TaskConfig) -> None:
+        self._target = target
         self._config = config
 
     def _schedule(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        caller: FrameType,
+        config: TaskConfig | None = None,
     ) -> Task[Any]:
-        return self._schedule_with(self._config, func, args, kwargs, caller)
+        return self._target._schedule(func, args, kwargs, caller, config or self._config)
 
     def _configured(self, config: TaskConfig) -> Schedulable:
-        return ConfiguredSchedule(self._schedule_with, self._config.merge(config))
+        return ConfiguredSchedule(self._target, self._config.merge(config))
 
 
 def refuse_when(config: TaskConfig) -> None:

@@ -228,26 +228,21 @@ class TaskScheduler(Schedulable):
         return self._runner.ledger.statistics()
 
     def _schedule(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType
-    ) -> Task[Any]:
-        return self._schedule_with(self.config, func, args, kwargs, caller)
-
-    def _schedule_with(
         self,
-        config: TaskConfig,
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         caller: FrameType,
+        config: TaskConfig | None = None,
     ) -> Task[Any]:
         runner = self._runner
-        task = new_task(runner, config, None, func, args, kwargs, caller)
+        task = new_task(runner, config or self.config, None, func, args, kwargs, caller)
         runner.loop.call(runner.ready, task)
         return task
 
     def _configured(self, config: TaskConfig) -> Schedulable:
         refuse_when(config)
-        return ConfiguredSchedule(self._schedule_with, self.config.merge(config))
+        return ConfiguredSchedule(self, self.config.merge(config))
 
     def __repr__(self) -> str:
         return f"<TaskScheduler {self._runner.stage.name.lower()}, {len(self._runner.ledger)} tasks>"

@@ -7,7 +7,7 @@ from contextvars import Context, ContextVar
 from enum import StrEnum
 from itertools import count
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import anyio
 
@@ -34,32 +34,37 @@ class TaskState(StrEnum):
     ```
     """
 
-    PENDING = "pending"
+    PENDING = "pending", False
     """Accepted; has not started."""
-    RUNNING = "running"
+    RUNNING = "running", False
     """An attempt runs, or the error handler of one."""
-    RETRYING = "retrying"
+    RETRYING = "retrying", False
     """An attempt failed, and another is to come."""
-    SUCCEEDED = "succeeded"
+    SUCCEEDED = "succeeded", True
     """The function returned."""
-    FAILED = "failed"
+    FAILED = "failed", True
     """The function raised, and there is no other attempt."""
-    CANCELLED = "cancelled"
+    CANCELLED = "cancelled", True
     """Cancelled: by `task.cancel()`, by shutdown, or from within. `task.reason` says which."""
-    DISCARDED = "discarded"
+    DISCARDED = "discarded", True
     """Dropped before it started; `task.reason` says why."""
 
-    @property
-    def finished(self) -> bool:
-        """Whether the state is final."""
-        return self in _FINISHED
+    finished: bool
+    """Whether the state is final."""
+
+    def __new__(cls, value: str, finished: bool) -> Self:
+        state = str.__new__(cls, value)
+        state._value_ = value
+        state.finished = finished
+        return state
+
+    __hash__ = str.__hash__  # Enum's own is written in Python, and every task is counted by its state
 
 
-_FINISHED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.DISCARDED})
 _PENDING = TaskState.PENDING
 
 _next_id = count(1).__next__
-_current: ContextVar[Task[Any] | None] = ContextVar("tasks_core_current_task", default=None)
+CURRENT_TASK: ContextVar[Task[Any] | None] = ContextVar("tasks_core_current_task", default=None)
 
 
 class TaskOwner(Protocol):
@@ -283,11 +288,7 @@ def current_task() -> Task[Any] | None:
     Works in coroutines, in functions that run in a worker thread, and in what they call. A coroutine that a task
     spawned by itself (with `asyncio.create_task`) counts as inside of the task.
     """
-    return _current.get()
-
-
-def set_current_task(task: Task[Any]) -> None:
-    _current.set(task)
+    return CURRENT_TASK.get()
 
 
 def _line(code: CodeType, instruction: int) -> int:
