@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
 from ._admission import HELD, LIMITER, Admission
 from ._attempt import Attempts
 from ._clock import Clock, clock_in_force
-from ._ledger import CANCEL_CALLED, Ledger
+from ._ledger import CANCEL_CALLED, Ledger, log_fields, title, unstarted
 from ._loop import Loop
 from ._observer import hooks, is_held, notify
 from ._task import CURRENT_TASK, Task, TaskState, current_task
 from .exceptions import SchedulerClosedError, SchedulerNotStartedError
 
+logger = logging.getLogger("tasks_core")
+
 GRACE_OVER = "the grace period of the shutdown was over"
+SHIELD_OVER = "the time for shielded tasks (shield_timeout) was over"
 
 
 class Stage(IntEnum):
     """How far a scheduler is in its life."""
 
     NEW = 0
-    OPEN = 1
-    DRAINING = 2
+    STARTING = 1
+    OPEN = 2
+    DRAINING = 3
     """Closed to outside work; everything may finish."""
-    SHIELDED_ONLY = 3
+    SHIELDED_ONLY = 4
     """The grace period is over."""
-    CLOSED = 4
+    ENDING = 5
+    """The time for shielded tasks is over too."""
+    CLOSED = 6
 
 
 class Runner:
@@ -50,8 +58,13 @@ class Runner:
 
     async def open(self) -> None:
         """Bind to the running event loop, and accept tasks; they start after `resume()`."""
+        self.stage = Stage.STARTING
         self.attempts.open()
-        await self.loop.open()
+        try:
+            await self.loop.open()
+        except BaseException:
+            self.stage = Stage.NEW
+            raise
         self.stage = Stage.OPEN
 
     def resume(self) -> None:
@@ -67,8 +80,8 @@ class Runner:
     def here(self) -> bool:
         return self.loop.here()
 
-    async def call_in_thread(self, func: Any) -> Any:
-        return await self.attempts.call_in_thread(func)
+    async def call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
+        return await self.attempts.call_in_thread(task, func)
 
     # ---- accepting ----
 
@@ -76,13 +89,20 @@ class Runner:
         """Take a task into the books, or raise and keep nothing of it. It starts when `ready()` is called with it."""
         if self.stage is not Stage.OPEN:
             self._check_stage(task)
-        if not (self.ledger.enter(task) if self.loop.here() else self.ledger.enter_from_thread(task)):
+        announcing = bool(hooks.task_scheduled)
+        if not self.ledger.enter(task, announcing=announcing):
             raise _closed(task)
-        if hooks.task_scheduled:
+        if announcing:
             notify(hooks.task_scheduled, task)
+            self.ledger.announced(task)
+
+    def hand_over(self, task: Task[Any], func: Callable[[Task[Any]], object]) -> None:
+        """Have *func* called with an accepted task on the thread of the loop."""
+        if not self.loop.call(func, task):
+            self.ledger.give_up(task, TaskState.DISCARDED, "the event loop of its scheduler was closed")
 
     def _check_stage(self, task: Task[Any]) -> None:
-        if self.stage is Stage.NEW:
+        if self.stage <= Stage.STARTING:
             raise SchedulerNotStartedError(
                 f"{task.name!r} was scheduled before the scheduler was started. "
                 "Enter it first: async with TaskScheduler() as scheduler: scheduler.schedule(...)"
@@ -95,12 +115,20 @@ class Runner:
         """The phase of the task is open: start it as soon as nothing else is in the way. On the thread of the loop."""
         if task._state.finished:
             return  # cancelled, or given up by shutdown, before its turn
-        if self.stage >= Stage.SHIELDED_ONLY and not task.config.shielded:
-            self.ledger.give_up(task, TaskState.DISCARDED, GRACE_OVER)
+        if self.stage is not Stage.OPEN and (reason := self._too_late(task)):
+            self.ledger.give_up(task, TaskState.DISCARDED, reason)
         elif hooks.hold_task and is_held(task):
             task._tickets |= HELD
-        else:
+        elif not task._state.finished:  # an observer that was asked may have cancelled it
             self._wait_or_enter(task, task.config.delay or 0.0)
+
+    def _too_late(self, task: Task[Any]) -> str | None:
+        """Say why shutdown has no more time for an attempt of the task, if so."""
+        if self.stage >= Stage.ENDING:
+            return SHIELD_OVER
+        if self.stage is Stage.SHIELDED_ONLY and not task.config.shielded:
+            return GRACE_OVER
+        return None
 
     def release(self, task: Task[Any]) -> None:
         self.loop.call(self._release, task)
@@ -116,43 +144,62 @@ class Runner:
         if delay or task.config.limiter is not None:
             task._native = self.loop.spawn(None, task.name, self._wait_then_enter, task, delay)
         else:
-            self._enter(task)
+            self._admission.enter(task)
 
     async def _wait_then_enter(self, task: Task[Any], delay: float) -> None:
         CURRENT_TASK.set(task)  # a clock can tell who sleeps
+        try:
+            await self._wait(task, delay)
+        except BaseException as error:
+            # Cancelled from outside, for `stop()` leaves nothing to do here; or the clock or the limiter is broken.
+            if not task._state.finished:
+                self._give_up_waiting(task, error)
+            return
+        if task._state.finished:  # stopped at the very moment at which the wait was over
+            self._admission.leave(task)
+        else:
+            task._native = None
+            self._admission.enter(task)
+
+    async def _wait(self, task: Task[Any], delay: float) -> None:
         if delay:
             clock = clock_in_force(self.clock)
             await clock.sleep_until(clock.now() + delay)
         if task.config.limiter is not None and not task._state.finished:
             await task.config.limiter.acquire_on_behalf_of(task)
             task._tickets |= LIMITER
-        if task._state.finished:  # cancelled at the very moment at which the wait was over
-            self._admission.leave(task)
-        else:
-            task._native = None
-            self._enter(task)
 
-    def _enter(self, task: Task[Any]) -> None:
-        if task._state is TaskState.RETRYING:
-            self.ledger.retrying -= 1
-            task._state = TaskState.PENDING
-        self._admission.enter(task)
+    def _give_up_waiting(self, task: Task[Any], error: BaseException) -> None:
+        reason = "somebody cancelled it from outside of the scheduler while it waited for its turn"
+        if isinstance(error, Exception):
+            task.exception = error
+            reason = f"waiting for its delay or its limiter raised {type(error).__name__}"
+        self.ledger.give_up(task, unstarted(task), reason)
 
     def _again(self, task: Task[Any], error: BaseException, delay: float) -> bool:
-        if self.stage >= Stage.SHIELDED_ONLY and not task.config.shielded:
+        if task._cancel_reason is not None or self._too_late(task):
             return False
+        self._admission.leave(task)
         task._native = None
         task._state = TaskState.RETRYING
-        self.ledger.retrying += 1
+        logger.warning(
+            "%s failed in attempt %d (%s) and runs again in %g s",
+            title(task),
+            task.attempts,
+            type(error).__name__,
+            delay,
+            extra=log_fields(task),
+        )
         if hooks.task_retrying:
             notify(hooks.task_retrying, task, error, delay)
-        self._wait_or_enter(task, delay)
+        if not task._state.finished:  # an observer may have cancelled it
+            self._wait_or_enter(task, delay)
         return True
 
     # ---- cancelling ----
 
     def cancel(self, task: Task[Any]) -> None:
-        if not self.loop.here() and task._state is TaskState.PENDING:
+        if not self.loop.here() and not task._state.finished:
             task._cancel_reason = CANCEL_CALLED  # seen by the attempt, should it begin before the request arrives
         self.loop.call(self.stop, task, CANCEL_CALLED)
 
@@ -166,13 +213,8 @@ class Runner:
             assert native is not None
             native.cancel()
             return
-        state = TaskState.CANCELLED
-        if task._state is TaskState.RETRYING:
-            self.ledger.retrying -= 1
-        elif reason != CANCEL_CALLED:
-            state = TaskState.DISCARDED
         self._admission.leave(task)
-        self.ledger.give_up(task, state, reason)
+        self.ledger.give_up(task, TaskState.CANCELLED if reason == CANCEL_CALLED else unstarted(task), reason)
         if native is not None:
             native.cancel()
 
