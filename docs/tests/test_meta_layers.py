@@ -9,6 +9,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,10 @@ import pytest
 
 PACKAGES = Path(__file__).parents[2] / "packages"
 
-# What a package may import besides the standard library; each of them is a dependency in its `pyproject.toml`.
+# What a package may import besides the standard library.
 ALLOWED = {
     "tasks_core": {"anyio"},
-    "tasks_fastapi": {"anyio", "fastapi", "starlette", "tasks_core"},
+    "tasks_fastapi": {"fastapi", "starlette", "tasks_core"},
     "tasks_testing": {"anyio", "pytest", "tasks_core"},
 }
 
@@ -115,6 +116,13 @@ def upward_imports(order: list[str], trees: dict[str, ast.Module]) -> Iterator[s
             target = origin.removeprefix(".").partition(".")[0] or name
             if origin.startswith(".") and target not in below:
                 yield f"{module} imports {target}, which stands above it"
+
+
+@for_each_package
+def test_what_may_be_imported_is_declared(package: str) -> None:
+    pyproject = tomllib.loads((PACKAGES / package.replace("_", "-") / "pyproject.toml").read_text())
+    requirements = pyproject["project"]["dependencies"]
+    assert {re.split(r"\W", r.replace("-", "_"))[0] for r in requirements} == ALLOWED[package]
 
 
 @for_each_package

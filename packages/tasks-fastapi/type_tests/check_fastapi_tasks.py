@@ -1,0 +1,83 @@
+"""
+What a type checker knows about `tasks: Tasks` in an endpoint: read by mypy and pyright, never run.
+
+A line that has to be an error carries the `type: ignore` for it; one that is not needed is an error.
+"""
+
+from functools import partial
+from typing import assert_type
+
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from tasks_core import Schedulable, TaskBatch, TaskScheduler
+from tasks_fastapi import RequestTasks, Task, TaskConfig, Tasks, add_tasks, get_scheduler, get_tasks, retry
+
+app = FastAPI()
+add_tasks(app, config=TaskConfig(shield=True), grace_period=10)
+add_tasks(Starlette(), shield_timeout=None, max_concurrency=10, max_pending=100)
+add_tasks(app, TaskConfig())  # type: ignore[call-arg]
+add_tasks(app, grace_period="10 s")  # type: ignore[arg-type]
+add_tasks()  # type: ignore[call-arg]
+
+
+async def charge(order: int, *, currency: str = "EUR") -> bool:
+    return order > 0 and bool(currency)
+
+
+def render(order: int, scale: float) -> bytes:
+    return bytes(int(order * scale))
+
+
+class Mailer:
+    async def send(self, address: str) -> int:
+        return len(address)
+
+
+@app.post("/orders/{order}")
+async def result_types(order: int, tasks: Tasks) -> None:
+    assert_type(tasks, RequestTasks)
+    assert_type(tasks.after_route, TaskBatch)
+    assert_type(tasks.after_response, TaskBatch)
+    assert_type(tasks.schedule(charge, order), Task[bool])
+    assert_type(tasks.schedule(render, order, scale=2.0), Task[bytes])
+    assert_type(tasks.schedule(Mailer().send, "a@b.c"), Task[int])
+    assert_type(tasks.schedule(partial(charge, currency="USD"), order), Task[bool])
+    assert_type(tasks.after_route.schedule(charge, order, currency="USD"), Task[bool])
+    assert_type(tasks.after_route.schedule(render, order, 2.0), Task[bytes])
+    assert_type(tasks.after_response.schedule(charge, order), Task[bool])
+    assert_type(tasks.after_response.schedule(render, order, 2.0), Task[bytes])
+
+
+@app.post("/orders/{order}/wrong")
+def wrong_arguments(order: int, tasks: Tasks) -> None:
+    tasks.schedule(charge, "1")  # type: ignore[call-overload]
+    tasks.schedule(render, order)  # type: ignore[call-overload]
+    tasks.schedule(charge(order))  # type: ignore[call-overload]
+    tasks.schedule(Mailer().send, order)  # type: ignore[call-overload]
+    tasks.after_route.schedule(charge)  # type: ignore[call-overload]
+    tasks.after_route.schedule(charge, order, currency=978)  # type: ignore[arg-type]
+    tasks.after_response.schedule(charge, order, colour="red")  # type: ignore[call-arg]
+    tasks.after_response.schedule(render, order, "2.0")  # type: ignore[call-overload]
+
+
+@app.post("/orders/{order}/configured")
+async def configured(order: int, tasks: Tasks) -> None:
+    payment = tasks.after_response.task(
+        name="charge", shield=True, timeout=30, on_error=retry(attempts=5, on=ConnectionError)
+    )
+    assert_type(payment, Schedulable)
+    assert_type(payment.schedule(charge, order), Task[bool])
+    assert_type(tasks.task(delay=1).schedule(render, order, 2.0), Task[bytes])
+    assert_type(tasks.after_route.task(when="error").schedule(charge, order), Task[bool])
+    payment.schedule(charge, "1")  # type: ignore[call-overload]
+    tasks.task(delay=1).schedule(render, order)  # type: ignore[call-overload]
+    tasks.after_route.task(when="error").schedule(charge)  # type: ignore[call-overload]
+    tasks.after_response.task(when="sometimes")  # type: ignore[arg-type]
+
+
+def outside_of_an_endpoint(connection: HTTPConnection) -> None:
+    assert_type(get_tasks(connection), RequestTasks)
+    assert_type(get_scheduler(app), TaskScheduler)
+    assert_type(get_scheduler(app).schedule(charge, 1), Task[bool])
+    get_scheduler(app).schedule(charge, "1")  # type: ignore[call-overload]
