@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from starlette.applications import Starlette
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 from tasks_core import Clock, SchedulerNotStartedError, TaskConfig, TaskQueueFullError, TaskScheduler
@@ -85,7 +86,12 @@ def add_tasks(
     build = app.build_middleware_stack
 
     def build_with_tasks() -> ASGIApp:
-        return TasksLayer(build(), installation)
+        layer = TasksLayer(build(), installation)
+        if app.build_middleware_stack is build_with_tasks:
+            return layer
+        # Somebody wraps the stack in turn. opentelemetry-instrumentation-fastapi then looks for Starlette's outermost
+        # middleware, and does nothing, with an error in the log, unless it finds that.
+        return ServerErrorMiddleware(layer)
 
     app.build_middleware_stack = build_with_tasks  # type: ignore[method-assign]  # what the application calls once
     setattr(app.state, _STATE_KEY, installation)

@@ -43,10 +43,13 @@ class TasksLayer:
     and only here is every dependency, background task and middleware done when the call returns.
     """
 
-    __slots__ = ("_app", "_installation")
+    __slots__ = ("_installation", "app")
+
+    app: ASGIApp
+    """What is wrapped. FastAPI follows attributes of this name to see which middleware is there."""
 
     def __init__(self, app: ASGIApp, installation: Installation) -> None:
-        self._app = app
+        self.app = app
         self._installation = installation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +58,7 @@ class TasksLayer:
             await self._lifespan(scope, receive, send)
             return
         if kind not in ("http", "websocket") or SCOPE_KEY in scope:
-            await self._app(scope, receive, send)  # an application mounted in another one has the tasks of that
+            await self.app(scope, receive, send)  # an application mounted in another one has the tasks of that
             return
         scheduler = self._installation.scheduler
         if scheduler is None or scheduler.stopping.is_set():
@@ -63,7 +66,7 @@ class TasksLayer:
             return
         request = new_request(scheduler, scope, send)
         try:
-            await self._app(scope, receive, request.send)
+            await self.app(scope, receive, request.send)
         except BaseException as error:
             request.error = error
             raise
@@ -94,7 +97,7 @@ class TasksLayer:
         try:
             async with AsyncExitStack() as stack:
                 stack.push_async_exit(scheduler)  # for a startup that failed
-                await self._app(scope, receive_and_drain, resume_and_send)
+                await self.app(scope, receive_and_drain, resume_and_send)
         finally:
             self._installation.scheduler = None
 
@@ -103,7 +106,7 @@ class TasksLayer:
         async with self._installation.new_scheduler(grace_period=inf) as scheduler:
             request = new_request(scheduler, scope, send)
             try:
-                await self._app(scope, receive, request.send)
+                await self.app(scope, receive, request.send)
             except BaseException as error:
                 request.error = error
                 raise

@@ -48,7 +48,8 @@ class Request:
     """
 
     __slots__ = (
-        "_returned",
+        "_outcome",
+        "_route_outcome",
         "_scheduler",
         "_send",
         "_sent",
@@ -66,7 +67,7 @@ class Request:
     status: int
     """The status of the response; 0 until there is one."""
     error: BaseException | None
-    """The exception that left the application, if one did."""
+    """The exception that left the application, if one did. `None` again after `request_finished`."""
 
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         self.method = scope.get("method", "WEBSOCKET")
@@ -75,22 +76,33 @@ class Request:
         self.error = None
         self._scheduler = scheduler
         self._send = send
-        self._returned = False
         self._sent = False
         self._trailers = False
         self._tasks: RequestTasks | None = None
+        # Set before `_tasks` is looked at, where a phase begins; looked at after `_tasks` is set, maybe by a thread.
+        self._route_outcome: Outcome | None = None
+        self._outcome: Outcome | None = None
 
     @property
     def tasks(self) -> RequestTasks:
         """The tasks of the request, made when first asked for."""
-        if self._tasks is None:
-            self._tasks = RequestTasks(self._scheduler, self)
-        return self._tasks
+        tasks = self._tasks
+        if tasks is None:
+            tasks = self._tasks = RequestTasks(self._scheduler, self)
+            # Asked for so late: by the exit of a dependency, by a middleware, by a task.
+            if self._route_outcome is not None:
+                tasks.after_route.open(self._route_outcome)
+            if self._outcome is not None:
+                tasks.after_response.open(self._outcome)
+        return tasks
 
     @property
     def outcome(self) -> Outcome:
         """`"error"` if an exception left the application, the status is 400 or more, or the response was cut off."""
-        return "success" if self._sent and self.error is None and self.status < 400 else "error"
+        return self._outcome or ("success" if self._succeeded() else "error")
+
+    def _succeeded(self) -> bool:
+        return self._sent and self.error is None and self.status < 400
 
     async def send(self, message: Message) -> None:
         """Pass a message of the application on to the server; open `after_route` right before the first."""
@@ -109,23 +121,29 @@ class Request:
 
     def finish(self) -> None:
         """The application has returned, or raised: open every phase that is not open."""
-        outcome = self.outcome
+        self._outcome = outcome = self.outcome
         self._open_after_route(outcome)
         if self._tasks is not None:
             self._tasks.after_response.open(outcome)
         announce(self, "request_finished")
+        # Both lead back to the request, the error by the frames of its traceback: cycles.
+        self._tasks = self.error = None
 
     def _open_after_route(self, outcome: Outcome) -> None:
-        if self._returned:
+        if self._route_outcome is not None:
             return
-        self._returned = True
+        self._route_outcome = outcome
         announce(self, "route_returned")
         if self._tasks is not None:
             self._tasks.after_route.open(outcome)
 
 
 class WebSocketRequest(Request):
-    """A WebSocket connection: both phases open when the endpoint has returned."""
+    """
+    A WebSocket connection: both phases open when the endpoint has returned.
+
+    Its outcome is `"error"` if it was refused, or an exception left the application; a disconnect is none.
+    """
 
     __slots__ = ("_accepted",)
 
@@ -133,11 +151,8 @@ class WebSocketRequest(Request):
         super().__init__(scheduler, scope, send)
         self._accepted = False
 
-    @property
-    def outcome(self) -> Outcome:
-        """`"error"` if the connection was refused, or an exception left the application; a disconnect is none."""
-        failed = self.error is not None and not isinstance(self.error, WebSocketDisconnect)
-        return "success" if self._accepted and not failed else "error"
+    def _succeeded(self) -> bool:
+        return self._accepted and (self.error is None or isinstance(self.error, WebSocketDisconnect))
 
     async def send(self, message: Message) -> None:
         """Pass a message of the application on to the server."""
@@ -145,7 +160,7 @@ class WebSocketRequest(Request):
         if message["type"] == "websocket.accept":
             self._accepted = True
         elif message["type"] == "websocket.http.response.start":
-            self.status = message["status"]
+            self.status: int = message["status"]
 
 
 def new_request(scheduler: TaskScheduler, scope: Scope, send: Send) -> Request:
