@@ -1,0 +1,32 @@
+"""What endpoints ask for."""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Annotated, TypeAlias
+
+import aiosqlite
+from fastapi import Depends, Request
+
+from .resources import Shop
+
+logger = logging.getLogger("shop.database")
+
+
+async def get_shop(request: Request) -> Shop:
+    """Return what the lifespan has made."""
+    shop: Shop = request.state.shop
+    return shop
+
+
+CurrentShop: TypeAlias = Annotated[Shop, Depends(get_shop)]
+
+
+async def get_connection(shop: CurrentShop) -> AsyncIterator[aiosqlite.Connection]:
+    """Lend a connection to the endpoint; commit when it returns, roll back when it raises."""
+    async with shop.database.transaction() as connection:
+        yield connection
+    logger.debug("The transaction of the request is committed")
+
+
+# With the scope "function" the commit comes before the response: a client that reads "201 Created" can rely on it.
+Connection: TypeAlias = Annotated[aiosqlite.Connection, Depends(get_connection, scope="function")]

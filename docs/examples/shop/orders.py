@@ -1,0 +1,130 @@
+"""Orders: a payment that survives the shutdown of the server, and stock that is given back when something fails."""
+
+import logging
+from typing import Any
+
+from aiosqlite import Connection as DatabaseConnection
+from fastapi import APIRouter, HTTPException
+from pydantic import BaseModel, Field
+from tasks_fastapi import Task, Tasks, retry
+
+from .analytics import track_order_event
+from .dependencies import Connection, CurrentShop
+from .gateway import CardDeclinedError
+from .resources import Shop
+from .users import EmailAddress
+
+logger = logging.getLogger("shop.orders")
+router = APIRouter(prefix="/orders", tags=["orders"])
+
+
+class NewOrder(BaseModel):
+    product_id: int = Field(examples=[1])
+    quantity: int = Field(gt=0, le=100, examples=[2])
+    email: EmailAddress = Field(examples=["ann@example.org"])
+    card: str = Field(
+        max_length=30,
+        examples=["4242 4242 4242 4242"],
+        description="The sandbox declines `4000 0000 0000 0002` and accepts every other card",
+    )
+
+
+class Order(BaseModel):
+    id: int
+    product_id: int
+    quantity: int
+    total: int = Field(description="In cents")
+    email: str
+    status: str = Field(description="`placed`, then `paid` or `payment failed`")
+    receipt: str | None
+
+
+@router.post("", status_code=201, summary="Place an order", responses={402: {}, 409: {}})
+async def create_order(new: NewOrder, shop: CurrentShop, connection: Connection, tasks: Tasks) -> Order:
+    """
+    Reserve stock, have the card authorised, store the order. Then:
+
+    - **at once**: an analytics event;
+    - **after the response**: a confirmation e-mail, tried three times; and the payment, tried five times and
+      *shielded*: it is finished even when the server is told to stop;
+    - **after the response, if it is an error**: the stock is released. Try the card `4000 0000 0000 0002`.
+    """
+    total = await reserve_stock(connection, new.product_id, new.quantity)
+    tasks.after_response.task(when="error").schedule(release_stock, shop, new.product_id, new.quantity)
+    try:
+        authorisation = await shop.gateway.authorise(new.card, total)
+    except CardDeclinedError:
+        raise HTTPException(402, "The card was declined") from None
+    order = await store_order(connection, new, total)
+
+    tasks.schedule(track_order_event, shop, order.id, "created")
+    tasks.after_response.task(on_error=retry(attempts=3, on=ConnectionError)).schedule(send_confirmation, shop, order)
+    tasks.after_response.task(
+        shield=True,
+        timeout=30,
+        on_error=retry(attempts=5, on=ConnectionError, backoff=0.2, then=note_failed_payment),
+    ).schedule(charge, shop, order, authorisation)
+    return order
+
+
+@router.get("/{order_id}", summary="Show an order")
+async def read_order(order_id: int, connection: Connection) -> Order:
+    """Its `status` becomes `paid` when the payment has gone through, some time after the response to the order."""
+    cursor = await connection.execute("select * from orders where id = ?", (order_id,))
+    row = await cursor.fetchone()
+    if row is None:
+        raise HTTPException(404, "There is no such order")
+    return Order.model_validate(dict(row))
+
+
+async def reserve_stock(connection: DatabaseConnection, product_id: int, quantity: int) -> int:
+    """Take the pieces from stock for everybody to see, and return what they cost."""
+    cursor = await connection.execute(
+        "update products set stock = stock - :quantity where id = :id and stock >= :quantity returning price",
+        {"id": product_id, "quantity": quantity},
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        raise HTTPException(409, "There is no such product, or not enough of it")
+    await connection.commit()  # now, because the gateway may take its time
+    return quantity * int(row["price"])
+
+
+async def store_order(connection: DatabaseConnection, new: NewOrder, total: int) -> Order:
+    """Insert the row."""
+    cursor = await connection.execute(
+        "insert into orders (product_id, quantity, total, email, status) values (?, ?, ?, ?, 'placed') returning *",
+        (new.product_id, new.quantity, total, new.email),
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return Order.model_validate(dict(row))
+
+
+def send_confirmation(shop: Shop, order: Order) -> None:
+    """Tell the customer."""
+    euros = f"{order.total / 100:.2f} EUR"
+    shop.mailer.send(order.email, f"Your order {order.id}", f"Thank you. We shall charge {euros}.\n")
+
+
+async def charge(shop: Shop, order: Order, authorisation: str) -> None:
+    """Take the money, and note it. May run more than once: the gateway knows the authorisation."""
+    receipt = await shop.gateway.capture(authorisation)
+    async with shop.database.transaction() as connection:
+        await connection.execute("update orders set status = 'paid', receipt = ? where id = ?", (receipt, order.id))
+    logger.info("Order %d is paid", order.id)
+
+
+async def note_failed_payment(task: Task[Any], exception: Exception) -> None:
+    """After the last attempt of `charge`: leave it to a person. Returning nothing has the failure logged as well."""
+    shop: Shop
+    order: Order
+    shop, order, _ = task.args
+    async with shop.database.transaction() as connection:
+        await connection.execute("update orders set status = 'payment failed' where id = ?", (order.id,))
+
+
+async def release_stock(shop: Shop, product_id: int, quantity: int) -> None:
+    """Put pieces back that nobody has bought."""
+    async with shop.database.transaction() as connection:
+        await connection.execute("update products set stock = stock + ? where id = ?", (quantity, product_id))

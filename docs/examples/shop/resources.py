@@ -1,0 +1,48 @@
+"""What endpoints and tasks work with; made once in the lifespan, the same for all requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from .database import Database
+from .gateway import PaymentGateway
+from .mail import Mailer
+from .search import SearchIndex
+
+if TYPE_CHECKING:
+    from .products import Product
+    from .sandbox import Inbox
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shop:
+    """The resources of the shop. Every task takes it as its first argument."""
+
+    data: Path
+    database: Database
+    mailer: Mailer
+    gateway: PaymentGateway
+    search_index: SearchIndex
+    product_cache: dict[int, Product]
+    picture_limiter: anyio.CapacityLimiter
+    inbox: Inbox | None
+    """Where mail ends up when there is no real mail server."""
+
+    @property
+    def images(self) -> Path:
+        """The folder of the pictures, as uploaded."""
+        return self.data / "images"
+
+    @property
+    def thumbnails(self) -> Path:
+        """The folder of the thumbnails."""
+        return self.data / "thumbnails"
+
+    @property
+    def analytics(self) -> Path:
+        """The file that analytics are appended to, one JSON object a line."""
+        return self.data / "analytics.jsonl"

@@ -1,0 +1,46 @@
+"""What can be set from outside, by environment variables."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the shop keeps its data, and whom it talks to."""
+
+    data: Path = Path(".cache/shop")
+    """`SHOP_DATA`: the folder for the database, the pictures and the other files."""
+    smtp: str | None = None
+    """`SHOP_SMTP`: `host:port` of a mail server. Unset: one that only keeps what it gets, shown at `/inbox`."""
+    gateway: str | None = None
+    """`SHOP_GATEWAY`: URL of the payment gateway. Unset: one that moves no money."""
+    grace_period: float = 10.0
+    """`SHOP_GRACE_PERIOD`: seconds that running tasks get at shutdown. Shielded ones get as long as they need."""
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Take what is set, and defaults for the rest."""
+        variables = os.environ
+        return cls(
+            data=Path(variables.get("SHOP_DATA", cls.data)),
+            smtp=variables.get("SHOP_SMTP"),
+            gateway=variables.get("SHOP_GATEWAY"),
+            grace_period=float(variables.get("SHOP_GRACE_PERIOD", cls.grace_period)),
+        )
+
+    def as_environment(self) -> dict[str, str]:
+        """Return the variables that make another process have the same settings."""
+        variables = {"SHOP_DATA": str(self.data), "SHOP_GRACE_PERIOD": str(self.grace_period)}
+        if self.smtp is not None:
+            variables["SHOP_SMTP"] = self.smtp
+        if self.gateway is not None:
+            variables["SHOP_GATEWAY"] = self.gateway
+        return variables
+
+    @property
+    def timeline(self) -> Path:
+        """The file in which the times of requests and tasks are recorded."""
+        return self.data / "timeline.jsonl"

@@ -1,0 +1,213 @@
+"""
+What happened in each request and its tasks, and when: recorded by an observer of the tasks, shown as text.
+
+It is how the demo sees into the shop, and what `/timeline` answers with. The rest of the shop works without.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+from threading import Lock
+from typing import Any, TextIO
+
+from tasks_core import Outcome, Task, TaskBatch, TaskObserver, observe
+from tasks_fastapi import Request
+
+_request_number: ContextVar[int | None] = ContextVar("_request_number", default=None)
+
+
+# ---- recording ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of the record."""
+
+    at: float = field(default_factory=time.monotonic)
+    kind: str
+    """An event of the request or of a task, by its name in `TaskObserver`, or `log`."""
+    text: str
+    request: int | None = field(default_factory=_request_number.get)
+    task: int | None = None
+    name: str = ""
+    phase: str = ""
+
+
+class Recorder(TaskObserver, logging.Handler):
+    """Writes what happens to tasks and requests, and what is logged, to a file: one JSON object a line."""
+
+    def __init__(self, file: TextIO) -> None:
+        super().__init__()
+        self._file = file
+        self._file_lock = Lock()  # tasks are scheduled, and lines are logged, from threads as well
+        self._numbers = count(1)
+
+    def origin_event(self, origin: object, event: str) -> None:
+        """A request has come a step further."""
+        if isinstance(origin, Request):
+            if event == "request_started":
+                _request_number.set(next(self._numbers))
+            self._write(Event(kind=event, text=f"{origin.method} {origin.path} → {origin.status}"))
+
+    def batch_opened(self, batch: TaskBatch, outcome: Outcome) -> None:
+        """A phase begins."""
+        self._write(Event(kind="batch_opened", text=f"{batch.phase} opens", phase=batch.phase))
+
+    def task_scheduled(self, task: Task[Any]) -> None:
+        """A task is in the books."""
+        self._write_task("task_scheduled", task, "is scheduled")
+
+    def task_started(self, task: Task[Any]) -> None:
+        """An attempt begins."""
+        attempt = "starts" if task.attempts == 1 else f"starts attempt {task.attempts}"
+        self._write_task("task_started", task, f"{attempt} ({task.phase})" if task.phase == "immediate" else attempt)
+
+    def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
+        """An attempt has failed, and there will be another."""
+        text = f"fails in attempt {task.attempts}: {type(exception).__name__}; next attempt in {delay:g} s"
+        self._write_task("task_retrying", task, text)
+
+    def task_finished(self, task: Task[Any]) -> None:
+        """A task has ended, in one way or another."""
+        reason = f": {task.reason}" if task.reason else ""
+        self._write_task("task_finished", task, f"{task.state}{reason}")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line is logged."""
+        self._write(Event(kind="log", text=record.getMessage(), name=record.name))
+
+    def _write_task(self, kind: str, task: Task[Any], text: str) -> None:
+        self._write(Event(kind=kind, text=text, task=task.id, name=task.name, phase=task.phase or ""))
+
+    def _write(self, event: Event) -> None:
+        # One short line to the cache of the operating system: nothing that could hold up the event loop.
+        with self._file_lock:
+            self._file.write(json.dumps(asdict(event)) + "\n")
+            self._file.flush()
+
+
+@contextmanager
+def record(path: Path, loggers: Iterable[str]) -> Iterator[None]:
+    """Write a new record to *path* until the block ends, with the lines of these loggers."""
+    with path.open("w", encoding="utf-8") as file:
+        recorder = Recorder(file)
+        for name in loggers:
+            logging.getLogger(name).addHandler(recorder)
+        try:
+            with observe(recorder):
+                yield
+        finally:
+            for name in loggers:
+                logging.getLogger(name).removeHandler(recorder)
+
+
+# ---- reading ----
+
+
+@dataclass
+class Timeline:
+    """What happened in one request."""
+
+    title: str = ""
+    events: list[Event] = field(default_factory=list)
+
+    def time_of(self, kind: str, task: str = "") -> float | None:
+        """When something happened for the last time: to the request, or to the task of this name."""
+        times = [event.at for event in self.events if event.kind == kind and event.name == task]
+        return times[-1] if times else None
+
+    def text_of(self, kind: str, task: str) -> str:
+        """What was noted when something happened to the task for the last time."""
+        texts = [event.text for event in self.events if event.kind == kind and event.name == task]
+        return texts[-1] if texts else ""
+
+    @property
+    def tasks(self) -> set[str]:
+        """The names of the tasks."""
+        return {event.name for event in self.events if event.kind == "task_scheduled"}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the request and all its tasks have ended."""
+        scheduled = {event.task for event in self.events if event.kind == "task_scheduled"}
+        ended = {event.task for event in self.events if event.kind == "task_finished"}
+        return self.time_of("request_finished") is not None and scheduled == ended
+
+
+def read_events(path: Path) -> list[Event]:
+    """Read a record, which may be still being written."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [Event(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def timelines(events: Iterable[Event]) -> list[Timeline]:
+    """Sort events by request, in the order in which the requests arrived."""
+    by_request: dict[int, Timeline] = {}
+    request_of_task: dict[int, int] = {}
+    for event in events:
+        number = event.request
+        if event.task is not None:
+            if event.kind == "task_scheduled" and number is not None:
+                request_of_task[event.task] = number
+            number = request_of_task.get(event.task)
+        if number is None:
+            continue
+        timeline = by_request.setdefault(number, Timeline())
+        timeline.events.append(event)
+        if event.kind.startswith("re"):
+            timeline.title = event.text
+    return list(by_request.values())
+
+
+# ---- showing ----
+
+_MOMENTS = {
+    "request_started": "REQUEST ARRIVES",
+    "route_returned": "ENDPOINT HAS RETURNED",
+    "response_sent": "LAST BYTE IS SENT",
+}
+_MARKS = {"task_started": "▶", "task_retrying": "↻", "task_finished": "■"}
+_HEAD = f"{'since arrival':>15}{'since return':>15}{'since last byte':>17}"
+
+
+def render(timeline: Timeline) -> str:
+    """Show a timeline as a table: for each event the milliseconds since three moments of the request."""
+    moments = [timeline.time_of(kind) for kind in _MOMENTS]
+    phases = {event.phase for event in timeline.events if event.kind == "task_started"}
+    rows = [_row(event, moments) for event in timeline.events if _is_shown(event, phases)]
+    return "\n".join([timeline.title, _HEAD, *rows])
+
+
+def describe(event: Event) -> str:
+    """Say what happened, in the words of the table."""
+    if event.kind in _MOMENTS:
+        return f"── {_MOMENTS[event.kind]}"
+    if event.kind in _MARKS:
+        return f"     {_MARKS[event.kind]} {event.name:<24} {event.text}"
+    return f"   {event.text}"
+
+
+def since(moment: float | None, event: Event) -> str:
+    """Say how long after the moment (or before it) the event was."""
+    return "" if moment is None else f"{(event.at - moment) * 1000:+.1f} ms"
+
+
+def _is_shown(event: Event, phases: set[str]) -> bool:
+    if event.kind == "batch_opened":
+        return event.phase in phases and event.phase != "immediate"
+    if event.kind == "log":
+        return event.name.startswith("shop")
+    return event.kind in _MOMENTS or event.kind in _MARKS
+
+
+def _row(event: Event, moments: list[float | None]) -> str:
+    arrival, endpoint, last_byte = (since(moment, event) for moment in moments)
+    return f"{arrival:>15}{endpoint:>15}{last_byte:>17}   {describe(event)}"

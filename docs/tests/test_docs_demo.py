@@ -1,0 +1,81 @@
+"""The demo of the shop, run as a person would run it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[1] / "examples" / "shop" / "demo.py"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """The demo, run once, from a folder in which it has no business."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    finished = subprocess.run(
+        [sys.executable, DEMO], cwd=elsewhere, capture_output=True, encoding="utf-8", timeout=100, check=False
+    )
+    assert list(elsewhere.iterdir()) == []
+    return finished
+
+
+def lines_of(output: str, request: str) -> list[str]:
+    """The table of a request: its lines up to the first empty one."""
+    _, _, rest = output.partition(f"\n{request}\n")
+    return rest.partition("\n\n")[0].splitlines()
+
+
+def test_passes_all_its_checks(demo: subprocess.CompletedProcess[str]) -> None:
+    """It exits with 0, says so, and has nothing to complain of."""
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert demo.stderr == ""
+    assert "✗" not in demo.stdout
+    summary = re.search(r"(\d+) of (\d+) checks passed", demo.stdout)
+    assert summary is not None
+    assert summary[1] == summary[2] == str(demo.stdout.count("✓"))
+
+
+@pytest.mark.parametrize(
+    "request_line, expected",
+    [
+        ("POST /users → 201", ["LAST BYTE IS SENT", "▶ send_welcome_email", "■ send_welcome_email succeeded"]),
+        ("PUT /products/1 → 200", ["ENDPOINT HAS RETURNED", "after_route opens", "▶ write_audit_entry"]),
+        ("PUT /products/1 → 200", ["after_response opens", "■ invalidate_product_cache succeeded"]),
+        ("POST /images → 201", ["▶ generate_thumbnails", "LAST BYTE IS SENT"]),
+        ("POST /images → 201", ["▶ update_search_index", "■ update_search_index succeeded"]),
+        ("POST /orders → 201", ["▶ track_order_event", "ENDPOINT HAS RETURNED", "■ release_stock discarded"]),
+        ("POST /orders → 201", ["↻ charge fails in attempt 1", "▶ charge starts attempt 2", "■ charge succeeded"]),
+        ("POST /orders → 402", ["LAST BYTE IS SENT", "▶ release_stock", "■ release_stock succeeded"]),
+    ],
+)
+def test_shows_what_happened_in_a_request(
+    demo: subprocess.CompletedProcess[str], request_line: str, expected: list[str]
+) -> None:
+    """The table of each request has its moments and tasks, in the order in which they came."""
+    table = [" ".join(line.split()) for line in lines_of(demo.stdout, request_line)]
+    places = [next((n for n, line in enumerate(table) if text in line), -1) for text in expected]
+    assert -1 not in places, table
+    assert sorted(places) == places, table
+
+
+def test_columns_are_relative_to_the_moments_of_the_request(demo: subprocess.CompletedProcess[str]) -> None:
+    """In the line of each moment, the time since that moment is zero; the e-mail comes after the last of them."""
+    table = lines_of(demo.stdout, "POST /users → 201")
+    times = {" ".join(line[47:].split()): re.findall(r"([+-][\d.]+) ms", line) for line in table[1:]}
+    assert times["── REQUEST ARRIVES"][0] == "+0.0"
+    assert times["── ENDPOINT HAS RETURNED"][1] == "+0.0"
+    assert times["── LAST BYTE IS SENT"][2] == "+0.0"
+    assert float(times["▶ send_welcome_email starts"][2]) >= 0
+
+
+def test_payment_ends_before_the_pool_is_closed(demo: subprocess.CompletedProcess[str]) -> None:
+    """The table of the shutdown shows it, and so do the checks."""
+    _, _, shutdown = demo.stdout.partition("since SIGTERM")
+    order = [shutdown.find(text) for text in ("Shutting down", "■ charge", "Tasks drained", "Database pool closed")]
+    assert -1 not in order, shutdown
+    assert sorted(order) == order, shutdown
+    assert "✓ it ended BEFORE the database pool closed" in shutdown
