@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
-from ._ledger import Ledger
+from ._ledger import LAUNCHED, Ledger, log_fields, title
 from ._task import Task
 
-# What a task counts against, in Task._tickets.
-SLOT = 1
-THREAD = 2
-LIMITER = 4
+logger = logging.getLogger("tasks_core")
+
+# What a task counts against: bits in Task._tickets, next to LAUNCHED.
+SLOT = 2
+THREAD = 4
+LIMITER = 8
 # Not a limit, but a wait of the same kind: an observer holds the task.
-HELD = 8
+HELD = 16
 
 
 class Gate:
@@ -75,20 +78,19 @@ class Admission:
     def enter(self, task: Task[Any]) -> None:
         """Launch the task as soon as the limits allow."""
         if (task._is_async or self._threads.take(task)) and self._slots.take(task):
-            self._ledger.launched += 1
+            self._ledger.launch(task)
             self.launch(task)
 
     def leave(self, task: Task[Any]) -> None:
         """Give back all that the task counts against, and launch those who waited for it."""
-        tickets, task._tickets = task._tickets, 0
+        tickets = task._tickets
+        task._tickets = tickets & LAUNCHED
         if tickets & SLOT:
-            self._ledger.launched -= 1
             self._give_back(self._slots)
         if tickets & THREAD:
             self._give_back(self._threads)
         if tickets & LIMITER:
-            assert task.config.limiter is not None
-            task.config.limiter.release_on_behalf_of(task)
+            _release_token(task)
 
     def keep_thread(self, task: Task[Any]) -> bool:
         """
@@ -112,5 +114,13 @@ class Admission:
     def _refill(self, gate: Gate) -> None:
         while (task := gate.next(self._ledger)) is not None:
             if gate is self._slots or self._slots.take(task):
-                self._ledger.launched += 1
+                self._ledger.launch(task)
                 self.launch(task)
+
+
+def _release_token(task: Task[Any]) -> None:
+    assert task.config.limiter is not None
+    try:
+        task.config.limiter.release_on_behalf_of(task)
+    except Exception:  # the limiter belongs to the user, who may have released everything by hand
+        logger.exception("%s could not give its token back to its limiter", title(task), extra=log_fields(task))

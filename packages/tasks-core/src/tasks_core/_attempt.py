@@ -58,11 +58,11 @@ class Attempts:
         self._ledger = ledger
         self._admission = admission
         self._again = again
-        self._threads = WorkerThreads(loop)
+        self._threads = WorkerThreads()
         self._handler_limiter = anyio.CapacityLimiter(max_threads)
         self._cancelled: type[BaseException] = GeneratorExit  # until open()
-        self.stray: dict[int, LostTask] = {}
-        """Tasks that have ended while their function still runs in a thread."""
+        self.stray: dict[ThreadCall, LostTask] = {}
+        """The threads that still run what a task has given up waiting for."""
 
     def open(self) -> None:
         """Learn how the running event loop spells cancellation."""
@@ -76,11 +76,16 @@ class Attempts:
         """Start an attempt at the next turn of the loop."""
         context = task._context
         if context is not None and task.config.on_error is not None:
-            context = context.copy()  # another attempt is to see what this one saw
+            # Another attempt is to see what this one saw; but not the task that scheduled this one, if there was one.
+            context.run(CURRENT_TASK.set, task)
+            context = context.copy()
         task._native = self._loop.spawn(context, task.name, self._run, task)
 
     async def _run(self, task: Task[Any]) -> None:
-        if task._state.finished:  # cancelled before its first step, which trio takes all the same
+        if task._cancel_reason is not None or task._state.finished:
+            # Cancelled before its first step: trio takes that all the same, and so does the loop before it hears of
+            # a cancellation by another thread.
+            self._cancel(task)
             return
         CURRENT_TASK.set(task)
         self._ledger.start(task)
@@ -124,20 +129,23 @@ class Attempts:
 
     async def _call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
         # The place that the thread takes is given back when the thread is free, however the task ends.
-        counted = self._admission.keep_thread(task)
-        call = ThreadCall(func, partial(self._thread_ended, task.id, counted))
+        ended = self._counted_thread_ended if self._admission.keep_thread(task) else self._thread_ended
+        return await self._run_in_thread(task, ThreadCall(self._loop, func, ended), "a plain function")
+
+    async def _run_in_thread(self, task: Task[Any], call: ThreadCall, what: str) -> Any:
         try:
             return await self._threads.run(call)
         finally:
             if not call.finished.is_set():
-                self.stray[task.id] = describe_loss(
-                    task, TaskState.CANCELLED, "a plain function cannot be cancelled: it still runs in its thread"
-                )
+                reason = f"{what} cannot be cancelled: it still runs in its thread"
+                self.stray[call] = describe_loss(task, TaskState.CANCELLED, reason)
 
-    def _thread_ended(self, task_id: int, counted: bool) -> None:
-        self.stray.pop(task_id, None)
-        if counted:
-            self._admission.thread_ended()
+    def _thread_ended(self, call: ThreadCall) -> None:
+        self.stray.pop(call, None)
+
+    def _counted_thread_ended(self, call: ThreadCall) -> None:
+        self.stray.pop(call, None)
+        self._admission.thread_ended()
 
     # ---- what the end means ----
 
@@ -148,18 +156,18 @@ class Attempts:
         else:
             failure.__traceback__ = _without_own_frames(failure)
             await self._fail(task, failure)
-        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
-            raise error  # meant for the process, or the end of the loop itself
+        if isinstance(error, KeyboardInterrupt):
+            raise error  # meant for the process
 
     def _cancel(self, task: Task[Any]) -> None:
         reason = task._cancel_reason or "what it waited for was cancelled, or somebody cancelled it from outside"
+        self._admission.leave(task)
         if not task._state.finished:
-            self._admission.leave(task)
             self._ledger.give_up(task, TaskState.CANCELLED, reason)
 
     def _end(self, task: Task[Any], state: TaskState) -> None:
+        self._admission.leave(task)
         if not task._state.finished:  # shutdown may have abandoned it meanwhile
-            self._admission.leave(task)
             self._ledger.settle(task, state)
 
     async def _fail(self, task: Task[Any], error: BaseException) -> None:
@@ -170,7 +178,7 @@ class Attempts:
         except self._cancelled:
             self._cancel(task)
             return
-        if isinstance(answer, Retry) and self._retry(task, error, answer.delay):
+        if isinstance(answer, Retry) and self._again(task, error, answer.delay):
             return
         if answer is not True:
             logger.error("%s failed in attempt %d", title(task), task.attempts, exc_info=error, extra=log_fields(task))
@@ -179,6 +187,8 @@ class Attempts:
     async def _ask_handler(self, task: Task[Any], error: BaseException) -> object:
         if task.config.on_error is None or not isinstance(error, Exception):
             return None
+        if task._cancel_reason is not None:
+            return None  # trio would cancel the handler at its first wait; what asyncio allows, it allows here alone
         try:
             return await ask(task.config.on_error, task, error)
         except self._cancelled:
@@ -187,24 +197,11 @@ class Attempts:
             logger.error("The error handler of %s raised", title(task), exc_info=handler_error, extra=log_fields(task))
             return None
 
-    async def call_in_thread(self, func: Callable[[], object]) -> Any:
-        """Run a plain error handler."""
+    async def call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
+        """Run a plain error handler of the task."""
         async with self._handler_limiter:  # not max_threads: hanging tasks must not keep failures from being handled
-            return await self._threads.run(ThreadCall(func, _nothing))
-
-    def _retry(self, task: Task[Any], error: BaseException, delay: float) -> bool:
-        if task._cancel_reason is not None:
-            return False
-        logger.warning(
-            "%s failed in attempt %d (%s) and runs again in %g s",
-            title(task),
-            task.attempts,
-            type(error).__name__,
-            delay,
-            extra=log_fields(task),
-        )
-        self._admission.leave(task)
-        return self._again(task, error, delay)
+            call = ThreadCall(self._loop, func, self._thread_ended)
+            return await self._run_in_thread(task, call, "its error handler, a plain function,")
 
 
 def _surround(
@@ -247,12 +244,8 @@ _CALLERS: frozenset[CodeType] = frozenset(
         Attempts._call_observed,
         Attempts._call,
         Attempts._call_in_thread,
+        Attempts._run_in_thread,
         WorkerThreads.run,
-        WorkerThreads._run,
         ThreadCall.take,
     )
 )
-
-
-def _nothing() -> None:
-    pass

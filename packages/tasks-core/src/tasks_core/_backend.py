@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import anyio
+
 if TYPE_CHECKING:
     import trio
+
+logger = logging.getLogger("tasks_core")
 
 AsyncFunction: TypeAlias = "Callable[..., Coroutine[Any, Any, None]]"
 
@@ -74,13 +80,11 @@ class AsyncioBackend:
 
 class TrioBackend:
     """
-    A nursery that a system task holds open.
-
-    Every task has a shielded scope of its own, so that it ends when the scheduler says so and not when somebody else
-    is cancelled.
+    A nursery that a system task holds open: it ends when the scheduler says so, or together with the event loop, but
+    not when whoever runs the scheduler is cancelled.
     """
 
-    __slots__ = ("_host", "_nursery", "_token", "_trio", "thread_id")
+    __slots__ = ("_host", "_interrupt", "_nursery", "_token", "_trio", "thread_id")
 
     def __init__(self) -> None:
         import trio
@@ -89,11 +93,13 @@ class TrioBackend:
         self._token = trio.lowlevel.current_trio_token()
         self._host: trio.CancelScope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
+        # Protected: the signal is then delivered to trio's main task, as if Ctrl-C had been pressed.
+        self._interrupt: Callable[[], None] = trio.lowlevel.enable_ki_protection(_interrupt)
         self.thread_id = threading.get_ident()
 
     def spawn(self, context: Context | None, name: str, func: AsyncFunction, *args: object) -> TrioTask:
         assert self._nursery is not None
-        task = TrioTask(self._trio.CancelScope(shield=True))
+        task = TrioTask(self._trio.CancelScope(), self._interrupt)
         # trio copies the context of whoever calls start_soon()
         start = self._nursery.start_soon if context is None else _in_context(context, self._nursery.start_soon)
         start(task.run, func, args, name=name)
@@ -105,7 +111,11 @@ class TrioBackend:
     async def open(self) -> None:
         opened = self._trio.Event()
         self._trio.lowlevel.spawn_system_task(self._hold_nursery, opened, name="tasks nursery")
-        await opened.wait()
+        try:
+            await opened.wait()
+        except BaseException:
+            self._host.cancel()
+            raise
 
     async def _hold_nursery(self, opened: trio.Event) -> None:
         with self._host:
@@ -120,16 +130,21 @@ class TrioBackend:
 class TrioTask:
     """What `TrioBackend.spawn()` returns: a scope, and whether the coroutine has left it."""
 
-    __slots__ = ("_done", "_scope")
+    __slots__ = ("_done", "_interrupt", "_scope")
 
-    def __init__(self, scope: trio.CancelScope) -> None:
+    def __init__(self, scope: trio.CancelScope, interrupt: Callable[[], None]) -> None:
         self._scope = scope
+        self._interrupt = interrupt
         self._done = False
 
     async def run(self, func: AsyncFunction, args: tuple[object, ...]) -> None:
         try:
             with self._scope:
                 await func(*args)
+        except KeyboardInterrupt:
+            self._interrupt()
+        except Exception:  # would cancel the nursery, and every task with it
+            logger.exception("Something that must not raise did so; other tasks are not affected")
         finally:
             self._done = True
 
@@ -147,9 +162,11 @@ def _in_context(context: Context, start: Callable[..., None]) -> Callable[..., N
     return start_in_context
 
 
+def _interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
 def current_backend() -> Backend:
     """Return a backend for the loop that runs the caller."""
-    try:
-        return AsyncioBackend()
-    except RuntimeError:  # no asyncio loop runs in this thread
-        return TrioBackend()
+    # Not whether a loop of asyncio runs in this thread: trio can be a guest on one.
+    return AsyncioBackend() if anyio.get_cancelled_exc_class() is asyncio.CancelledError else TrioBackend()

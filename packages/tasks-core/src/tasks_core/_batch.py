@@ -57,7 +57,7 @@ class TaskBatch(Schedulable):
             raise InvalidConfigError('TaskBatch(scheduler, phase): phase must be a name, such as "after_commit"')
         self._runner = scheduler._runner
         self._config = scheduler.config.merge(config)
-        self._waiting: list[Task[Any]] = []
+        self._waiting: list[int] = []  # ids: a task that is cancelled while it waits is gone at once
         self._immediate = opened
         self._outcome: Outcome | None = "success" if opened else None
         self._discarded: str | None = None
@@ -111,18 +111,20 @@ class TaskBatch(Schedulable):
     def _pass_on(self) -> None:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            for task in waiting:
-                self._add(task)
+            for task_id in waiting:
+                task = self._runner.ledger.get(task_id)
+                if task is not None:
+                    self._add(task)
 
     def _add(self, task: Task[Any]) -> None:
         """Take a task on the thread of the loop."""
         if task._state.finished:
-            return  # cancelled while it waited
+            return  # cancelled before the request of another thread got here
         when = task.config.when or "success"
         if self._discarded is not None:
             self._runner.ledger.drop(task, self._discarded)
         elif self._outcome is None:
-            self._waiting.append(task)
+            self._waiting.append(task.id)
         elif self._immediate or when in ("always", self._outcome):
             self._runner.ready(task)
         else:
@@ -138,7 +140,7 @@ class TaskBatch(Schedulable):
     ) -> Task[Any]:
         runner = self._runner
         task = new_task(runner, config or self._config, self, func, args, kwargs, caller)
-        runner.loop.call(self._add, task)
+        runner.hand_over(task, self._add)
         return task
 
     def _configured(self, config: TaskConfig) -> Schedulable:

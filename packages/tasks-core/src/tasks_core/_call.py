@@ -62,7 +62,8 @@ def _check_unusual_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs:
             "Pass a function without `yield`, which loops over the generator itself"
         )
     try:
-        signature = inspect.signature(func)
+        # Of the function that is called, not of one that it wraps: a decorator may supply arguments.
+        signature = inspect.signature(func, follow_wrapped=False)
     except ValueError:
         return False  # some builtins do not tell; they are plain functions
     try:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Protocol, runtime_checkable
 
-import anyio
+import anyio.lowlevel
 
-from ._subscription import Subscription
+from ._subscription import Subscription, without
 
 
 @runtime_checkable
@@ -39,7 +39,10 @@ class MonotonicClock:
 
     async def sleep_until(self, deadline: float) -> None:
         """Wait with `anyio.sleep()`."""
-        await anyio.sleep(max(0.0, deadline - time.monotonic()))
+        await anyio.lowlevel.checkpoint()
+        # Event loops may wake a sleeper a little early.
+        while (left := deadline - time.monotonic()) > 0:  # noqa: ASYNC110  time makes no events
+            await anyio.sleep(left)
 
 
 _overrides: tuple[Clock, ...] = ()
@@ -63,7 +66,7 @@ def override_clock(clock: Clock) -> Subscription:
 def _remove(clock: Clock) -> None:
     global _overrides
     with _lock:
-        _overrides = tuple(other for other in _overrides if other is not clock)
+        _overrides = without(_overrides, clock)
 
 
 def clock_in_force(own: Clock) -> Clock:

@@ -6,8 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import anyio
@@ -20,6 +19,9 @@ logger = logging.getLogger("tasks_core")
 
 CANCEL_CALLED = "task.cancel() was called"
 """The one reason for a cancellation that is no loss: somebody wanted it."""
+
+LAUNCHED = 1
+"""Bit in `Task._tickets`: the limits have let the task through once, so that it no longer waits to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +77,33 @@ class Ledger:
     """
     Every task that is not finished, by id, and the totals of those that are.
 
-    Entered from any thread; everything else happens on the thread of the loop.
+    Entered and counted from any thread; everything else happens on the thread of the loop.
     """
 
-    __slots__ = ("_empty", "_lock", "_max_pending", "_tasks", "_totals", "closed", "launched", "losses", "retrying")
+    __slots__ = (
+        "_few",
+        "_launched",
+        "_lock",
+        "_max_pending",
+        "_tasks",
+        "_totals",
+        "_unannounced",
+        "_wake",
+        "closed",
+        "losses",
+    )
 
     def __init__(self, max_pending: float) -> None:
-        self._lock = Lock()
+        # Reentrant: a finalizer or a signal handler that calls schedule() may run in the middle of it.
+        self._lock = RLock()
         self._max_pending = max_pending
         self._tasks: dict[int, Task[Any]] = {}  # in the order of scheduling
         self._totals = {state: 0 for state in TaskState if state.finished}
-        self._empty: anyio.Event | None = None
+        self._launched = 0  # Invariant: how many of _tasks have the bit LAUNCHED
+        self._unannounced: set[int] = set()  # tasks that observers are just being told about
+        self._wake: anyio.Event | None = None  # set when no more than _few tasks are alive
+        self._few = 0
         self.closed = False
-        self.launched = 0  # tasks that hold a slot: they run, or start at the next turn of the loop
-        self.retrying = 0
         self.losses: LossReport | None = None  # set while shutting down
 
     def __len__(self) -> int:
@@ -102,31 +117,44 @@ class Ledger:
         """Return a snapshot of the tasks that are not finished, oldest first."""
         return list(self._tasks.values())
 
-    def enter(self, task: Task[Any]) -> bool:
-        """Accept a task, on the thread of the loop; false when the books are closed."""
-        if self._max_pending == inf and not self.closed:
-            self._tasks[task.id] = task
-            return True
-        return self.enter_from_thread(task)
+    def enter(self, task: Task[Any], *, announcing: bool) -> bool:
+        """
+        Accept a task; false when the books are closed.
 
-    def enter_from_thread(self, task: Task[Any]) -> bool:
-        """Accept a task, from any thread; false when the books are closed."""
+        With *announcing*, the caller owes a call of `announced()`; observers do not hear of the task's end before.
+        """
         with self._lock:
             if self.closed:
                 return False
-            waiting = len(self._tasks) - self.launched - self.retrying
+            waiting = len(self._tasks) - self._launched
             if waiting >= self._max_pending:
                 raise TaskQueueFullError(
                     f"{task.name!r} was not accepted: {waiting} tasks are waiting to start, and "
                     f"max_pending={self._max_pending}. Raise max_pending, or schedule less at once"
                 )
             self._tasks[task.id] = task
+            if announcing:
+                self._unannounced.add(task.id)
         return True
+
+    def announced(self, task: Task[Any]) -> None:
+        """Note that observers know the task."""
+        with self._lock:
+            self._unannounced.discard(task.id)
+            finished = task._state.finished
+        if finished:  # meanwhile, by another thread or by one of the observers
+            notify(hooks.task_finished, task)
 
     def close(self) -> None:
         """Accept nothing more."""
         with self._lock:
             self.closed = True
+
+    def launch(self, task: Task[Any]) -> None:
+        """Note that the limits have let the task through."""
+        if not task._tickets & LAUNCHED:
+            task._tickets |= LAUNCHED
+            self._launched += 1
 
     def start(self, task: Task[Any]) -> None:
         """Note that an attempt begins."""
@@ -139,18 +167,22 @@ class Ledger:
 
     def settle(self, task: Task[Any], state: TaskState, reason: str | None = None) -> None:
         """Note how a task ended. This is the only way into a terminal state."""
-        task._state = state
-        task.reason = reason
+        with self._lock:
+            task._state = state
+            task.reason = reason
+            del self._tasks[task.id]
+            self._totals[state] += 1
+            if task._tickets & LAUNCHED:
+                self._launched -= 1
+            announced = not self._unannounced or task.id not in self._unannounced
         task._context = None
         task._native = None
-        del self._tasks[task.id]
-        self._totals[state] += 1
         if task._finished is not None:
             task._finished.set()
-        if hooks.task_finished:
+        if announced and hooks.task_finished:
             notify(hooks.task_finished, task)
-        if self._empty is not None and not self._tasks:
-            self._empty.set()
+        if self._wake is not None and len(self._tasks) <= self._few:
+            self._wake.set()
 
     def drop(self, task: Task[Any], reason: str) -> None:
         """Note that a task is not wanted, for a reason that lies in the ordinary course of things."""
@@ -159,26 +191,29 @@ class Ledger:
 
     def give_up(self, task: Task[Any], state: TaskState, reason: str) -> None:
         """Note that a task was cancelled, or dropped unwillingly: a loss, unless somebody called `cancel()`."""
-        if reason == CANCEL_CALLED:
-            self.settle(task, state, reason)
-            logger.info("%s was cancelled: %s", title(task), reason, extra=log_fields(task))
-            return
         lost = describe_loss(task, state, reason)
-        if self.losses is None or self.losses.add(lost):
-            logger.warning("Task %s was %s: %s", lost, state, reason, extra=log_fields(task))
         self.settle(task, state, reason)
+        if reason == CANCEL_CALLED:
+            level = logging.INFO
+        elif self.losses is None or self.losses.add(lost):
+            level = logging.WARNING
+        else:
+            return
+        # The exception of an attempt that was to be followed by another: it has not been logged yet.
+        logger.log(level, "Task %s was %s: %s", lost, state, reason, exc_info=task.exception, extra=log_fields(task))
 
-    async def wait_empty(self) -> None:
-        """Return when no task is alive."""
-        while self._tasks:
-            self._empty = anyio.Event()
-            await self._empty.wait()
+    async def wait_at_most(self, few: int) -> None:
+        """Return when no more than *few* tasks are alive. One caller at a time."""
+        while len(self._tasks) > few:
+            self._few, self._wake = few, anyio.Event()
+            await self._wake.wait()
 
     def statistics(self) -> SchedulerStatistics:
         """Count. Walks over the live tasks."""
-        live = self.live()
-        states = Counter(task._state for task in live)
-        totals = {state: self._totals[state] for state in self._totals}
+        with self._lock:
+            live = self.live()
+            states = Counter(task._state for task in live)
+            totals = dict(self._totals)
         return SchedulerStatistics(
             scheduled=len(live) + sum(totals.values()),
             pending=states[TaskState.PENDING],
@@ -218,6 +253,11 @@ class LossReport:
             logger.warning(
                 "%d more tasks %r (%sscheduled at %s) were %s: %s", number, name, phase_text, where, state, reason
             )
+
+
+def unstarted(task: Task[Any]) -> TaskState:
+    """The state of a task that shutdown keeps from running: discarded, or cancelled if there was an attempt before."""
+    return TaskState.CANCELLED if task.attempts else TaskState.DISCARDED
 
 
 def describe_loss(task: Task[Any], state: TaskState, reason: str) -> LostTask:

@@ -66,24 +66,32 @@ class Loop:
             finally:
                 timer.cancel()
 
-    def call(self, func: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call on the thread of the loop: at once if this is it, else soon."""
+    def call(self, func: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Call on the thread of the loop: at once if this is it, else soon. False if there is no loop any more."""
         if self.here():
             func(*args, **kwargs)
-        else:
-            self.post(partial(func, *args, **kwargs))
+            return True
+        return self.post(partial(func, *args, **kwargs))
 
-    def post(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called on the loop; from any thread, without waiting for it."""
+    def post(self, callback: Callable[[], object]) -> bool:
+        """
+        Have *callback* called on the loop; from any thread, without waiting for it.
+
+        Return false where that cannot be, because there is no loop any more.
+        """
         self._posts.append(callback)
         if self._woken or self._backend is None:
-            return
+            return True
         self._woken = True
         try:
             self._backend.call_soon_threadsafe(self._take_posts)
         except RuntimeError:
-            # Only where a loop was closed under a scheduler that was not left, or by a thread that outlived both.
+            # A loop that was closed under a scheduler that was not left, or a thread that outlived both.
+            self._woken = False
+            self._posts.clear()
             logger.debug("The event loop is closed: a thread's request to the scheduler is dropped")
+            return False
+        return True
 
     def _take_posts(self) -> None:
         self._woken = False  # first: what is appended from here on wakes the loop again

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._subscription import Subscription
+from ._subscription import Subscription, without
 
 if TYPE_CHECKING:
     from ._batch import TaskBatch
@@ -138,7 +138,7 @@ def observe(observer: TaskObserver) -> Subscription:
 def _remove(observer: TaskObserver) -> None:
     global _observers
     with _lock:
-        _observers = tuple(other for other in _observers if other is not observer)
+        _observers = without(_observers, observer)
         hooks.update(_observers)
 
 
@@ -151,18 +151,20 @@ def announce(origin: object, event: str) -> None:
 def notify(callbacks: tuple[Callable[..., object], ...], *args: object) -> None:
     """Call every callback, whatever the others do."""
     for callback in callbacks:
-        try:
-            callback(*args)
-        except Exception:
-            logger.exception("An observer raised in %s; the task is not affected", callback.__name__)
+        _ask(callback, *args)
 
 
 def is_held(task: Task[Any]) -> bool:
     """Ask all observers whether one of them holds the task."""
-    held = False
-    for hold_task in hooks.hold_task:
-        try:
-            held = bool(hold_task(task)) or held
-        except Exception:
-            logger.exception("An observer raised in hold_task; the task is not affected")
-    return held
+    answers = [_ask(hold_task, task) for hold_task in hooks.hold_task]
+    return any(answers)
+
+
+def _ask(callback: Callable[..., object], *args: object) -> object:
+    try:
+        return callback(*args)
+    except KeyboardInterrupt:
+        raise  # meant for the process
+    except BaseException:  # SystemExit too: the observer is a guest in somebody else's task
+        logger.exception("An observer raised in %s; the task is not affected", callback.__name__)
+        return None

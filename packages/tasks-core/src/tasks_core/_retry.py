@@ -164,7 +164,7 @@ async def ask(handler: TaskErrorHandler, task: Task[Any], exception: Exception) 
     answer = (
         await handler(task, exception)
         if is_async
-        else await task._owner.call_in_thread(partial(handler, task, exception))
+        else await task._owner.call_in_thread(task, partial(handler, task, exception))
     )
     return await answer if inspect.isawaitable(answer) else answer
 

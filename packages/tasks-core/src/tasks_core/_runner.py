@@ -177,7 +177,7 @@ class Runner:
         self.ledger.give_up(task, unstarted(task), reason)
 
     def _again(self, task: Task[Any], error: BaseException, delay: float) -> bool:
-        if task._cancel_reason is not None or self._too_late(task):
+        if task._state.finished or task._cancel_reason is not None or self._too_late(task):
             return False
         self._admission.leave(task)
         task._native = None

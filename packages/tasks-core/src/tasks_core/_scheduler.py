@@ -16,7 +16,7 @@ from ._ledger import SchedulerStatistics
 from ._runner import Runner, Stage
 from ._schedule import ConfiguredSchedule, Schedulable, new_task, refuse_when
 from ._shutdown import Shutdown, ShutdownReport
-from ._task import Task
+from ._task import Task, current_task
 from .exceptions import InvalidConfigError
 
 
@@ -74,12 +74,14 @@ class TaskScheduler(Schedulable):
         "_runner",
         "_shield_timeout",
         "_shutdown",
-        "_stopping",
         "config",
+        "stopping",
     )
 
     config: TaskConfig
     """What tasks inherit when `.task(...)` does not say otherwise."""
+    stopping: anyio.Event
+    """Set when shutdown begins; for tasks that loop: `while not scheduler.stopping.is_set(): ...`."""
 
     def __init__(
         self,
@@ -104,9 +106,9 @@ class TaskScheduler(Schedulable):
         self.config = config or TaskConfig()
         self._grace_period = grace_period
         self._shield_timeout = inf if shield_timeout is None else shield_timeout
-        self._stopping: anyio.Event | None = None
+        self.stopping = anyio.Event()
         self._shutdown: Shutdown | None = None
-        self._closed: anyio.Event | None = None
+        self._closed = anyio.Event()
         self._closing: NativeTask | None = None
         self._runner = Runner(
             clock or MonotonicClock(),
@@ -131,8 +133,15 @@ class TaskScheduler(Schedulable):
             self.resume()
 
     def resume(self) -> None:
-        """Begin to start tasks, after `start(paused=True)`."""
-        self._runner.resume()
+        """
+        Begin to start tasks, after `start(paused=True)`; from any thread.
+
+        Raises:
+            RuntimeError: the scheduler has not been started.
+        """
+        if self._runner.stage <= Stage.STARTING:
+            raise RuntimeError("resume() goes with a scheduler that was started: await scheduler.start(paused=True)")
+        self._runner.loop.call(self._runner.resume)
 
     async def aclose(self) -> ShutdownReport:
         """
@@ -142,50 +151,61 @@ class TaskScheduler(Schedulable):
 
         Cancellation: ends the grace period. The call returns when shutdown is done all the same, by raising the
         cancellation.
+
+        Raises:
+            RuntimeError: called by a task of the scheduler, which would wait for itself, or on another event loop.
         """
-        if self._shutdown is None:
-            self._begin_shutdown()
-        assert self._shutdown is not None
-        assert self._closed is not None
+        self._check_closer()
+        shutdown = self._begin_shutdown()
         try:
             await self._closed.wait()
         except anyio.get_cancelled_exc_class():
-            await self._close_in_a_hurry(self._shutdown, self._closed)
+            await self._close_in_a_hurry(shutdown)
             raise
-        report = self._shutdown.report
-        assert report is not None
-        return report
+        assert shutdown.report is not None
+        return shutdown.report
 
-    async def _close_in_a_hurry(self, shutdown: Shutdown, closed: anyio.Event) -> None:
+    def _check_closer(self) -> None:
+        caller = current_task()
+        if caller is not None and caller._owner is self._runner and not caller.state.finished:
+            raise RuntimeError(
+                "aclose() was called by a task of the scheduler, which would wait for its own end. "
+                "Set an event instead, and have whoever entered the scheduler leave it then"
+            )
+        if self._runner.stage is not Stage.NEW and not self._runner.here():
+            raise RuntimeError("aclose() was called on another event loop than that of the scheduler")
+
+    async def _close_in_a_hurry(self, shutdown: Shutdown) -> None:
         shutdown.hurry()
-        while not closed.is_set():
+        while not self._closed.is_set():
             if self._closing is not None and self._closing.done():
                 # The whole event loop is being cancelled, and shutdown with it before its first step.
-                shutdown.finish()
-                closed.set()
+                self._closing = self._spawn(shutdown)
             try:
                 with anyio.CancelScope(shield=True):
-                    await closed.wait()
+                    await self._closed.wait()
             except anyio.get_cancelled_exc_class():
                 pass  # asyncio: Task.cancel() once more. There is nothing left to give up that shutdown does not bound.
 
-    def _begin_shutdown(self) -> None:
-        self._shutdown = Shutdown(self._runner, self._grace_period, self._shield_timeout)
-        self._closed = anyio.Event()
-        self.stopping.set()
-        if self._runner.stage is Stage.NEW:
-            self._shutdown.finish()
-            self._closed.set()
-        else:
-            self._closing = self._runner.loop.spawn(
-                None, "tasks shutdown", self._shut_down, self._shutdown, self._closed
-            )
+    def _begin_shutdown(self) -> Shutdown:
+        if self._shutdown is None:
+            self._shutdown = Shutdown(self._runner, self._grace_period, self._shield_timeout)
+            self.stopping.set()
+            if self._runner.stage is Stage.NEW:
+                self._shutdown.finish()
+                self._closed.set()
+            else:
+                self._closing = self._spawn(self._shutdown)
+        return self._shutdown
 
-    async def _shut_down(self, shutdown: Shutdown, closed: anyio.Event) -> None:
+    def _spawn(self, shutdown: Shutdown) -> NativeTask:
+        return self._runner.loop.spawn(None, "tasks shutdown", self._shut_down, shutdown)
+
+    async def _shut_down(self, shutdown: Shutdown) -> None:
         try:
             await shutdown.run()
         finally:
-            closed.set()
+            self._closed.set()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -195,23 +215,9 @@ class TaskScheduler(Schedulable):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if exc_type is not None and issubclass(exc_type, anyio.get_cancelled_exc_class()):
-            await self._aclose_cancelled()
+            await self._close_in_a_hurry(self._begin_shutdown())
         else:
             await self.aclose()
-
-    async def _aclose_cancelled(self) -> None:
-        if self._shutdown is None:
-            self._begin_shutdown()
-        assert self._shutdown is not None
-        assert self._closed is not None
-        await self._close_in_a_hurry(self._shutdown, self._closed)
-
-    @property
-    def stopping(self) -> anyio.Event:
-        """Set when shutdown begins; for tasks that loop: `while not scheduler.stopping.is_set(): ...`."""
-        if self._stopping is None:
-            self._stopping = anyio.Event()
-        return self._stopping
 
     @property
     def closed(self) -> bool:
@@ -237,7 +243,7 @@ class TaskScheduler(Schedulable):
     ) -> Task[Any]:
         runner = self._runner
         task = new_task(runner, config or self.config, None, func, args, kwargs, caller)
-        runner.loop.call(runner.ready, task)
+        runner.hand_over(task, runner.ready)
         return task
 
     def _configured(self, config: TaskConfig) -> Schedulable:

@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 
 from ._admission import HELD
-from ._ledger import LossReport, LostTask, describe_loss
-from ._runner import GRACE_OVER, Runner, Stage
+from ._ledger import LossReport, LostTask, describe_loss, unstarted
+from ._runner import GRACE_OVER, SHIELD_OVER, Runner, Stage
 from ._task import Task, TaskState
 
 logger = logging.getLogger("tasks_core")
@@ -24,6 +24,8 @@ _TELL_AT_MOST = 10
 _CLEAN_UP = 5.0
 # The same, once everything is over: the excess over the two bounds that shutdown may take.
 _LAST_CLEAN_UP = 0.5
+
+LOOP_STOPPED = "the event loop was stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,46 +107,70 @@ class Shutdown:
         self._runner.ledger.losses = self._losses
         self._runner.stage = Stage.DRAINING
         try:
-            await self._drain()
+            try:
+                await self._drain()
+            except anyio.get_cancelled_exc_class():
+                self._end(LOOP_STOPPED)
+            await self._clean_up()
         except anyio.get_cancelled_exc_class():
-            pass  # the event loop itself is being stopped: nothing that waits will be woken any more
+            pass  # trio: nothing that waits will be woken any more
         finally:
             self.finish()
             await self._runner.loop.close()
 
     async def _drain(self) -> None:
-        runner, now = self._runner, self._runner.clock.now
-        self._stop(_is_held, "an observer held it when shutdown began")
+        runner = self._runner
         if runner.paused:
             self._stop(_is_any, "the scheduler was closed before it was resumed")
-        if not self._hurried:
-            await self._wait_until(self._began + self._grace_period)
+        self._stop(_is_held, "an observer held it when shutdown began")
+        await self._wait_until(self._began + self._grace_period)
 
         runner.stage = Stage.SHIELDED_ONLY
         self._stop(_is_not_shielded, GRACE_OVER)
-        if self._shield_timeout == inf:
-            self._stop(_has_no_phase, "its phase had not opened when the grace period of the shutdown was over")
-        bound = now() + self._shield_timeout
-        while runner.ledger and now() < bound:
-            if all(map(_is_not_shielded, runner.ledger.live())):
-                bound = min(bound, now() + _CLEAN_UP)
-            await self._wait_until(bound)
+        await self._wait_for_shielded(runner.clock.now() + self._shield_timeout)
+        self._end(SHIELD_OVER)
 
-        self._stop(_is_any, "the time for shielded tasks (shield_timeout) was over")
-        with anyio.move_on_after(_LAST_CLEAN_UP):
-            await runner.ledger.wait_empty()
-
-    async def _wait_until(self, deadline: float) -> None:
-        """Return when all tasks have ended, at *deadline*, or in a hurry; meanwhile say what is being waited for."""
+    async def _wait_for_shielded(self, bound: float) -> None:
         runner = self._runner
-        while runner.ledger and not (self._hurried and runner.stage is Stage.DRAINING):
+        while runner.ledger and runner.clock.now() < bound:
+            live = runner.ledger.live()
+            waiting = [task for task in live if task.config.shielded and not self._is_stuck(task)]
+            if not waiting:
+                # What is left are coroutines that clean up behind their cancellation, and tasks that wait for something
+                # that no task can do any more.
+                self._stop(self._is_stuck, "its phase had not opened when everything else had ended")
+                bound = min(bound, runner.clock.now() + _CLEAN_UP)
+            await self._wait_until(bound, few=len(live) - len(waiting) if waiting else 0)
+
+    def _is_stuck(self, task: Task[Any]) -> bool:
+        """Whether the task could wait for ever: for somebody to let it start, where there is no other bound."""
+        return self._shield_timeout == inf and _has_not_begun(task)
+
+    def _end(self, reason: str) -> None:
+        self._runner.stage = Stage.ENDING
+        self._stop(_is_any, reason)
+
+    async def _clean_up(self) -> None:
+        with anyio.move_on_after(
+            _LAST_CLEAN_UP
+        ):  # by real time: what ignores its cancellation may hold any other clock
+            await self._runner.ledger.wait_at_most(0)
+
+    async def _wait_until(self, deadline: float, *, few: int = 0) -> None:
+        """
+        Return at *deadline*, or earlier: when no more than *few* tasks are alive, or the grace period is cut short.
+
+        Meanwhile, say what is being waited for.
+        """
+        runner = self._runner
+        while len(runner.ledger) > few and not (self._hurried and runner.stage is Stage.DRAINING):
             self._settle_dead_tasks()
             now = runner.clock.now()
-            if now >= deadline and now > self._began:
+            if now >= deadline:
                 return
             with runner.loop.deadline(runner.clock, min(deadline, now + _TELL_EVERY)) as self._wait:
-                await runner.ledger.wait_empty()
-            if runner.ledger and runner.clock.now() < deadline and not self._hurried:
+                await runner.ledger.wait_at_most(few)
+            if self._wait.cancel_called and runner.clock.now() < deadline and not self._hurried:
                 self._tell(deadline)
 
     def _tell(self, deadline: float) -> None:
@@ -177,7 +203,7 @@ class Shutdown:
                 abandoned.append(describe_loss(task, TaskState.CANCELLED, reason))
                 ledger.give_up(task, TaskState.CANCELLED, reason)
             else:
-                ledger.give_up(task, TaskState.DISCARDED, "it was scheduled when the scheduler had closed")
+                ledger.give_up(task, unstarted(task), "it was scheduled when the scheduler had closed")
         runner.attempts.close()
         totals = ledger.statistics()
         self.report = ShutdownReport(
@@ -205,5 +231,5 @@ def _is_not_shielded(task: Task[Any]) -> bool:
     return not task.config.shielded
 
 
-def _has_no_phase(task: Task[Any]) -> bool:
-    return task.batch is not None and not task.batch.opened
+def _has_not_begun(task: Task[Any]) -> bool:
+    return _is_held(task) or (task.batch is not None and not task.batch.opened)

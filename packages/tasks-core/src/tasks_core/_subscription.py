@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Subscription:
@@ -27,3 +30,9 @@ class Subscription:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def without(items: tuple[T, ...], item: T) -> tuple[T, ...]:
+    """Take the last occurrence of *item* out; what was subscribed twice is still subscribed once."""
+    last = max(index for index, other in enumerate(items) if other is item)
+    return items[:last] + items[last + 1 :]

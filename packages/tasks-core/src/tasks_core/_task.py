@@ -9,7 +9,7 @@ from itertools import count
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
-import anyio
+import anyio.lowlevel
 
 from ._call import describe
 from .exceptions import TaskCancelledError, TaskDiscardedError, TaskNotFinishedError
@@ -74,7 +74,7 @@ class TaskOwner(Protocol):
     def here(self) -> bool: ...
     def cancel(self, task: Task[Any]) -> None: ...
     def release(self, task: Task[Any]) -> None: ...
-    async def call_in_thread(self, func: Callable[[], object]) -> Any: ...
+    async def call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any: ...
 
 
 class Task(Generic[T]):
@@ -204,8 +204,8 @@ class Task(Generic[T]):
         """Set when the first attempt starts: `task.started.is_set()`, `await task.started.wait()`."""
         if self._started is None:
             self._started = anyio.Event()
-            if self.attempts:
-                self._started.set()
+        if self.attempts and not self._started.is_set():  # asked for after the start, or by a thread during it
+            self._started.set()
         return self._started
 
     async def wait(self) -> None:
@@ -256,8 +256,11 @@ class Task(Generic[T]):
         raise TaskNotFinishedError(f"{self._title()} is {self._state}: wait for it first, with `await task.wait()`")
 
     def __await__(self) -> Generator[Any, Any, T]:
-        yield from self.wait().__await__()
-        return self.result()
+        try:
+            yield from self.wait().__await__()
+            return self.result()
+        finally:
+            del self  # the traceback has this frame: a cycle
 
     def cancel(self) -> None:
         """

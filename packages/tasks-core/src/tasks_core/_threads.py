@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import Context, copy_context
-from queue import Empty, SimpleQueue
-from threading import Lock, Thread, current_thread
-from typing import Any, TypeAlias
+from contextvars import copy_context
+from threading import Lock, Thread
+from typing import Any
 
 import anyio
 
 from ._loop import Loop
 
-Done: TypeAlias = "Callable[[object, BaseException | None], None]"
-Job: TypeAlias = "tuple[Context, Callable[[], object], Done]"
-
-# Seconds an idle thread waits for its next job before it ends.
+# Seconds an idle thread waits for its next call before it ends.
 _IDLE = 10.0
 
 
@@ -27,105 +23,136 @@ class WorkerThreads:
     `concurrent.futures`, whose threads are joined at exit. How many run at once is for the caller to limit.
     """
 
-    __slots__ = ("_busy", "_closed", "_idle", "_jobs", "_lock", "_loop", "_threads")
+    __slots__ = ("_closed", "_idle", "_lock")
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._lock = Lock()
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._idle = 0  # Invariant: threads that wait in get(), less the items in the queue
-        self._threads: set[Thread] = set()
-        self._busy: set[Thread] = set()
+        self._idle: list[_Worker] = []  # the last to become idle is the first to be used, so that the others may end
         self._closed = False
 
     async def run(self, call: ThreadCall) -> Any:
         """
-        Run the call on a thread, in a copy of the current context, and return its result or raise its exception.
+        Run the call on a thread and return its result, or raise its exception.
 
         Cancellation: the thread is left to itself; `call.ended` is called when it leaves the function.
         """
-        self._submit((copy_context(), call.func, lambda *outcome: self._loop.post(lambda: call.finish(*outcome))))
+        try:
+            self._submit(call)
+        except BaseException:  # the system has no more threads to give
+            call.finish()
+            raise
         await call.finished.wait()
         return call.take()
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, call: ThreadCall) -> None:
         with self._lock:
-            self._jobs.put(job)
-            if self._idle:
-                self._idle -= 1
-                return
-            thread = Thread(target=self._work, name="tasks worker thread", daemon=True)
-            self._threads.add(thread)
-        thread.start()
+            worker = self._idle.pop() if self._idle else None
+        if worker is None:
+            _Worker(self, call).start()
+        else:
+            worker.hand(call)
 
     def close(self) -> None:
         """End the threads and wait for those that are not inside a function; the others end when they leave it."""
         with self._lock:
             self._closed = True
-            for _ in range(self._idle):
-                self._jobs.put(None)
-            self._idle = 0
-            ending = self._threads - self._busy
-        for thread in ending:
-            thread.join()
+            ending, self._idle = self._idle, []
+        for worker in ending:
+            worker.hand(None)
+        for worker in ending:
+            worker.join()
 
-    def _work(self) -> None:
-        thread = current_thread()
-        while (job := self._next_job()) is not None:
-            with self._lock:
-                self._busy.add(thread)
-            self._run(thread, *job)
-            del job  # an idle thread must not keep the arguments of the last task alive
-            with self._lock:
-                if self._closed:
-                    break
-                self._idle += 1
+    def rest(self, worker: _Worker) -> bool:
+        """Take back a worker that has nothing to do; false if there will be nothing more."""
         with self._lock:
-            self._threads.discard(thread)
+            if not self._closed:
+                self._idle.append(worker)
+            return not self._closed
 
-    def _next_job(self) -> Job | None:
-        try:
-            return self._jobs.get(timeout=_IDLE)
-        except Empty:
-            with self._lock:
-                if self._idle:
-                    self._idle -= 1
-                    return None
-        # Every waiting thread was promised an item while this one gave up waiting: it is there, or about to be.
-        return self._jobs.get()
-
-    def _run(self, thread: Thread, context: Context, call: Callable[[], object], done: Done) -> None:
-        result, error = None, None
-        try:
-            result = context.run(call)
-        except BaseException as raised:
-            error = raised
+    def retire(self, worker: _Worker) -> bool:
+        """Let an idle worker end; false if it has been handed something at this very moment."""
         with self._lock:
-            self._busy.discard(thread)
-        try:
-            done(result, error)
-        finally:
-            del error  # the traceback has this frame: a cycle
+            if worker not in self._idle:
+                return False
+            self._idle.remove(worker)
+            return True
+
+
+class _Worker(Thread):
+    """A thread and the call that it was handed last."""
+
+    def __init__(self, pool: WorkerThreads, call: ThreadCall) -> None:
+        super().__init__(name="tasks worker thread", daemon=True)
+        self._pool = pool
+        self._call: ThreadCall | None = call
+        self._handed = Lock()  # locked while there is nothing to take
+
+    def hand(self, call: ThreadCall | None) -> None:
+        """Give the idle worker something to do, or `None`: the end."""
+        self._call = call
+        self._handed.release()
+
+    def run(self) -> None:
+        self._handed.acquire()  # for the call that it was made with
+        resting = True
+        while resting and (call := self._take()) is not None:
+            call.run()
+            # Idle before anybody hears of the result, so that whoever comes next needs no other thread.
+            resting = self._pool.rest(self)
+            call.report()
+            del call  # an idle thread must not keep the arguments of the last call alive
+            if resting:
+                resting = self._wait()
+
+    def _take(self) -> ThreadCall | None:
+        call, self._call = self._call, None
+        return call
+
+    def _wait(self) -> bool:
+        """Wait until there is something to take; false if it has been too long."""
+        while not self._handed.acquire(timeout=_IDLE):
+            if self._pool.retire(self):
+                return False
+        return True
 
 
 class ThreadCall:
-    """A plain function on its way through a thread; belongs to the event loop."""
+    """
+    A plain function on its way through a thread, in a copy of the context that this is made in.
 
-    __slots__ = ("_error", "_result", "ended", "finished", "func")
+    *ended* is called on the event loop, with the call, when the thread has left the function.
+    """
 
-    def __init__(self, func: Callable[[], object], ended: Callable[[], object]) -> None:
-        self.func = func
-        self.ended = ended
-        self.finished = anyio.Event()
+    __slots__ = ("_context", "_ended", "_error", "_func", "_loop", "_result", "finished")
+
+    def __init__(self, loop: Loop, func: Callable[[], object], ended: Callable[[ThreadCall], object]) -> None:
+        self._loop = loop
+        self._context = copy_context()
+        self._func = func
+        self._ended = ended
         self._result: object = None
         self._error: BaseException | None = None
+        self.finished = anyio.Event()
 
-    def finish(self, result: object, error: BaseException | None) -> None:
-        self._result, self._error = result, error
+    def run(self) -> None:
+        """Call the function; on the thread."""
+        try:
+            self._result = self._context.run(self._func)
+        except BaseException as error:
+            # Without this frame, which would make a cycle of the error and the call.
+            self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+
+    def report(self) -> None:
+        """Tell the event loop; on the thread."""
+        self._loop.post(self.finish)
+
+    def finish(self) -> None:
+        """Wake whoever waits; on the event loop."""
         self.finished.set()
-        self.ended()
+        self._ended(self)
 
     def take(self) -> Any:
+        """Return the result, or raise the exception."""
         error, self._error = self._error, None
         if error is None:
             return self._result
