@@ -1,8 +1,10 @@
 """What a package offers is what its `__all__` says, and its annotations can be read while it runs."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
+import sys
 import typing
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
@@ -12,36 +14,54 @@ import pytest
 
 PACKAGES = ("tasks_core", "tasks_fastapi", "tasks_testing")
 
+# Read by pytest, not by people: it finds hooks and fixtures by their names.
+PYTEST_PLUGIN = "tasks_testing.plugin"
+
 
 def public_modules(package: str) -> Iterator[str]:
     """Name the package and each of its modules that has no underscore before it."""
     yield package
     path = importlib.import_module(package).__path__
     for module in pkgutil.iter_modules(path):
-        if not module.name.startswith("_"):
-            yield f"{package}.{module.name}"
+        name = f"{package}.{module.name}"
+        if not module.name.startswith("_") and name != PYTEST_PLUGIN:
+            yield name
 
 
 MODULES = [module for package in PACKAGES for module in public_modules(package)]
 
 
-def public_names(module: ModuleType) -> set[str]:
+def offered(module: ModuleType) -> set[str]:
     """
-    Find what a reader would take for offered: names without an underscore that are not modules.
+    Find what a reader of the source would take for public: what it defines without an underscore.
 
-    In a module that is not a package, an import is there to be used, not to be offered.
+    What a package imports, it offers, unless that is from the standard library. What another module imports, it uses.
     """
-    names = {name for name, value in vars(module).items() if name[0] != "_" and not isinstance(value, ModuleType)}
-    if hasattr(module, "__path__"):
-        return names
-    return {name for name in names if getattr(vars(module)[name], "__module__", None) == module.__name__}
+    names: set[str] = set()
+    for node in statements(ast.parse(inspect.getsource(module))):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.ImportFrom(module=origin, level=level, names=aliases) if hasattr(module, "__path__"):
+                if level or (origin or "").partition(".")[0] not in sys.stdlib_module_names:
+                    names.update(alias.asname or alias.name for alias in aliases)
+    return {name for name in names if name[0] != "_"}
+
+
+def statements(tree: ast.Module) -> Iterator[ast.stmt]:
+    """List the statements of a module, also those that only a type checker sees: a package may import lazily."""
+    for node in tree.body:
+        yield from node.body if isinstance(node, ast.If) else [node]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_all_is_what_is_public(name: str) -> None:
     module = importlib.import_module(name)
     assert isinstance(module.__all__, tuple)
-    assert set(module.__all__) == public_names(module)
+    assert set(module.__all__) == offered(module)
+    assert [public for public in module.__all__ if not hasattr(module, public)] == []
 
 
 def annotated(name: str, value: object) -> Iterator[tuple[str, Any]]:
