@@ -54,9 +54,8 @@ def main() -> int:
     base = times["plain endpoint", "-", 0]
     added = {case: statistics.median(t - b for t, b in zip(times[case], base, strict=True)) for case in cases}
     print(f"CPython {sys.version.split()[0]}, {options.requests} requests, median of {options.rounds} rounds\n")
-    print(
-        f"{'library':<16} {'phase':<15} {'tasks':>5} {'us':>8} {'added':>8} {'of fastapi-tasks':>17} {'of create_task':>15}"
-    )
+    head = f"{'library':<16} {'phase':<15} {'tasks':>5} {'us':>8} {'added':>8}"
+    print(f"{head} {'of fastapi-tasks':>17} {'of create_task':>15}")
     for library, phase, number in cases:
         line = f"{library:<16} {phase:<15} {number:>5} {statistics.median(times[library, phase, number]):>8.1f}"
         line += f" {added[library, phase, number]:>8.1f}"
