@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from threading import RLock
 from typing import Any
 
@@ -117,12 +118,17 @@ class Ledger:
         """Return a snapshot of the tasks that are not finished, oldest first."""
         return list(self._tasks.values())
 
-    def enter(self, task: Task[Any], *, announcing: bool) -> bool:
+    def enter(self, task: Task[Any], *, here: bool, announcing: bool) -> bool:
         """
-        Accept a task; false when the books are closed.
+        Accept a task; false when the books are closed. *here*: on the thread of the loop.
 
         With *announcing*, the caller owes a call of `announced()`; observers do not hear of the task's end before.
         """
+        if here and self._max_pending == inf and not self.closed:  # the short way, without the lock
+            if announcing:
+                self._unannounced.add(task.id)
+            self._tasks[task.id] = task
+            return True
         with self._lock:
             if self.closed:
                 return False
@@ -132,18 +138,23 @@ class Ledger:
                     f"{task.name!r} was not accepted: {waiting} tasks are waiting to start, and "
                     f"max_pending={self._max_pending}. Raise max_pending, or schedule less at once"
                 )
-            self._tasks[task.id] = task
             if announcing:
                 self._unannounced.add(task.id)
+            self._tasks[task.id] = task
         return True
 
     def announced(self, task: Task[Any]) -> None:
         """Note that observers know the task."""
-        with self._lock:
-            self._unannounced.discard(task.id)
-            finished = task._state.finished
-        if finished:  # meanwhile, by another thread or by one of the observers
+        if not self._take_unannounced(task):  # it has ended meanwhile: by another thread, or by one of the observers
             notify(hooks.task_finished, task)
+
+    def _take_unannounced(self, task: Task[Any]) -> bool:
+        """Whether the caller is the first of `announced()` and `settle()`; the second tells of the end of the task."""
+        try:
+            self._unannounced.remove(task.id)
+        except KeyError:
+            return False
+        return True
 
     def close(self) -> None:
         """Accept nothing more."""
@@ -167,19 +178,17 @@ class Ledger:
 
     def settle(self, task: Task[Any], state: TaskState, reason: str | None = None) -> None:
         """Note how a task ended. This is the only way into a terminal state."""
-        with self._lock:
-            task._state = state
-            task.reason = reason
-            del self._tasks[task.id]
-            self._totals[state] += 1
-            if task._tickets & LAUNCHED:
-                self._launched -= 1
-            announced = not self._unannounced or task.id not in self._unannounced
+        task._state = state
+        task.reason = reason
+        if task._tickets & LAUNCHED:
+            self._launched -= 1  # before the next line: to a thread, max_pending may look exceeded, but never is
+        del self._tasks[task.id]
+        self._totals[state] += 1
         task._context = None
         task._native = None
         if task._finished is not None:
             task._finished.set()
-        if announced and hooks.task_finished:
+        if hooks.task_finished and not (self._unannounced and self._take_unannounced(task)):
             notify(hooks.task_finished, task)
         if self._wake is not None and len(self._tasks) <= self._few:
             self._wake.set()
@@ -210,19 +219,19 @@ class Ledger:
 
     def statistics(self) -> SchedulerStatistics:
         """Count. Walks over the live tasks."""
-        with self._lock:
-            live = self.live()
-            states = Counter(task._state for task in live)
-            totals = dict(self._totals)
+        # Without a lock: to another thread, a task that ends right now may be neither alive nor counted.
+        live = [task for task in self.live() if not task._state.finished]
+        states = Counter(task._state for task in live)
+        ended = self._totals.copy()
         return SchedulerStatistics(
-            scheduled=len(live) + sum(totals.values()),
+            scheduled=len(live) + sum(ended.values()),
             pending=states[TaskState.PENDING],
             running=states[TaskState.RUNNING],
             retrying=states[TaskState.RETRYING],
-            succeeded=totals[TaskState.SUCCEEDED],
-            failed=totals[TaskState.FAILED],
-            cancelled=totals[TaskState.CANCELLED],
-            discarded=totals[TaskState.DISCARDED],
+            succeeded=ended[TaskState.SUCCEEDED],
+            failed=ended[TaskState.FAILED],
+            cancelled=ended[TaskState.CANCELLED],
+            discarded=ended[TaskState.DISCARDED],
             by_phase=Counter(task.phase for task in live),
             oldest_age=live[0].age if live else 0.0,
         )

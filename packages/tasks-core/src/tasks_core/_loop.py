@@ -66,12 +66,12 @@ class Loop:
             finally:
                 timer.cancel()
 
-    def call(self, func: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Call on the thread of the loop: at once if this is it, else soon. False if there is no loop any more."""
+    def call(self, func: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call on the thread of the loop: at once if this is it, else soon."""
         if self.here():
             func(*args, **kwargs)
-            return True
-        return self.post(partial(func, *args, **kwargs))
+        else:
+            self.post(partial(func, *args, **kwargs))
 
     def post(self, callback: Callable[[], object]) -> bool:
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 from ._admission import HELD, LIMITER, Admission
@@ -90,7 +91,7 @@ class Runner:
         if self.stage is not Stage.OPEN:
             self._check_stage(task)
         announcing = bool(hooks.task_scheduled)
-        if not self.ledger.enter(task, announcing=announcing):
+        if not self.ledger.enter(task, here=self.loop.here(), announcing=announcing):
             raise _closed(task)
         if announcing:
             notify(hooks.task_scheduled, task)
@@ -98,7 +99,9 @@ class Runner:
 
     def hand_over(self, task: Task[Any], func: Callable[[Task[Any]], object]) -> None:
         """Have *func* called with an accepted task on the thread of the loop."""
-        if not self.loop.call(func, task):
+        if self.loop.here():
+            func(task)
+        elif not self.loop.post(partial(func, task)):
             self.ledger.give_up(task, TaskState.DISCARDED, "the event loop of its scheduler was closed")
 
     def _check_stage(self, task: Task[Any]) -> None:
