@@ -66,7 +66,9 @@ def test_classifiers_are_the_pythons_of_the_matrix(package: str) -> None:
 def test_package_folder_is_complete(package: str) -> None:
     folder = ROOT / "packages" / package
     assert (folder / "README.md").read_text().startswith(f"# {package}\n")
-    assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    licence = (folder / "LICENSE").read_text()
+    assert licence.startswith("MIT License\n")
+    assert licence == (ROOT / "LICENSE").read_text()
     assert (folder / "src" / package.replace("-", "_") / "py.typed").is_file()
 
 
