@@ -170,7 +170,8 @@ class Shutdown:
                 return
             with runner.loop.deadline(runner.clock, min(deadline, now + _TELL_EVERY)) as self._wait:
                 await runner.ledger.wait_at_most(few)
-            if self._wait.cancel_called and runner.clock.now() < deadline and not self._hurried:
+            waited = self._wait.cancel_called and len(runner.ledger) > few
+            if waited and runner.clock.now() < deadline and not self._hurried:
                 self._tell(deadline)
 
     def _tell(self, deadline: float) -> None:
