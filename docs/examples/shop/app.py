@@ -7,7 +7,8 @@ from typing import Any
 
 import anyio
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi_offline import FastAPIOffline
 from tasks_fastapi import add_tasks, get_scheduler
 
 from . import images, orders, products, users
@@ -41,10 +42,15 @@ def create_app(settings: Settings) -> FastAPI:
             stack.enter_context(record(settings.timeline, loggers=(*LOGGERS, "uvicorn.error")))
             yield {"shop": await open_shop(settings, stack)}
 
-    app = FastAPI(title="Shop", description=DESCRIPTION, lifespan=lifespan)
+    # FastAPI(), but with a page /docs that needs nothing from the internet.
+    app = FastAPIOffline(title="Shop", description=DESCRIPTION, lifespan=lifespan)
     add_tasks(app, grace_period=settings.grace_period)
     for module in (users, products, images, orders):
         app.include_router(module.router)
+
+    @app.get("/", include_in_schema=False)
+    async def go_to_docs() -> RedirectResponse:
+        return RedirectResponse("/docs")
 
     @app.get("/inbox", tags=["looking inside"], summary="Show the e-mails", response_class=PlainTextResponse)
     async def read_inbox(shop: CurrentShop) -> str:

@@ -17,7 +17,7 @@ from .timeline import Event, Timeline, read_events, timelines
 EXAMPLES = Path(__file__).parent.parent
 
 
-async def until(condition: Callable[[], object], seconds: float = 10) -> bool:
+async def until(condition: Callable[[], object], seconds: float = 20) -> bool:
     """Wait for a condition to become true; return whether it did in time."""
     deadline = time.monotonic() + seconds
     # What is waited for happens in another process, which sets no event here
@@ -89,6 +89,6 @@ async def start_shop(settings: Settings) -> AsyncIterator[ShopProcess]:
     finally:
         if shop.exit_code is None:
             process.terminate()
-            if not await until(lambda: shop.exit_code is not None, seconds=5):
+            if not await until(lambda: shop.exit_code is not None, seconds=10):
                 process.kill()
         await reading
