@@ -8,12 +8,31 @@ Start reading at `_scheduler.py` (what is entered and left), then `_runner.py` (
 exceptions  _call  _subscription  _backend
 _config ── _task ── _observer ── _clock ── _loop ── _ledger ── _admission
 _retry ── _threads ── _attempt ── _runner ── _schedule ── _batch, _shutdown ── _scheduler
+_codec ── _engine ── _durable; _trace ── _worker
 ```
+
+Durable tasks, which another process runs, are described by `_durable.py` (functions), `_engine.py` (the seam) and
+`_worker.py`; what implements the seam is in `engines/`, and is imported by whoever uses it.
 """
 
 from ._batch import TaskBatch
 from ._clock import Clock, MonotonicClock, override_clock
+from ._codec import Json
 from ._config import Outcome, TaskConfig, TaskErrorHandler, When
+from ._durable import DurableFunction, TaskContext, current_context, durable
+from ._engine import (
+    Capability,
+    Delivery,
+    DurableState,
+    DurableStatus,
+    Engine,
+    Receipt,
+    Redeliver,
+    RetryPolicy,
+    RunDelivery,
+    TaskCall,
+    override_engine,
+)
 from ._ledger import LostTask, SchedulerStatistics
 from ._observer import RunAttempt, TaskObserver, announce, observe
 from ._retry import Retry, by_exception, chain, retry
@@ -22,9 +41,17 @@ from ._scheduler import TaskScheduler
 from ._shutdown import ShutdownReport
 from ._subscription import Subscription
 from ._task import Task, TaskState, current_task
+from ._worker import Worker
 from .exceptions import (
+    ArgumentCodecError,
+    EngineCapabilityError,
+    EngineError,
+    EngineNotConfiguredError,
+    EngineSchemaError,
+    EngineUnavailableError,
     InvalidConfigError,
     InvalidTaskError,
+    NotAddressableError,
     SchedulerClosedError,
     SchedulerNotStartedError,
     TaskCancelledError,
@@ -32,17 +59,36 @@ from .exceptions import (
     TaskNotFinishedError,
     TaskQueueFullError,
     TasksError,
+    UnknownTaskError,
 )
 
 __all__ = (
+    "ArgumentCodecError",
+    "Capability",
     "Clock",
+    "Delivery",
+    "DurableFunction",
+    "DurableState",
+    "DurableStatus",
+    "Engine",
+    "EngineCapabilityError",
+    "EngineError",
+    "EngineNotConfiguredError",
+    "EngineSchemaError",
+    "EngineUnavailableError",
     "InvalidConfigError",
     "InvalidTaskError",
+    "Json",
     "LostTask",
     "MonotonicClock",
+    "NotAddressableError",
     "Outcome",
+    "Receipt",
+    "Redeliver",
     "Retry",
+    "RetryPolicy",
     "RunAttempt",
+    "RunDelivery",
     "Schedulable",
     "SchedulerClosedError",
     "SchedulerNotStartedError",
@@ -51,8 +97,10 @@ __all__ = (
     "Subscription",
     "Task",
     "TaskBatch",
+    "TaskCall",
     "TaskCancelledError",
     "TaskConfig",
+    "TaskContext",
     "TaskDiscardedError",
     "TaskErrorHandler",
     "TaskNotFinishedError",
@@ -61,12 +109,17 @@ __all__ = (
     "TaskScheduler",
     "TaskState",
     "TasksError",
+    "UnknownTaskError",
     "When",
+    "Worker",
     "announce",
     "by_exception",
     "chain",
+    "current_context",
     "current_task",
+    "durable",
     "observe",
     "override_clock",
+    "override_engine",
     "retry",
 )

@@ -201,6 +201,7 @@ class Ledger:
     def give_up(self, task: Task[Any], state: TaskState, reason: str) -> None:
         """Note that a task was cancelled, or dropped unwillingly: a loss, unless somebody called `cancel()`."""
         lost = describe_loss(task, state, reason)
+        task._lost = reason != CANCEL_CALLED
         self.settle(task, state, reason)
         if reason == CANCEL_CALLED:
             level = logging.INFO

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,6 +58,9 @@ class TaskObserver:
         and `request_finished`, in this order; its origin has the attributes `method`, `path`, `status` and `error`.
         """
 
+    def shutdown_started(self, tasks: Sequence[Task[Any]], grace_period: float) -> None:
+        """A scheduler begins to shut down: *tasks* are those not finished, and have *grace_period* seconds for that."""
+
     def hold_task(self, task: Task[Any]) -> bool:
         """
         Say whether to keep the task from starting although its phase is open.
@@ -90,6 +93,7 @@ class Hooks:
         "batch_opened",
         "hold_task",
         "origin_event",
+        "shutdown_started",
         "task_finished",
         "task_retrying",
         "task_scheduled",
@@ -112,6 +116,7 @@ class Hooks:
     batch_opened: tuple[Callable[[TaskBatch, Outcome], None], ...]
     batch_discarded: tuple[Callable[[TaskBatch, str], None], ...]
     origin_event: tuple[Callable[[object, str], None], ...]
+    shutdown_started: tuple[Callable[[Sequence[Task[Any]], float], None], ...]
     hold_task: tuple[Callable[[Task[Any]], bool], ...]
     around_attempt: tuple[Callable[[Task[Any], RunAttempt], Awaitable[Any]], ...]
 

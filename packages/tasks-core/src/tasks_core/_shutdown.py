@@ -12,6 +12,7 @@ import anyio
 
 from ._admission import HELD
 from ._ledger import LossReport, LostTask, describe_loss, unstarted
+from ._observer import hooks, notify
 from ._runner import GRACE_OVER, SHIELD_OVER, Runner, Stage
 from ._task import Task, TaskState
 
@@ -123,6 +124,8 @@ class Shutdown:
         if runner.paused:
             self._stop(_is_any, "the scheduler was closed before it was resumed")
         self._stop(_is_held, "an observer held it when shutdown began")
+        if hooks.shutdown_started:
+            notify(hooks.shutdown_started, runner.ledger.live(), 0.0 if self._hurried else self._grace_period)
         await self._wait_until(self._began + self._grace_period)
 
         runner.stage = Stage.SHIELDED_ONLY

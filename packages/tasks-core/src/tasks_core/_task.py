@@ -96,6 +96,7 @@ class Task(Generic[T]):
         "_finished",
         "_instruction",
         "_is_async",
+        "_lost",
         "_native",
         "_owner",
         "_result",
@@ -188,6 +189,11 @@ class Task(Generic[T]):
     def state(self) -> TaskState:
         """Where the task is in its life."""
         return self._state
+
+    @property
+    def lost(self) -> bool:
+        """Whether the task was cancelled or discarded although nobody asked for that: by shutdown, or from outside."""
+        return getattr(self, "_lost", False)  # set for those few only
 
     @property
     def where(self) -> str:

@@ -9,15 +9,30 @@ TasksError
 ├── TaskQueueFullError      (RuntimeError)  `max_pending` tasks are waiting already
 ├── TaskNotFinishedError    (RuntimeError)  `result()` of a task that still runs
 ├── TaskCancelledError      (RuntimeError)  the result of a task that was cancelled
-└── TaskDiscardedError      (RuntimeError)  the result of a task that was dropped unstarted
+├── TaskDiscardedError      (RuntimeError)  the result of a task that was dropped unstarted
+├── NotAddressableError     (TypeError)     no other process could find what is to be a durable task
+├── ArgumentCodecError      (TypeError)     an argument of a durable task cannot travel
+├── UnknownTaskError        (LookupError)   no durable function has this name in this process
+└── EngineError
+    ├── EngineNotConfiguredError (RuntimeError) a durable task was scheduled, and there is no engine
+    ├── EngineCapabilityError (ValueError)      the engine cannot do what the call asks for
+    ├── EngineSchemaError    (RuntimeError)     the tables of the engine are missing, or of another version
+    └── EngineUnavailableError (ConnectionError) the engine did not acknowledge a call
 ```
 
 An exception raised *by a task* is never wrapped: it arrives as the object that was raised.
 """
 
 __all__ = (
+    "ArgumentCodecError",
+    "EngineCapabilityError",
+    "EngineError",
+    "EngineNotConfiguredError",
+    "EngineSchemaError",
+    "EngineUnavailableError",
     "InvalidConfigError",
     "InvalidTaskError",
+    "NotAddressableError",
     "SchedulerClosedError",
     "SchedulerNotStartedError",
     "TaskCancelledError",
@@ -25,6 +40,7 @@ __all__ = (
     "TaskNotFinishedError",
     "TaskQueueFullError",
     "TasksError",
+    "UnknownTaskError",
 )
 
 
@@ -66,3 +82,39 @@ class TaskCancelledError(TasksError, RuntimeError):
 
 class TaskDiscardedError(TasksError, RuntimeError):
     """Raised by `await task` and `Task.result()` when the task never started; the message has the reason."""
+
+
+class NotAddressableError(TasksError, TypeError):
+    """Raised where a function is made durable, or scheduled, that a worker in another process could not find."""
+
+
+class ArgumentCodecError(TasksError, TypeError):
+    """Raised by `schedule()` for an argument that would not arrive as what it is; names the parameter and the type."""
+
+
+class UnknownTaskError(TasksError, LookupError):
+    """Raised on a worker for a name that no durable function is registered under; the call stays in the queue."""
+
+
+class EngineError(TasksError):
+    """Root of what has to do with the engine of durable tasks."""
+
+
+class EngineNotConfiguredError(EngineError, RuntimeError):
+    """Raised by `schedule()` for a durable function on a scheduler without an engine."""
+
+
+class EngineCapabilityError(EngineError, ValueError):
+    """Raised by `schedule()` for an option that the engine cannot honour; nothing is ever ignored."""
+
+
+class EngineSchemaError(EngineError, RuntimeError):
+    """Raised where an engine is entered whose tables are missing, or are not those of the installed version."""
+
+
+class EngineUnavailableError(EngineError, ConnectionError):
+    """
+    Raised when an engine did not acknowledge a call: by the task of the submit, and by `TaskBatch.submit()`.
+
+    Whether the engine has the call all the same is not known; a `key` makes it safe to try again.
+    """

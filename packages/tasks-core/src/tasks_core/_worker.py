@@ -1,0 +1,175 @@
+"""A worker: takes calls from an engine and runs them as tasks of a scheduler, until it is stopped."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import anyio
+
+from ._durable import DurableFunction, TaskContext, registry, set_context
+from ._engine import Delivery, Engine, Redeliver
+from ._retry import Retry, ask
+from ._scheduler import TaskScheduler
+from ._task import Task, TaskState
+from ._trace import continued_span
+from .exceptions import UnknownTaskError
+
+logger = logging.getLogger("tasks_core")
+
+# Seconds until a call is offered again whose function this process does not know: in a rolling deploy, another does.
+_UNKNOWN = 5.0
+
+
+class Worker:
+    """
+    Runs durable tasks: those whose functions have been imported into this process, and no others.
+
+    ```python
+    async with engine:
+        await Worker(engine, concurrency=32).run(stop)
+    ```
+
+    A command does the same, with signals: `python -m tasks_core worker app.main:engine --concurrency 32`.
+
+    Each delivery is a task of a scheduler, so that observers, timeouts, threads for plain functions and the rules of
+    shutdown are the same as everywhere. Stopping takes no more calls; those that run have `grace_period` seconds; then
+    the ones without `shield` are cancelled and go back to the queue, and the shielded ones have `shield_timeout`
+    seconds more. A plain function cannot be stopped: its call goes back to the queue although it may still be running.
+
+    Args:
+        engine: Where the calls come from; entered by the caller.
+
+        concurrency: How many run at once.
+
+        grace_period, shield_timeout: as `TaskScheduler` takes them.
+    """
+
+    __slots__ = ("_concurrency", "_engine", "_grace_period", "_scheduler", "_shield_timeout", "_unknown")
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        concurrency: int = 32,
+        grace_period: float = 5.0,
+        shield_timeout: float | None = None,
+    ) -> None:
+        self._engine = engine
+        self._concurrency = concurrency
+        self._grace_period = grace_period
+        self._shield_timeout = shield_timeout
+        self._scheduler = self._new_scheduler()  # here already, so that a wrong option is an error now
+        self._unknown: set[str] = set()
+
+    def _new_scheduler(self) -> TaskScheduler:
+        return TaskScheduler(
+            grace_period=self._grace_period,
+            shield_timeout=self._shield_timeout,
+            max_threads=self._concurrency,
+        )
+
+    async def run(self, stop: anyio.Event) -> None:
+        """
+        Work until *stop* is set, and return when every call has ended or is back in the queue.
+
+        Cancellation: like *stop*, with the grace period over at once.
+        """
+        self._scheduler = scheduler = self._new_scheduler()
+        logger.info(
+            "Worker takes tasks from %s: %d functions, %d at once", self._engine.name, len(registry), self._concurrency
+        )
+        async with scheduler, anyio.create_task_group() as group:
+            group.start_soon(self._stop_when, stop)
+            # Left to itself: it returns when the tasks that it waits for have ended, which shutdown sees to.
+            with anyio.CancelScope(shield=True):
+                await self._engine.work(self._run, concurrency=self._concurrency, stopping=scheduler.stopping)
+            group.cancel_scope.cancel()
+
+    async def _stop_when(self, stop: anyio.Event) -> None:
+        try:
+            await stop.wait()
+        finally:
+            await self._scheduler.aclose()
+
+    async def _run(self, delivery: Delivery) -> None:
+        call = delivery.call
+        try:
+            function = registry.get(call.name)
+        except UnknownTaskError as error:
+            self._tell_once(error)
+            raise Redeliver(_UNKNOWN, failed=False) from None
+        attributes = {"task.name": call.name, "task.key": call.key, "task.attempt": delivery.attempt}
+        with continued_span(f"run {call.name}", call.headers, attributes):
+            await _Attempt(self._scheduler, function, delivery).run()
+
+    def _tell_once(self, error: UnknownTaskError) -> None:
+        if str(error) not in self._unknown:
+            self._unknown.add(str(error))
+            logger.error("%s. Its calls are left in the queue, for a worker that knows it", error)
+
+
+class _Attempt:
+    """One delivery, as a task of the scheduler."""
+
+    __slots__ = ("_again", "_delivery", "_function", "_scheduler")
+
+    def __init__(self, scheduler: TaskScheduler, function: DurableFunction[..., Any], delivery: Delivery) -> None:
+        self._scheduler = scheduler
+        self._function = function
+        self._delivery = delivery
+        self._again: float | None = None
+
+    async def run(self) -> None:
+        call, function = self._delivery.call, self._function
+        arguments = function.codec.decode(call.args)
+        if self._scheduler.stopping.is_set():
+            raise Redeliver(0.0, failed=False)  # taken at the very moment of the stop
+        set_context(
+            TaskContext(call.name, call.key, self._delivery.attempt, call.headers, self._delivery.report_progress)
+        )
+        task = self._scheduler.task(
+            name=call.name,
+            shield=function.config.shield,
+            timeout=function.config.timeout,
+            on_error=self._on_error,
+        ).schedule(function.func, *arguments.args, **arguments.kwargs)
+        task.attempts = self._delivery.attempt - 1  # for logs and handlers: those of other processes count
+        try:
+            await task.wait()
+        except anyio.get_cancelled_exc_class():
+            task.cancel()
+            raise
+        self._tell_engine(task)
+
+    def _tell_engine(self, task: Task[Any]) -> None:
+        match task.state:
+            case TaskState.SUCCEEDED:
+                return
+            case TaskState.FAILED:
+                if self._again is not None:
+                    raise Redeliver(self._again, failed=True)
+            case _ if self._scheduler.stopping.is_set():
+                raise Redeliver(0.0, failed=False)
+        task.result()  # raises
+
+    async def _on_error(self, task: Task[Any], exception: Exception) -> object:
+        """Decide whether there is another attempt, which is for the engine to deliver: never retry here."""
+        policy = self._delivery.call.retry
+        pause = None if policy is None else policy.pause(exception, self._delivery.failures + 1)
+        answer: object = None
+        if pause is None and self._function.config.on_error is not None:
+            answer = await ask(self._function.config.on_error, task, exception)
+            pause = answer.delay if isinstance(answer, Retry) else None
+        if pause is None:
+            return answer
+        self._again = pause
+        logger.warning(
+            "Task %r, key %s, failed in attempt %d (%s) and is delivered again in %g s",
+            task.name,
+            self._delivery.call.key,
+            task.attempts,
+            type(exception).__name__,
+            pause,
+        )
+        return True
