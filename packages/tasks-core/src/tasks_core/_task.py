@@ -131,6 +131,8 @@ class Task(Generic[T]):
     scheduled_at: float
     """When `schedule()` was called, by the clock of the scheduler."""
 
+    _lost: bool
+
     def __init__(
         self,
         owner: TaskOwner,
