@@ -88,7 +88,9 @@ class Request:
         """The tasks of the request, made when first asked for."""
         tasks = self._tasks
         if tasks is None:
-            tasks = self._tasks = RequestTasks(self._scheduler, self)
+            tasks = RequestTasks(self._scheduler, self)
+            if self._outcome is None:
+                self._tasks = tasks
             # Asked for so late: by the exit of a dependency, by a middleware, by a task.
             if self._route_outcome is not None:
                 tasks.after_route.open(self._route_outcome)
