@@ -229,6 +229,10 @@ class TaskScheduler(Schedulable):
         """What became of the tasks; `None` until shutdown is over."""
         return None if self._shutdown is None else self._shutdown.report
 
+    def owns(self, task: Task[Any]) -> bool:
+        """Whether *task* was scheduled here, directly or into a batch; for observers, who hear of all schedulers."""
+        return task._owner is self._runner
+
     def statistics(self) -> SchedulerStatistics:
         """Return what the scheduler has and has had; from any thread. Walks over the tasks that are not finished."""
         return self._runner.ledger.statistics()
