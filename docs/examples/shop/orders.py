@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-from aiosqlite import Connection as DatabaseConnection
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
 from tasks_fastapi import Task, Tasks, retry
@@ -77,7 +76,7 @@ async def read_order(order_id: int, connection: Connection) -> Order:
     return Order.model_validate(dict(row))
 
 
-async def reserve_stock(connection: DatabaseConnection, product_id: int, quantity: int) -> int:
+async def reserve_stock(connection: Connection, product_id: int, quantity: int) -> int:
     """Take the pieces from stock for everybody to see, and return what they cost."""
     cursor = await connection.execute(
         "update products set stock = stock - :quantity where id = :id and stock >= :quantity returning price",
@@ -90,7 +89,7 @@ async def reserve_stock(connection: DatabaseConnection, product_id: int, quantit
     return quantity * int(row["price"])
 
 
-async def store_order(connection: DatabaseConnection, new: NewOrder, total: int) -> Order:
+async def store_order(connection: Connection, new: NewOrder, total: int) -> Order:
     """Insert the row."""
     cursor = await connection.execute(
         "insert into orders (product_id, quantity, total, email, status) values (?, ?, ?, ?, 'placed') returning *",

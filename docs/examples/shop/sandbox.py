@@ -29,7 +29,9 @@ class Inbox:
     async def serve(self) -> AsyncIterator[str]:
         """Listen on a free port until the block ends."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: SMTP(self, hostname="localhost", loop=loop), "127.0.0.1", 0)
+        server = await loop.create_server(
+            lambda: SMTP(self, enable_SMTPUTF8=True, hostname="localhost", loop=loop), "127.0.0.1", 0
+        )
         async with server:
             host, port = server.sockets[0].getsockname()
             yield f"{host}:{port}"
