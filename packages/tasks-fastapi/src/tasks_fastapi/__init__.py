@@ -6,6 +6,7 @@ request has, and when its phases open). Imports go one way:
 
 ```text
 exceptions  _overload
+_spans ── _metrics ── _telemetry
 _request ── _asgi ── _app ── _dependencies
 ```
 """
@@ -16,6 +17,7 @@ from ._app import add_tasks, get_scheduler, get_tasks
 from ._dependencies import Tasks, request_tasks
 from ._overload import TASK_QUEUE_FULL_RESPONSE
 from ._request import Request, RequestTasks, WebSocketRequest
+from ._telemetry import TelemetryConfig
 from .exceptions import TasksInstallationError, TasksNotInstalledError
 
 __all__ = (
@@ -28,6 +30,7 @@ __all__ = (
     "Tasks",
     "TasksInstallationError",
     "TasksNotInstalledError",
+    "TelemetryConfig",
     "WebSocketRequest",
     "add_tasks",
     "get_scheduler",

@@ -11,6 +11,7 @@ from tasks_core import Clock, SchedulerNotStartedError, TaskConfig, TaskQueueFul
 from ._asgi import Installation, TasksLayer
 from ._overload import answer_with_503
 from ._request import SCOPE_KEY, Request, RequestTasks
+from ._telemetry import Telemetry, TelemetryConfig
 from .exceptions import TasksInstallationError, TasksNotInstalledError
 
 _STATE_KEY = "tasks_fastapi"
@@ -27,6 +28,7 @@ def add_tasks(
     max_threads: int = 40,
     clock: Clock | None = None,
     retry_after: float = 1.0,
+    telemetry: TelemetryConfig | None = None,
 ) -> None:
     """
     Give an application background tasks. Call it once, anywhere before the application starts.
@@ -56,6 +58,10 @@ def add_tasks(
             this many seconds in `Retry-After`; unless the application has a handler of its own for
             `TaskQueueFullError`.
 
+        telemetry: Where OpenTelemetry has a provider when the application has started up, each attempt of a task is a
+            span in the trace of the request that scheduled it, and tasks are counted and measured. These settings
+            choose other providers than the global ones, or turn it off.
+
     Raises:
         InvalidConfigError: an option has a value that it cannot have.
         TasksInstallationError: the application has tasks already, or has started.
@@ -78,7 +84,8 @@ def add_tasks(
             "max_pending": max_pending,
             "max_threads": max_threads,
             "clock": clock,
-        }
+        },
+        Telemetry(telemetry),
     )
     handler = answer_with_503(retry_after)
     if TaskQueueFullError not in app.exception_handlers:

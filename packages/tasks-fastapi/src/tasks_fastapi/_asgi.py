@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from math import inf
 from typing import Any
 
@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tasks_core import TaskScheduler
 
 from ._request import SCOPE_KEY, new_request
+from ._telemetry import Telemetry
 
 logger = logging.getLogger("tasks_fastapi")
 
@@ -22,10 +23,11 @@ class Installation:
     The scheduler lives as long as a lifespan does; an application may have one lifespan after another, in tests.
     """
 
-    __slots__ = ("_options", "bound_requests_told", "scheduler")
+    __slots__ = ("_options", "bound_requests_told", "scheduler", "telemetry")
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], telemetry: Telemetry) -> None:
         self._options = options
+        self.telemetry = telemetry
         self.scheduler: TaskScheduler | None = None
         self.bound_requests_told = False
         self.new_scheduler()  # so that a wrong option is an error now, at the call of add_tasks()
@@ -63,7 +65,10 @@ class TasksLayer:
         scheduler = self._installation.scheduler
         if scheduler is None or scheduler.stopping.is_set():
             await self._bound_to_request(scope, receive, send)
-            return
+        else:
+            await self._serve(scheduler, scope, receive, send)
+
+    async def _serve(self, scheduler: TaskScheduler, scope: Scope, receive: Receive, send: Send) -> None:
         request = new_request(scheduler, scope, send)
         try:
             await self.app(scope, receive, request.send)
@@ -89,31 +94,30 @@ class TasksLayer:
 
         async def resume_and_send(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
+                watching.enter_context(self._installation.telemetry.watch(scheduler))  # configured by now
                 scheduler.resume()
             await send(message)
 
         await scheduler.start(paused=True)
         self._installation.scheduler = scheduler
+        watching = ExitStack()
         try:
             async with AsyncExitStack() as stack:
                 stack.push_async_exit(scheduler)  # for a startup that failed
                 await self.app(scope, receive_and_drain, resume_and_send)
         finally:
+            watching.close()
             self._installation.scheduler = None
 
     async def _bound_to_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Without a lifespan nobody else would wait for the tasks, so the request does."""
-        async with self._installation.new_scheduler(grace_period=inf) as scheduler:
-            request = new_request(scheduler, scope, send)
-            try:
-                await self.app(scope, receive, request.send)
-            except BaseException as error:
-                request.error = error
-                raise
-            finally:
-                request.finish()
-                self._tell_once(scheduler)
-                del request
+        scheduler = self._installation.new_scheduler(grace_period=inf)
+        with self._installation.telemetry.watch(scheduler):
+            async with scheduler:
+                try:
+                    await self._serve(scheduler, scope, receive, send)
+                finally:
+                    self._tell_once(scheduler)
 
     def _tell_once(self, scheduler: TaskScheduler) -> None:
         if not self._installation.bound_requests_told and scheduler.statistics().scheduled:

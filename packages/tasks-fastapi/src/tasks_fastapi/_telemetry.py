@@ -1,0 +1,92 @@
+"""OpenTelemetry: whether anybody has configured it, and who then watches the tasks of a scheduler."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from importlib.metadata import version
+from typing import Any, TypedDict
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
+from tasks_core import InvalidConfigError, TaskScheduler, observe
+
+from ._metrics import TaskInstruments, TaskMetrics
+from ._spans import TaskSpans
+
+_NAME = "tasks_fastapi"
+_VERSION = version("tasks-fastapi")
+
+
+class TelemetryConfig(TypedDict, total=False):
+    """
+    Settings for `add_tasks(app, telemetry={...})`, named as those of `FastAPI(telemetry={...})` are.
+
+    What is left out has its default. `{"tracing": False, "metrics": False}` turns all of it off.
+    """
+
+    tracer_provider: TracerProvider | None
+    """Where spans come from. Default: the global provider."""
+    meter_provider: MeterProvider | None
+    """Where metrics come from. Default: the global provider."""
+    tracing: bool
+    """Whether the attempts of tasks are spans. Default: `True`."""
+    metrics: bool
+    """Whether tasks are counted and measured. Default: `True`."""
+
+
+class Telemetry:
+    """What `add_tasks(app, telemetry=...)` asks for."""
+
+    __slots__ = ("_config", "_instruments", "_meter_provider")
+
+    def __init__(self, config: TelemetryConfig | None) -> None:
+        self._config: TelemetryConfig = config or {}
+        unknown = set(self._config) - set(TelemetryConfig.__annotations__)
+        if unknown:
+            raise InvalidConfigError(
+                f"telemetry has no setting {min(unknown)!r}; it has {', '.join(TelemetryConfig.__annotations__)}"
+            )
+        self._meter_provider: MeterProvider | None = None
+        self._instruments: TaskInstruments | None = None
+
+    def watch(self, scheduler: TaskScheduler) -> AbstractContextManager[Any]:
+        """
+        Trace and measure the tasks of *scheduler* until the returned context manager is left.
+
+        Only for what has a provider at this moment does anybody watch: without one, tasks cost what they always do.
+        """
+        watching = ExitStack()
+        tracer = self._tracer()
+        if tracer is not None:
+            watching.enter_context(observe(TaskSpans(scheduler, tracer)))
+        instruments = self._find_instruments()
+        if instruments is not None:
+            watching.enter_context(observe(TaskMetrics(scheduler, instruments)))
+        return watching
+
+    def _tracer(self) -> trace.Tracer | None:
+        if not self._config.get("tracing", True):
+            return None
+        provider = self._config.get("tracer_provider") or trace.get_tracer_provider()
+        if _is_placeholder(provider, TracerProvider):
+            return None
+        tracer = provider.get_tracer(_NAME, _VERSION)
+        return None if isinstance(tracer, trace.NoOpTracer) else tracer
+
+    def _find_instruments(self) -> TaskInstruments | None:
+        if not self._config.get("metrics", True):
+            return None
+        provider = self._config.get("meter_provider") or metrics.get_meter_provider()
+        if _is_placeholder(provider, MeterProvider):
+            return None
+        if provider is not self._meter_provider:
+            meter = provider.get_meter(_NAME, _VERSION)
+            self._instruments = None if isinstance(meter, metrics.NoOpMeter) else TaskInstruments(meter)
+            self._meter_provider = provider
+        return self._instruments
+
+
+def _is_placeholder(provider: object, kind: type) -> bool:
+    # The API has no question for this; but the providers that it brings itself are those that do nothing.
+    return type(provider).__module__ == kind.__module__
