@@ -89,4 +89,4 @@ class Telemetry:
 
 def _is_placeholder(provider: object, kind: type) -> bool:
     # The API has no question for this; but the providers that it brings itself are those that do nothing.
-    return type(provider).__module__ == kind.__module__
+    return f"{type(provider).__module__}.".startswith(f"{kind.__module__}.")
