@@ -48,11 +48,11 @@ class Request:
     """
 
     __slots__ = (
+        "_complete",
         "_outcome",
         "_route_outcome",
         "_scheduler",
         "_send",
-        "_sent",
         "_tasks",
         "_trailers",
         "error",
@@ -76,7 +76,7 @@ class Request:
         self.error = None
         self._scheduler = scheduler
         self._send = send
-        self._sent = False
+        self._complete = False
         self._trailers = False
         self._tasks: RequestTasks | None = None
         # Set before `_tasks` is looked at, where a phase begins; looked at after `_tasks` is set, maybe by a thread.
@@ -104,7 +104,7 @@ class Request:
         return self._outcome or ("success" if self._succeeded() else "error")
 
     def _succeeded(self) -> bool:
-        return self._sent and self.error is None and self.status < 400
+        return self._complete and self.error is None and self.status < 400
 
     async def send(self, message: Message) -> None:
         """Pass a message of the application on to the server; open `after_route` right before the first."""
@@ -116,10 +116,18 @@ class Request:
             await self._send(message)
             announce(self, "response_started")
             return
-        await self._send(message)
-        if not self._sent and _is_last(message, self._trailers):
-            self._sent = True
-            announce(self, "response_sent")
+        if self._complete or not _is_last(message, self._trailers):
+            await self._send(message)
+            return
+        # Not when the call returns: a server may tell of the end of the connection, for which Starlette cancels
+        # whoever sends a stream, while it still closes what it has sent (hypercorn on trio does).
+        self._complete = True
+        try:
+            await self._send(message)
+        except Exception:
+            self._complete = False
+            raise
+        announce(self, "response_sent")
 
     def finish(self) -> None:
         """The application has returned, or raised: open every phase that is not open."""
