@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from inspect import isawaitable
 from math import inf
 from types import CodeType, TracebackType
 from typing import Any
@@ -40,6 +39,7 @@ class Attempts:
         "_handler_limiter",
         "_ledger",
         "_loop",
+        "_no_stray",
         "_threads",
         "stray",
     )
@@ -61,6 +61,7 @@ class Attempts:
         self._threads = WorkerThreads()
         self._handler_limiter = anyio.CapacityLimiter(max_threads)
         self._cancelled: type[BaseException] = GeneratorExit  # until open()
+        self._no_stray: anyio.Event | None = None
         self.stray: dict[ThreadCall, LostTask] = {}
         """The threads that still run what a task has given up waiting for."""
 
@@ -119,13 +120,15 @@ class Attempts:
 
     async def _call(self, task: Task[Any], func: Callable[..., Any] | None = None, /) -> Any:
         if func is None:
+            if task._submit is not None:
+                return await task._submit()
             func, is_async = task.func, task._is_async
         else:
             is_async = check_call(func, task.args, task.kwargs)
         if is_async:
             return await func(*task.args, **task.kwargs)
         result = await self._call_in_thread(task, partial(func, *task.args, **task.kwargs))
-        return await result if isawaitable(result) else result
+        return await result if isinstance(result, Coroutine) else result
 
     async def _call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
         # The place that the thread takes is given back when the thread is free, however the task ends.
@@ -142,10 +145,18 @@ class Attempts:
 
     def _thread_ended(self, call: ThreadCall) -> None:
         self.stray.pop(call, None)
+        if self._no_stray is not None and not self.stray:
+            self._no_stray.set()
 
     def _counted_thread_ended(self, call: ThreadCall) -> None:
-        self.stray.pop(call, None)
+        self._thread_ended(call)
         self._admission.thread_ended()
+
+    async def wait_no_stray(self) -> None:
+        """Return when no thread runs any more what a task has given up waiting for."""
+        if self.stray:
+            self._no_stray = anyio.Event()
+            await self._no_stray.wait()
 
     # ---- what the end means ----
 

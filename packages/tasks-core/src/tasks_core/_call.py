@@ -86,6 +86,16 @@ def _called_function(func: Callable[..., Any]) -> Any:
 
 def _parameters(signature: inspect.Signature) -> str:
     """Show a signature by its names only: a default value may be a secret."""
-    bare = [p.replace(default=p.empty, annotation=p.empty) for p in signature.parameters.values()]
-    optional = {p.name for p in signature.parameters.values() if p.default is not p.empty}
-    return "(" + ", ".join(f"{p}=..." if p.name in optional else str(p) for p in bare) + ")"
+    bare = [
+        p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else _HIDDEN)
+        for p in signature.parameters.values()
+    ]
+    return str(inspect.Signature(bare))
+
+
+class _Hidden:
+    def __repr__(self) -> str:
+        return "..."
+
+
+_HIDDEN = _Hidden()

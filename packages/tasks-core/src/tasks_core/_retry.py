@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -166,7 +165,7 @@ async def ask(handler: TaskErrorHandler, task: Task[Any], exception: Exception) 
         if is_async
         else await task._owner.call_in_thread(task, partial(handler, task, exception))
     )
-    return await answer if inspect.isawaitable(answer) else answer
+    return await answer if isinstance(answer, Coroutine) else answer
 
 
 def _check_handlers(where: str, handlers: tuple[object, ...]) -> None:

@@ -117,7 +117,7 @@ class Shutdown:
             pass  # trio: nothing that waits will be woken any more
         finally:
             self.finish()
-            await self._runner.loop.close()
+            await self._runner.close()
 
     async def _drain(self) -> None:
         runner = self._runner
@@ -158,6 +158,7 @@ class Shutdown:
             _LAST_CLEAN_UP
         ):  # by real time: what ignores its cancellation may hold any other clock
             await self._runner.ledger.wait_at_most(0)
+            await self._runner.attempts.wait_no_stray()
 
     async def _wait_until(self, deadline: float, *, few: int = 0) -> None:
         """
