@@ -1,28 +1,73 @@
 """
 Tests for background tasks: record them, drain them, move time, and say what went wrong.
 
-Start at `_recorder.py`. Names are imported when they are asked for: pytest imports this package in every run, also in
-those that have no background tasks.
+Start reading at `_recorder.py` (what a test can do) and `_recording.py` (the observer that writes the record). Names
+are imported when they are asked for: pytest imports this package in every run, also in those without background tasks.
+
+```text
+_show ── _call ── _record ── _recording ── _control
+_monitor ── _live ── _sleepers ── _clock
+_explain ── _order ── _filter ── _judge ── _view ── _timeline ── _verdict ── _virtual ── _recorder
+_settings ── plugin
+```
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._call import Call, Target, call, call_like
     from ._clock import VirtualClock
+    from ._order import Step, finished, opened, scheduled, started
+    from ._record import EventKind, Marker, Phase, RecordedRequest, RecordedTask, State, TaskEvent
+    from ._recorder import TasksRecorder, record_tasks
+    from ._verdict import TaskLostWarning
+    from ._view import TaskView
+    from ._virtual import RecorderClock
 
-__all__ = ("VirtualClock",)
+__all__ = (
+    "Call",
+    "EventKind",
+    "Marker",
+    "Phase",
+    "RecordedRequest",
+    "RecordedTask",
+    "RecorderClock",
+    "State",
+    "Step",
+    "Target",
+    "TaskEvent",
+    "TaskLostWarning",
+    "TaskView",
+    "TasksRecorder",
+    "VirtualClock",
+    "call",
+    "call_like",
+    "finished",
+    "opened",
+    "record_tasks",
+    "scheduled",
+    "started",
+)
 
 _HOMES = {
-    "VirtualClock": "_clock",
+    "_call": ("Call", "Target", "call", "call_like"),
+    "_clock": ("VirtualClock",),
+    "_order": ("Step", "finished", "opened", "scheduled", "started"),
+    "_record": ("EventKind", "Marker", "Phase", "RecordedRequest", "RecordedTask", "State", "TaskEvent"),
+    "_recorder": ("TasksRecorder", "record_tasks"),
+    "_verdict": ("TaskLostWarning",),
+    "_view": ("TaskView",),
+    "_virtual": ("RecorderClock",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

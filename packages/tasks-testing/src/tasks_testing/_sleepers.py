@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -50,7 +50,10 @@ class SleepQueue:
         self._sleepers: list[Sleeper] = []
         self._next_number = count().__next__
         self._timed: Counter[int] = Counter()
+        self._parked: dict[int, Sleeper] = {}
+        self._ending: set[int] = set()
         self.auto_until = -inf
+        self.on_too_late: Callable[[Task[Any]], None] = _ignore
 
     def now(self) -> float:
         return self._now
@@ -87,6 +90,48 @@ class SleepQueue:
             if self._now < self.auto_until and not self._live and self.next_deadline() < inf:
                 self._sleepers[0].wakeup.set()
 
+    # ---- the tasks that sleep ----
+
+    def parked(self) -> list[Task[Any]]:
+        """Return the tasks that wait for the time of their next attempt, in the order of that time."""
+        with self._monitor.lock:
+            return [sleeper.task for sleeper in sorted(self._parked.values()) if sleeper.task is not None]
+
+    def due_at(self, task: Task[Any]) -> float | None:
+        """Return when a parked task is due; `None` if it is not parked."""
+        with self._monitor.lock:
+            sleeper = self._parked.get(task.id)
+            return None if sleeper is None else sleeper.deadline
+
+    def finish(self, tasks: Iterable[Task[Any]], until: float) -> None:
+        """Let time jump by itself up to *until*, when some tasks have to have ended; cancel those that will not."""
+        with self._monitor.lock:
+            self.auto_until = until
+            self._ending.update(task.id for task in tasks)
+            late = [sleeper for sleeper in self._parked.values() if self._is_too_late(sleeper)]
+        for sleeper in late:
+            self._cancel(sleeper)
+        self.nudge()
+
+    def finished(self, task: Task[Any]) -> None:
+        """Note that a task has ended."""
+        with self._monitor.lock:
+            if task.id in self._ending:
+                self._ending.remove(task.id)
+                if not self._ending:
+                    self.auto_until = -inf
+        self.nudge()
+
+    def _is_too_late(self, sleeper: Sleeper) -> bool:
+        return sleeper.task is not None and sleeper.task.id in self._ending and sleeper.deadline > self.auto_until
+
+    def _cancel(self, sleeper: Sleeper) -> None:
+        if sleeper.task is not None:
+            self.on_too_late(sleeper.task)
+            sleeper.task.cancel()
+
+    # ---- moving on step by step ----
+
     def advancing(self, seconds: float, timeout: float | None, stuck: Callable[[], Exception]) -> Steps[None]:
         """
         Move on by *seconds*, with a stop at each deadline on the way, where tasks do what they have to do at that time.
@@ -120,9 +165,10 @@ class SleepQueue:
         sleeper = Sleeper(deadline, self._next_number(), Wakeup(), current_task())
         with self._monitor.lock:
             heappush(self._sleepers, sleeper)
-            if sleeper.task is not None:
-                self._lie_down(sleeper.task)
+            self._lie_down(sleeper)
         self._monitor.changed()
+        if self._is_too_late(sleeper):
+            self._cancel(sleeper)
         self.nudge()
         try:
             yield sleeper
@@ -130,10 +176,14 @@ class SleepQueue:
             self._wake(sleeper)
             self.nudge()
 
-    def _lie_down(self, task: Task[Any]) -> None:
+    def _lie_down(self, sleeper: Sleeper) -> None:
+        task = sleeper.task
+        if task is None:
+            return
         if task.state is TaskState.RUNNING:
             self._timed[task.id] += 1  # the timer of an attempt, or the function itself: time is one thing it waits for
         else:
+            self._parked[task.id] = sleeper
             self._live.rest(task)
 
     def _wake(self, sleeper: Sleeper) -> None:
@@ -143,14 +193,16 @@ class SleepQueue:
             sleeper.awake = True
             sleeper.wakeup.set()
             if sleeper.task is not None:
-                self._get_up(sleeper.task)
+                self._get_up(sleeper, sleeper.task)
 
-    def _get_up(self, task: Task[Any]) -> None:
-        if self._timed[task.id] > 1:
+    def _get_up(self, sleeper: Sleeper, task: Task[Any]) -> None:
+        if self._parked.get(task.id) is sleeper:
+            del self._parked[task.id]
+            self._live.wake(task)
+        elif self._timed[task.id] > 1:
             self._timed[task.id] -= 1
         else:
             del self._timed[task.id]
-            self._live.wake(task)
 
     async def _wait(self, sleeper: Sleeper) -> None:
         with self._monitor.lock:
@@ -173,3 +225,7 @@ class SleepQueue:
         with self._monitor.lock:
             if self._may_jump(sleeper):
                 self.move_to(sleeper.deadline)
+
+
+def _ignore(_task: Task[Any]) -> None:
+    pass

@@ -1,1 +1,96 @@
-"""The pytest plugin."""
+"""
+The pytest plugin: options, the fixture, and when a recording begins and ends.
+
+It is loaded in every run of pytest where the package is installed, and imports nothing else until a test asks for the
+fixture.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from ._recorder import TasksRecorder
+    from ._session import RecordedItem
+
+_RECORDED: pytest.StashKey[RecordedItem] = pytest.StashKey()
+
+_MARKER = (
+    "tasks_recorder(mode='spy', virtual_time=False, strict=False, failures='error', leaks='error', timeout=5.0): "
+    "settings of the fixture of that name; for each setting the closest marker counts"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    ini = parser.addini
+    ini("tasks_recorder_autouse", "record the background tasks of all tests", type="bool", default=False)
+    ini("tasks_recorder_mode", "spy (default): tasks run; hold: they start when they are released", default=None)
+    ini("tasks_recorder_virtual_time", "delays, retry pauses and timeouts take no time", type="bool", default=None)
+    ini("tasks_recorder_strict", "a task that no assertion was about fails the test", type="bool", default=None)
+    ini("tasks_recorder_failures", "error (default) or ignore: tasks that fail unexpectedly", default=None)
+    ini("tasks_recorder_leaks", "error (default) or ignore: tasks that still run at the end of a test", default=None)
+    ini("tasks_recorder_timeout", "seconds that everything waits at most (default: 5)", default=None)
+    parser.getgroup("tasks_testing", "background tasks").addoption(
+        "--tasks-timeline",
+        choices=("failed", "all", "none"),
+        default="failed",
+        help="which tests show the timeline of their background tasks (default: failed)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", _MARKER)
+    if config.getini("tasks_recorder_autouse"):
+        from . import _autouse
+
+        config.pluginmanager.register(_autouse, "tasks_testing_autouse")
+
+
+@pytest.fixture
+def tasks_recorder(request: pytest.FixtureRequest) -> TasksRecorder:
+    """Record the background tasks of the test; see `tasks_testing.TasksRecorder`."""
+    from ._session import RecordedItem
+
+    # It ends behind the last fixture, not with this one: an app that a fixture runs is torn down in any order.
+    recorded = request.node.stash[_RECORDED] = RecordedItem(request.node)
+    return recorded.recorder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    recorded = item.stash.get(_RECORDED, None)
+    try:
+        result = yield
+    except BaseException as error:
+        if recorded is not None:
+            recorded.body_raised(error)
+        raise
+    if recorded is not None:
+        recorded.body_returned()
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    recorded = item.stash.get(_RECORDED, None)
+    try:
+        result = yield
+    except BaseException as error:
+        if recorded is not None:
+            recorded.teardown_raised(error)
+        raise
+    if recorded is not None:
+        recorded.teardown_returned()
+    return result
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    if op != "==" or f"{__package__}._call" not in sys.modules:
+        return None
+    from ._compare import compare_calls
+
+    return compare_calls(left, right)

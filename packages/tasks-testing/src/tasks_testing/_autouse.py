@@ -1,0 +1,10 @@
+"""A plugin of its own, registered when all tests are to be recorded."""
+
+import pytest
+
+from ._recorder import TasksRecorder
+
+
+@pytest.fixture(autouse=True)
+def _record_all_tests(tasks_recorder: TasksRecorder) -> None:
+    """Use the fixture in every test."""

@@ -1,0 +1,67 @@
+"""Which recording a task belongs to, when there are several at a time."""
+
+from __future__ import annotations
+
+import threading
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._recording import Recording
+
+_active: tuple[Recording, ...] = ()
+_lock = threading.Lock()
+# A tie-breaker only: a variable that a fixture sets does not reach every test that runs on an event loop.
+_current: ContextVar[Recording | None] = ContextVar("tasks_testing_recording", default=None)
+
+
+def activate(recording: Recording) -> None:
+    """Make a recording the one for what is scheduled from here on, by whatever thread."""
+    global _active
+    with _lock:
+        recording.outer = _enclosing()
+        _active = (*_active, recording)
+    _current.set(recording)
+
+
+def deactivate(recording: Recording) -> None:
+    global _active
+    with _lock:
+        _active = tuple(other for other in _active if other is not recording)
+    if _current.get() is recording:
+        _current.set(recording.outer)
+
+
+def owners() -> tuple[Recording, ...]:
+    """
+    Return the recording for what happens now, in the context of the caller; several if nobody can tell.
+
+    Of recordings inside of one another the innermost counts. Of those side by side, in several threads, it is the one
+    that the context of the caller comes from.
+    """
+    active = _active
+    if len(active) < 2:
+        return active
+    enclosing = {id(recording.outer) for recording in active}
+    innermost = tuple(recording for recording in active if id(recording) not in enclosing)
+    if len(innermost) == 1:
+        return innermost
+    current = _current.get()
+    mine = tuple(recording for recording in innermost if _is_inside(recording, current))
+    return mine if len(mine) == 1 else innermost
+
+
+def _enclosing() -> Recording | None:
+    current = _current.get()
+    if current in _active:
+        return current
+    here = threading.get_ident()
+    return next((recording for recording in reversed(_active) if recording.thread_id == here), None)
+
+
+def _is_inside(recording: Recording | None, other: Recording | None) -> bool:
+    while recording is not None and other is not None:
+        if recording is other:
+            return True
+        recording = recording.outer
+    return False

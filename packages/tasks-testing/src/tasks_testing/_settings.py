@@ -1,0 +1,52 @@
+"""What can be set for a recording."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from typing import Literal, TypeAlias, get_args
+
+Mode: TypeAlias = Literal["spy", "hold"]
+"""`spy`: tasks run as in production. `hold`: they start when `release()` says so."""
+
+Check: TypeAlias = Literal["error", "ignore"]
+"""Whether something that is found at the end of a test fails it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of one recording; see `record_tasks()`."""
+
+    mode: Mode = "spy"
+    virtual_time: bool = False
+    strict: bool = False
+    failures: Check = "error"
+    leaks: Check = "error"
+    timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        _check("mode", self.mode, get_args(Mode))
+        _check("virtual_time", self.virtual_time, (True, False))
+        _check("strict", self.strict, (True, False))
+        _check("failures", self.failures, get_args(Check))
+        _check("leaks", self.leaks, get_args(Check))
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, (int, float)) or not self.timeout > 0:
+            raise ValueError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
+
+
+NAMES = tuple(field.name for field in fields(Settings))
+
+
+def in_debugger() -> bool:
+    """Whether somebody steps through the code, so that no timeout makes sense."""
+    monitoring = getattr(sys, "monitoring", None)
+    if monitoring is not None and monitoring.get_tool(monitoring.DEBUGGER_ID):
+        return True
+    # Coverage sets a trace function as well.
+    module = getattr(type(sys.gettrace()), "__module__", "") + getattr(sys.gettrace(), "__module__", "")
+    return any(debugger in module for debugger in ("bdb", "pdb", "pydevd"))
+
+
+def _check(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
