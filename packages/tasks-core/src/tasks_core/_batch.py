@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._config import Outcome, TaskConfig
 from ._observer import hooks, notify
 from ._schedule import ConfiguredSchedule, Schedulable, new_task, refuse_when
+from ._submit import DurableTask, check_submitted
 from ._task import Task
 from .exceptions import InvalidConfigError
 
@@ -40,9 +41,25 @@ class TaskBatch(Schedulable):
         config: Over the configuration of the scheduler, for all tasks of the batch.
 
         opened: The moment is now: every task starts at once, and has no outcome to wait for (`when` is refused).
+
+        hand_over: When durable tasks are handed over to the engine: `"open"`, like other tasks; `"submit"`, when
+            `submit()` is called, which somebody is going to do before `open()`; `"now"`, as soon as they are scheduled,
+            without waiting for the moment, except those for `when="error"`.
     """
 
-    __slots__ = ("_config", "_discarded", "_immediate", "_outcome", "_runner", "_waiting", "origin", "phase")
+    __slots__ = (
+        "_config",
+        "_discarded",
+        "_durable",
+        "_hand_over",
+        "_immediate",
+        "_outcome",
+        "_runner",
+        "_submitted",
+        "_waiting",
+        "origin",
+        "phase",
+    )
 
     def __init__(
         self,
@@ -52,6 +69,7 @@ class TaskBatch(Schedulable):
         origin: object = None,
         config: TaskConfig | None = None,
         opened: bool = False,
+        hand_over: Literal["open", "submit", "now"] = "open",
     ) -> None:
         if not isinstance(phase, str) or not phase:
             raise InvalidConfigError('TaskBatch(scheduler, phase): phase must be a name, such as "after_commit"')
@@ -61,6 +79,9 @@ class TaskBatch(Schedulable):
         self._immediate = opened
         self._outcome: Outcome | None = "success" if opened else None
         self._discarded: str | None = None
+        self._hand_over = hand_over
+        self._submitted: Outcome | None = None
+        self._durable: list[DurableTask] | None = None  # those that submit() has to wait for
         self.phase: str = phase
         self.origin: object = origin
 
@@ -79,7 +100,7 @@ class TaskBatch(Schedulable):
         Begin the phase: start the tasks that are meant for this *outcome*, and discard the others.
 
         Which they are is for `TaskConfig.when` to say. Tasks start at the next turn of the event loop, in the order in
-        which they were scheduled.
+        which they were scheduled (trio takes those of one turn in any order).
 
         Raises:
             InvalidConfigError: *outcome* is neither `"success"` nor `"error"`.
@@ -91,6 +112,48 @@ class TaskBatch(Schedulable):
     def discard(self, reason: str) -> None:
         """Drop the tasks, and all that are scheduled into this batch later; *reason* is logged with each, at INFO."""
         self._runner.loop.call(self._discard, reason)
+
+    @property
+    def unsubmitted(self) -> bool:
+        """Whether there are durable tasks that `submit()` has not waited for."""
+        return self._durable is not None
+
+    async def submit(self, outcome: Outcome = "success") -> None:
+        """
+        Hand the durable tasks over to the engine, ahead of `open()`, and return when it has acknowledged them all.
+
+        Those that are not meant for this *outcome* are discarded. Those that are scheduled later are handed over at
+        once. Other tasks are not touched. Call it on the event loop of the scheduler.
+
+        Cancellation: the tasks go on.
+
+        Raises:
+            EngineUnavailableError: the engine did not acknowledge one of them, or was not asked because the
+                scheduler is at its end.
+            Exception: what else the engine had to say against one of them.
+        """
+        self._submitted = outcome
+        waiting, self._waiting = self._waiting, []
+        submitted, self._durable = self._durable or [], None
+        in_transaction: list[DurableTask] = []
+        for task_id in waiting:
+            task = self._runner.ledger.get(task_id)
+            if not isinstance(task, DurableTask):
+                self._waiting.append(task_id)
+                continue
+            if task not in submitted:
+                submitted.append(task)
+            if task.transaction is None:
+                self._add(task)
+            else:
+                in_transaction.append(task)
+        for task in in_transaction:  # one after the other: a connection does one thing at a time
+            self._add(task)
+            await task.wait()
+        for task in submitted:
+            await task.wait()
+        for task in submitted:
+            check_submitted(task)
 
     def _open(self, outcome: Outcome) -> None:
         if self._outcome is not None or self._discarded is not None:
@@ -120,6 +183,8 @@ class TaskBatch(Schedulable):
         """Take a task on the thread of the loop."""
         if task._state.finished:
             return  # cancelled before the request of another thread got here
+        if task._submit is not None and self._add_durable(task):
+            return
         when = task.config.when or "success"
         if self._discarded is not None:
             self._runner.ledger.drop(task, self._discarded)
@@ -128,7 +193,38 @@ class TaskBatch(Schedulable):
         elif self._immediate or when in ("always", self._outcome):
             self._runner.ready(task)
         else:
-            self._runner.ledger.drop(task, f"it is for when={when!r}, and {self.phase} ended in {self._outcome}")
+            self._drop(task, self._outcome)
+
+    def _add_durable(self, task: Task[Any]) -> bool:
+        """Take a durable task if its way is not that of all others."""
+        when = task.config.when or "success"
+        if self._discarded is not None:
+            return False
+        if self._hand_over == "now" and when != "error":
+            self._runner.ready(task)
+            return True
+        if self._submitted is not None and self._outcome is None:
+            if when in ("always", self._submitted):
+                self._runner.ready(task)
+            else:
+                self._drop(task, self._submitted)
+            return True
+        if self._hand_over == "submit" and self._submitted is None and task.config.transaction is not None:
+            # Whoever uses the connection at the moment must not be disturbed.
+            self._waiting.append(task.id)
+            return True
+        return False
+
+    def _take(self, task: Task[Any]) -> None:
+        """Take a task that was just scheduled."""
+        if isinstance(task, DurableTask) and self._submitted is None and self._hand_over == "submit":
+            self._durable = self._durable or []
+            self._durable.append(task)
+        self._add(task)
+
+    def _drop(self, task: Task[Any], outcome: Outcome) -> None:
+        when = task.config.when or "success"
+        self._runner.ledger.drop(task, f"it is for when={when!r}, and {self.phase} ended in {outcome}")
 
     def _schedule(
         self,
@@ -139,8 +235,8 @@ class TaskBatch(Schedulable):
         config: TaskConfig | None = None,
     ) -> Task[Any]:
         runner = self._runner
-        task = new_task(runner, config or self._config, self, func, args, kwargs, caller)
-        runner.hand_over(task, self._add)
+        task = new_task(runner, config, self._config, self, func, args, kwargs, caller)
+        runner.hand_over(task, self._take)
         return task
 
     def _configured(self, config: TaskConfig) -> Schedulable:

@@ -60,6 +60,12 @@ class TaskConfig:
 
         limiter: A limiter that this task shares with others; an attempt starts when it has a token.
 
+        key: Of a durable task: the engine takes a key once, and a second call with it is acknowledged without making a
+            second task.
+
+        transaction: Of a durable task: the transaction of a database that the task is to be part of. It is there when
+            that is committed, or not at all. What it may be is for the engine to say.
+
     Raises:
         InvalidConfigError: a value is not one that the field allows.
     """
@@ -71,6 +77,8 @@ class TaskConfig:
     timeout: float | None = None
     delay: float | None = None
     limiter: anyio.CapacityLimiter | None = None
+    key: str | None = None
+    transaction: Any = None
 
     def __post_init__(self) -> None:
         for option, allowed in _ALLOWED.items():
@@ -123,6 +131,7 @@ _ALLOWED = {
         lambda v: isinstance(v, anyio.CapacityLimiter),
         "an anyio.CapacityLimiter, as in limiter=CapacityLimiter(4)",
     ),
+    "key": _Allowed(lambda v: isinstance(v, str) and v != "", "a text that is not empty, as in key='welcome-17'"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -60,6 +61,11 @@ class DurableFunction(Generic[P, T]):
     def func(self) -> Callable[P, T]:
         """The function itself."""
         return self.__wrapped__
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it is a coroutine function; a plain one runs in a thread of the worker."""
+        return inspect.iscoroutinefunction(self.__wrapped__)
 
     @property
     def codec(self) -> ArgumentCodec:

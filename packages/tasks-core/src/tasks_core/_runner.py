@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._admission import HELD, LIMITER, Admission
 from ._attempt import Attempts
@@ -16,6 +16,9 @@ from ._loop import Loop
 from ._observer import hooks, is_held, notify
 from ._task import CURRENT_TASK, Task, TaskState, current_task
 from .exceptions import SchedulerClosedError, SchedulerNotStartedError
+
+if TYPE_CHECKING:
+    from ._submit import EngineHost
 
 logger = logging.getLogger("tasks_core")
 
@@ -45,10 +48,13 @@ class Runner:
     The state of a task changes on the thread of the loop only; other threads hand over what they want done.
     """
 
-    __slots__ = ("_admission", "attempts", "clock", "ledger", "loop", "paused", "stage")
+    __slots__ = ("_admission", "attempts", "clock", "host", "ledger", "loop", "paused", "stage")
 
-    def __init__(self, clock: Clock, max_concurrency: float, max_pending: float, max_threads: int) -> None:
+    def __init__(
+        self, clock: Clock, max_concurrency: float, max_pending: float, max_threads: int, host: EngineHost | None = None
+    ) -> None:
         self.clock = clock
+        self.host = host
         self.stage = Stage.NEW
         self.paused = True
         self.loop = Loop()
@@ -63,10 +69,18 @@ class Runner:
         self.attempts.open()
         try:
             await self.loop.open()
+            if self.host is not None:
+                await self.host.open(self.loop)
         except BaseException:
             self.stage = Stage.NEW
             raise
         self.stage = Stage.OPEN
+
+    async def close(self) -> None:
+        """Let go of the engine and of the event loop."""
+        if self.host is not None:
+            await self.host.close()
+        await self.loop.close()
 
     def resume(self) -> None:
         """Begin to start tasks."""
@@ -120,6 +134,8 @@ class Runner:
             return  # cancelled, or given up by shutdown, before its turn
         if self.stage is not Stage.OPEN and (reason := self._too_late(task)):
             self.ledger.give_up(task, TaskState.DISCARDED, reason)
+        elif task._submit is not None:
+            self.attempts.start(task)  # no limit of this process is for it, and somebody waits for it
         elif hooks.hold_task and is_held(task):
             task._tickets |= HELD
         elif not task._state.finished:  # an observer that was asked may have cancelled it

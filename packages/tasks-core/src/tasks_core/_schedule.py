@@ -6,6 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
@@ -13,6 +14,9 @@ import anyio
 
 from ._call import check_call
 from ._config import TaskConfig, TaskErrorHandler, When
+from ._durable import DurableFunction
+from ._engine import Receipt
+from ._submit import new_durable_task, refuse_durable_options, refuse_partial
 from ._task import Task
 from .exceptions import InvalidConfigError
 
@@ -30,6 +34,9 @@ class Schedulable(ABC):
     __slots__ = ()
 
     @overload
+    def schedule(self, func: DurableFunction[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Task[Receipt]: ...
+
+    @overload
     def schedule(self, func: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
 
     @overload
@@ -43,6 +50,9 @@ class Schedulable(ABC):
         never blocks, may come from any thread, and returns before the function starts. The function sees the context
         variables as they are now.
 
+        A durable function (`@durable`) is not run here: its call is handed over to the engine of the scheduler, and the
+        result of the task is the `Receipt` for it. In a phase of a request that happens before the response begins.
+
         Once this returns, the task is in the books of the scheduler: it will end in exactly one terminal state, and
         there is a line in the log unless it succeeded.
 
@@ -51,6 +61,9 @@ class Schedulable(ABC):
             SchedulerNotStartedError: the scheduler has not been entered.
             SchedulerClosedError: shutdown has begun, and the caller is not a task of this scheduler that still runs.
             TaskQueueFullError: `max_pending` tasks are waiting already.
+            ArgumentCodecError: an argument for a durable function cannot travel.
+            EngineNotConfiguredError: *func* is durable, and the scheduler has no engine.
+            EngineCapabilityError: *func* is durable, and the engine cannot do what `.task(...)` asks for.
         """
         # The frame is asked for its place only, here and now: keeping it would keep the caller's variables alive.
         return self._schedule(func, args, kwargs, sys._getframe(1))
@@ -65,6 +78,8 @@ class Schedulable(ABC):
         timeout: float | None = None,
         delay: float | None = None,
         limiter: anyio.CapacityLimiter | None = None,
+        key: str | None = None,
+        transaction: Any = None,
     ) -> Schedulable:
         """
         Say how the next task is to be run: `tasks.task(name="charge", shield=True).schedule(charge, order.id)`.
@@ -83,6 +98,8 @@ class Schedulable(ABC):
             timeout=timeout,
             delay=delay,
             limiter=limiter,
+            key=key,
+            transaction=transaction,
         )
         return self._configured(config)
 
@@ -103,14 +120,24 @@ class Schedulable(ABC):
 
 def new_task(
     runner: Runner,
-    config: TaskConfig,
+    config: TaskConfig | None,
+    base: TaskConfig,
     batch: TaskBatch | None,
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     caller: FrameType,
 ) -> Task[Any]:
-    """Make a task that `runner` has accepted."""
+    """Make a task that `runner` has accepted; *config* is what was said for it over *base*."""
+    if isinstance(func, DurableFunction):
+        check_call(func.func, args, kwargs)
+        return new_durable_task(runner, config or base, base, batch, func, args, kwargs, caller)
+    if isinstance(func, partial):
+        refuse_partial(func)
+    if config is None:
+        config = base
+    else:
+        refuse_durable_options(config)
     is_async = check_call(func, args, kwargs)
     task: Task[Any] = Task(
         runner, func, args, kwargs, config, batch, is_async, copy_context(), caller.f_code, caller.f_lasti, runner.now()

@@ -12,10 +12,12 @@ import anyio
 from ._backend import NativeTask
 from ._clock import Clock, MonotonicClock
 from ._config import TaskConfig, is_seconds
+from ._engine import Engine
 from ._ledger import SchedulerStatistics
 from ._runner import Runner, Stage
 from ._schedule import ConfiguredSchedule, Schedulable, new_task, refuse_when
 from ._shutdown import Shutdown, ShutdownReport
+from ._submit import EngineHost, OnUnavailable
 from ._task import Task, current_task
 from .exceptions import InvalidConfigError
 
@@ -62,6 +64,12 @@ class TaskScheduler(Schedulable):
 
         clock: Where all waits come from.
 
+        engine: What keeps durable tasks. It is entered and left with the scheduler.
+
+        on_unavailable: What becomes of a durable task when the engine does not acknowledge it within 5 seconds:
+            `"error"`, its task fails with `EngineUnavailableError`; `"memory"`, it runs in this process like any other
+            task, with a line in the log, and nobody sees to its `key`.
+
     Raises:
         InvalidConfigError: an argument has a value that it cannot have.
     """
@@ -93,6 +101,8 @@ class TaskScheduler(Schedulable):
         max_pending: int | None = None,
         max_threads: int = 40,
         clock: Clock | None = None,
+        engine: Engine | None = None,
+        on_unavailable: OnUnavailable = "error",
     ) -> None:
         if config is not None and not isinstance(config, TaskConfig):
             raise InvalidConfigError("config must be a TaskConfig, as in config=TaskConfig(on_error=report)")
@@ -115,6 +125,7 @@ class TaskScheduler(Schedulable):
             inf if max_concurrency is None else max_concurrency,
             inf if max_pending is None else max_pending,
             max_threads,
+            None if engine is None else EngineHost(engine, on_unavailable),
         )
 
     async def start(self, *, paused: bool = False) -> None:
@@ -246,7 +257,7 @@ class TaskScheduler(Schedulable):
         config: TaskConfig | None = None,
     ) -> Task[Any]:
         runner = self._runner
-        task = new_task(runner, config or self.config, None, func, args, kwargs, caller)
+        task = new_task(runner, config, self.config, None, func, args, kwargs, caller)
         runner.hand_over(task, runner.ready)
         return task
 

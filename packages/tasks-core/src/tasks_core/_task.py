@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextvars import Context, ContextVar
 from enum import StrEnum
 from itertools import count
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import anyio.lowlevel
 
@@ -114,6 +114,9 @@ class Task(Generic[T]):
         "reason",
         "scheduled_at",
     )
+
+    # What an attempt does instead of calling `func`; see DurableTask.
+    _submit: ClassVar[Callable[..., Coroutine[Any, Any, Any]] | None] = None
 
     id: int
     """Unique among the tasks of the process, in the order of scheduling."""
