@@ -168,7 +168,7 @@ class Attempts:
             failure.__traceback__ = _without_own_frames(failure)
             await self._fail(task, failure)
         if isinstance(error, KeyboardInterrupt):
-            raise error  # meant for the process
+            self._loop.interrupt(error)
 
     def _cancel(self, task: Task[Any]) -> None:
         reason = task._cancel_reason or "what it waited for was cancelled, or somebody cancelled it from outside"
@@ -230,7 +230,10 @@ def _failure_in(error: BaseException, cancelled: type[BaseException]) -> BaseExc
     """Return what *error* says besides "cancelled": nothing, itself, or what is left of a group."""
     if isinstance(error, (cancelled, GeneratorExit)):
         return None
-    return error.split(cancelled)[1] if isinstance(error, BaseExceptionGroup) else error
+    if isinstance(error, BaseExceptionGroup):
+        cancellations, rest = error.split(cancelled)
+        return error if cancellations is None else rest
+    return error
 
 
 def _without_own_frames(error: BaseException) -> TracebackType | None:

@@ -46,6 +46,10 @@ class Backend(Protocol):
         """Run *callback* on the loop; call from any thread. Raises `RuntimeError` when the loop is gone."""
         ...
 
+    def interrupt(self, error: KeyboardInterrupt) -> None:
+        """Raise *error*, or one like it, where Ctrl-C would raise it: no task may, being nobody's child."""
+        ...
+
     async def open(self) -> None:
         """Get ready to spawn."""
         ...
@@ -71,6 +75,9 @@ class AsyncioBackend:
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(callback)
 
+    def interrupt(self, error: KeyboardInterrupt) -> None:
+        self._loop.call_soon(_raise, error)
+
     async def open(self) -> None:
         pass
 
@@ -84,7 +91,7 @@ class TrioBackend:
     not when whoever runs the scheduler is cancelled.
     """
 
-    __slots__ = ("_host", "_interrupt", "_nursery", "_token", "_trio", "thread_id")
+    __slots__ = ("_host", "_nursery", "_token", "_trio", "thread_id")
 
     def __init__(self) -> None:
         import trio
@@ -93,13 +100,11 @@ class TrioBackend:
         self._token = trio.lowlevel.current_trio_token()
         self._host: trio.CancelScope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
-        # Protected: the signal is then delivered to trio's main task, as if Ctrl-C had been pressed.
-        self._interrupt: Callable[[], None] = trio.lowlevel.enable_ki_protection(_interrupt)
         self.thread_id = threading.get_ident()
 
     def spawn(self, context: Context | None, name: str, func: AsyncFunction, *args: object) -> TrioTask:
         assert self._nursery is not None
-        task = TrioTask(self._trio.CancelScope(), self._interrupt)
+        task = TrioTask(self._trio.CancelScope(), self.interrupt)
         # trio copies the context of whoever calls start_soon()
         start = self._nursery.start_soon if context is None else _in_context(context, self._nursery.start_soon)
         start(task.run, func, args, name=name)
@@ -107,6 +112,10 @@ class TrioBackend:
 
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         self._token.run_sync_soon(callback)
+
+    def interrupt(self, error: KeyboardInterrupt) -> None:
+        # From a protected function, so that trio hands the signal to its main task.
+        self._trio.lowlevel.enable_ki_protection(_raise_signal)()
 
     async def open(self) -> None:
         opened = self._trio.Event()
@@ -132,7 +141,7 @@ class TrioTask:
 
     __slots__ = ("_done", "_interrupt", "_scope")
 
-    def __init__(self, scope: trio.CancelScope, interrupt: Callable[[], None]) -> None:
+    def __init__(self, scope: trio.CancelScope, interrupt: Callable[[KeyboardInterrupt], None]) -> None:
         self._scope = scope
         self._interrupt = interrupt
         self._done = False
@@ -141,8 +150,8 @@ class TrioTask:
         try:
             with self._scope:
                 await func(*args)
-        except KeyboardInterrupt:
-            self._interrupt()
+        except KeyboardInterrupt as error:  # Ctrl-C, between two lines of this package
+            self._interrupt(error)
         except Exception:  # would cancel the nursery, and every task with it
             logger.exception("Something that must not raise did so; other tasks are not affected")
         finally:
@@ -162,8 +171,12 @@ def _in_context(context: Context, start: Callable[..., None]) -> Callable[..., N
     return start_in_context
 
 
-def _interrupt() -> None:
+def _raise_signal() -> None:
     signal.raise_signal(signal.SIGINT)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def current_backend() -> Backend:

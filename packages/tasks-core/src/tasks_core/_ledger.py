@@ -221,8 +221,8 @@ class Ledger:
     def statistics(self) -> SchedulerStatistics:
         """Count. Walks over the live tasks."""
         # Without a lock: to another thread, a task that ends right now may be neither alive nor counted.
-        live = [task for task in self.live() if not task._state.finished]
-        states = Counter(task._state for task in live)
+        live = [(task, state) for task in self.live() if not (state := task._state).finished]
+        states = Counter(state for _, state in live)
         ended = self._totals.copy()
         return SchedulerStatistics(
             scheduled=len(live) + sum(ended.values()),
@@ -233,8 +233,8 @@ class Ledger:
             failed=ended[TaskState.FAILED],
             cancelled=ended[TaskState.CANCELLED],
             discarded=ended[TaskState.DISCARDED],
-            by_phase=Counter(task.phase for task in live),
-            oldest_age=live[0].age if live else 0.0,
+            by_phase=Counter(task.phase for task, _ in live),
+            oldest_age=live[0][0].age if live else 0.0,
         )
 
 

@@ -56,6 +56,11 @@ class Loop:
         assert self._backend is not None
         return self._backend.spawn(context, name, func, *args)
 
+    def interrupt(self, error: KeyboardInterrupt) -> None:
+        """Have the process interrupted, as Ctrl-C does."""
+        assert self._backend is not None
+        self._backend.interrupt(error)
+
     @contextmanager
     def deadline(self, clock: Clock, at: float) -> Iterator[anyio.CancelScope]:
         """Cancel the block when *clock* says *at*; go on behind the block."""
