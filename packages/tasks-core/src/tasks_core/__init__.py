@@ -39,6 +39,7 @@ from ._retry import Retry, by_exception, chain, retry
 from ._schedule import Schedulable
 from ._scheduler import TaskScheduler
 from ._shutdown import ShutdownReport
+from ._submit import DurableTask, OnUnavailable
 from ._subscription import Subscription
 from ._task import Task, TaskState, current_task
 from ._worker import Worker
@@ -70,6 +71,7 @@ __all__ = (
     "DurableFunction",
     "DurableState",
     "DurableStatus",
+    "DurableTask",
     "Engine",
     "EngineCapabilityError",
     "EngineError",
@@ -82,6 +84,7 @@ __all__ = (
     "LostTask",
     "MonotonicClock",
     "NotAddressableError",
+    "OnUnavailable",
     "Outcome",
     "Receipt",
     "Redeliver",

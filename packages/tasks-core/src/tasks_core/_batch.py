@@ -55,10 +55,10 @@ class TaskBatch(Schedulable):
         "_immediate",
         "_outcome",
         "_runner",
-        "_submitted",
         "_waiting",
         "origin",
         "phase",
+        "submitted",
     )
 
     def __init__(
@@ -80,10 +80,16 @@ class TaskBatch(Schedulable):
         self._outcome: Outcome | None = "success" if opened else None
         self._discarded: str | None = None
         self._hand_over = hand_over
-        self._submitted: Outcome | None = None
+        self.submitted: Outcome | None = None
         self._durable: list[DurableTask] | None = None  # those that submit() has to wait for
         self.phase: str = phase
         self.origin: object = origin
+
+    submitted: Outcome | None
+    """
+    What `submit()` was told. Durable tasks that are scheduled from then on are handed over at once, or dropped. May be
+    set in place of calling `submit()` where there is nothing to wait for.
+    """
 
     @property
     def opened(self) -> bool:
@@ -132,7 +138,7 @@ class TaskBatch(Schedulable):
                 scheduler is at its end.
             Exception: what else the engine had to say against one of them.
         """
-        self._submitted = outcome
+        self.submitted = outcome
         waiting, self._waiting = self._waiting, []
         submitted, self._durable = self._durable or [], None
         in_transaction: list[DurableTask] = []
@@ -203,13 +209,13 @@ class TaskBatch(Schedulable):
         if self._hand_over == "now" and when != "error":
             self._runner.ready(task)
             return True
-        if self._submitted is not None and self._outcome is None:
-            if when in ("always", self._submitted):
+        if self.submitted is not None and self._outcome is None:
+            if when in ("always", self.submitted):
                 self._runner.ready(task)
             else:
-                self._drop(task, self._submitted)
+                self._drop(task, self.submitted)
             return True
-        if self._hand_over == "submit" and self._submitted is None and task.config.transaction is not None:
+        if self._hand_over == "submit" and self.submitted is None and task.config.transaction is not None:
             # Whoever uses the connection at the moment must not be disturbed.
             self._waiting.append(task.id)
             return True
@@ -217,7 +223,7 @@ class TaskBatch(Schedulable):
 
     def _take(self, task: Task[Any]) -> None:
         """Take a task that was just scheduled."""
-        if isinstance(task, DurableTask) and self._submitted is None and self._hand_over == "submit":
+        if isinstance(task, DurableTask) and self.submitted is None and self._hand_over == "submit":
             self._durable = self._durable or []
             self._durable.append(task)
         self._add(task)

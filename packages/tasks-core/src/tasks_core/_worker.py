@@ -8,12 +8,12 @@ from typing import Any
 import anyio
 
 from ._durable import DurableFunction, TaskContext, registry, set_context
-from ._engine import Delivery, Engine, Redeliver
+from ._engine import Delivery, Engine, Redeliver, engine_overridden
 from ._retry import Retry, ask
 from ._scheduler import TaskScheduler
 from ._task import Task, TaskState
 from ._trace import continued_span
-from .exceptions import UnknownTaskError
+from .exceptions import InvalidConfigError, UnknownTaskError
 
 logger = logging.getLogger("tasks_core")
 
@@ -59,6 +59,8 @@ class Worker:
         self._concurrency = concurrency
         self._grace_period = grace_period
         self._shield_timeout = shield_timeout
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise InvalidConfigError(f"concurrency={concurrency!r}: concurrency must be a whole number, 1 or more")
         self._scheduler = self._new_scheduler()  # here already, so that a wrong option is an error now
         self._unknown: set[str] = set()
 
@@ -75,6 +77,9 @@ class Worker:
 
         Cancellation: like *stop*, with the grace period over at once.
         """
+        if engine_overridden():
+            logger.info("The worker does not start: override_engine() is in force, which takes all durable tasks")
+            return
         self._scheduler = scheduler = self._new_scheduler()
         logger.info(
             "Worker takes tasks from %s: %d functions, %d at once", self._engine.name, len(registry), self._concurrency

@@ -6,7 +6,16 @@ from starlette.applications import Starlette
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
-from tasks_core import Clock, SchedulerNotStartedError, TaskConfig, TaskQueueFullError, TaskScheduler
+from tasks_core import (
+    Clock,
+    Engine,
+    InvalidConfigError,
+    OnUnavailable,
+    SchedulerNotStartedError,
+    TaskConfig,
+    TaskQueueFullError,
+    TaskScheduler,
+)
 
 from ._asgi import Installation, TasksLayer
 from ._overload import answer_with_503
@@ -27,6 +36,9 @@ def add_tasks(
     max_pending: int | None = None,
     max_threads: int = 40,
     clock: Clock | None = None,
+    engine: Engine | None = None,
+    on_unavailable: OnUnavailable = "error",
+    embed_worker: int | None = None,
     retry_after: float = 1.0,
     telemetry: TelemetryConfig | None = None,
 ) -> None:
@@ -50,9 +62,12 @@ def add_tasks(
         app: A FastAPI or Starlette application. One that is mounted in another uses the tasks of the outer one; adding
             tasks to it as well is harmless, and lets it answer with 503, too.
 
-        config, grace_period, shield_timeout, max_concurrency, max_pending, max_threads, clock: as
-            `tasks_core.TaskScheduler` takes them. The two times must fit into those that the server and the
+        config, grace_period, shield_timeout, max_concurrency, max_pending, max_threads, clock, engine, on_unavailable:
+            as `tasks_core.TaskScheduler` takes them. The two times must fit into those that the server and the
             orchestrator give.
+
+        embed_worker: How many durable tasks this process runs at once by itself, next to serving requests. Default:
+            none; a worker process does: `python -m tasks_core worker app.main:engine`.
 
         retry_after: When `max_pending` tasks are waiting, a request that schedules another is answered with 503, and
             this many seconds in `Retry-After`; unless the application has a handler of its own for
@@ -66,6 +81,8 @@ def add_tasks(
         InvalidConfigError: an option has a value that it cannot have.
         TasksInstallationError: the application has tasks already, or has started.
     """
+    if embed_worker is not None and engine is None:
+        raise InvalidConfigError("embed_worker= needs an engine whose tasks it could run: add_tasks(app, engine=...)")
     if hasattr(app.state, _STATE_KEY):
         raise TasksInstallationError(
             "add_tasks(app) was called a second time on this application. Keep one call, with all options"
@@ -84,8 +101,11 @@ def add_tasks(
             "max_pending": max_pending,
             "max_threads": max_threads,
             "clock": clock,
+            "engine": engine,
+            "on_unavailable": on_unavailable,
         },
         Telemetry(telemetry),
+        embed_worker,
     )
     handler = answer_with_503(retry_after)
     if TaskQueueFullError not in app.exception_handlers:

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from tasks_core import TaskScheduler
+from tasks_core import TaskScheduler, Worker
 
 from ._request import SCOPE_KEY, new_request
 from ._telemetry import Telemetry
@@ -23,18 +23,35 @@ class Installation:
     The scheduler lives as long as a lifespan does; an application may have one lifespan after another, in tests.
     """
 
-    __slots__ = ("_options", "bound_requests_told", "scheduler", "telemetry")
+    __slots__ = ("_embed_worker", "_options", "bound_requests_told", "scheduler", "telemetry")
 
-    def __init__(self, options: dict[str, Any], telemetry: Telemetry) -> None:
+    def __init__(self, options: dict[str, Any], telemetry: Telemetry, embed_worker: int | None) -> None:
         self._options = options
+        self._embed_worker = embed_worker
         self.telemetry = telemetry
         self.scheduler: TaskScheduler | None = None
         self.bound_requests_told = False
         self.new_scheduler()  # so that a wrong option is an error now, at the call of add_tasks()
+        if embed_worker is not None:
+            self._new_worker(embed_worker)
 
     def new_scheduler(self, **options: Any) -> TaskScheduler:
         """Make a scheduler with the options that `add_tasks()` was given, and these."""
         return TaskScheduler(**{**self._options, **options})
+
+    def start_worker(self, scheduler: TaskScheduler) -> None:
+        """Run durable tasks in this process as well, if `add_tasks()` was told so."""
+        if self._embed_worker is not None:
+            worker = self._new_worker(self._embed_worker)
+            scheduler.task(name="durable worker", shield=True).schedule(worker.run, scheduler.stopping)
+
+    def _new_worker(self, concurrency: int) -> Worker:
+        return Worker(
+            self._options["engine"],
+            concurrency=concurrency,
+            grace_period=self._options["grace_period"],
+            shield_timeout=self._options["shield_timeout"],
+        )
 
 
 class TasksLayer:
@@ -74,7 +91,8 @@ class TasksLayer:
             await self.app(scope, receive, request.send)
         except BaseException as error:
             request.error = error
-            raise
+            if request.refusal is None or not request.refusal.explains(error):
+                raise
         finally:
             request.finish()
             del request  # the traceback of an error has this frame: a cycle
@@ -96,6 +114,7 @@ class TasksLayer:
             if message["type"] == "lifespan.startup.complete":
                 watching.enter_context(self._installation.telemetry.watch(scheduler))  # configured by now
                 scheduler.resume()
+                self._installation.start_worker(scheduler)
             await send(message)
 
         await scheduler.start(paused=True)
@@ -105,6 +124,10 @@ class TasksLayer:
             async with AsyncExitStack() as stack:
                 stack.push_async_exit(scheduler)  # for a startup that failed
                 await self.app(scope, receive_and_drain, resume_and_send)
+                if scheduler.closed:
+                    # Now, not at the next turn of the loop: uvicorn does not wait for that, and would call a lifespan
+                    # that it cancels there "unsupported".
+                    stack.pop_all()
         finally:
             watching.close()
             self._installation.scheduler = None

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 from starlette.types import Message, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 from tasks_core import Outcome, TaskBatch, TaskScheduler, announce
+
+from ._refusal import Refusal, tell
+
+# Headers of the request that the task is a consequence of; the trace context is seen to by tasks-core.
+_TO_WORKER = frozenset((b"x-request-id", b"x-correlation-id"))
 
 SCOPE_KEY = "tasks_fastapi"
 """Where the request is found in the ASGI scope; mounted applications inherit it."""
@@ -22,6 +30,10 @@ class RequestTasks(TaskBatch):
         tasks.after_response.schedule(send_receipt, order.id)  # when the client has the response
     ```
 
+    Durable tasks are handed over to the engine before the response begins, whatever their phase; one that the engine
+    does not acknowledge turns the response into one with status 503. The phase still says whether they are for this
+    outcome.
+
     Everybody who asks within one request gets the same object. Scheduling into a phase that has passed starts the task
     at once (or discards it, if the task is not meant for the outcome).
     """
@@ -35,9 +47,17 @@ class RequestTasks(TaskBatch):
     """Opens when the last byte has been sent and every dependency has been left: what they commit is committed."""
 
     def __init__(self, scheduler: TaskScheduler, request: Request) -> None:
-        super().__init__(scheduler, "immediate", origin=request, opened=True)
-        self.after_route = TaskBatch(scheduler, "after_route", origin=request)
-        self.after_response = TaskBatch(scheduler, "after_response", origin=request)
+        when = request.hand_over
+        super().__init__(scheduler, "immediate", origin=request, opened=True, hand_over=when)
+        self.after_route = TaskBatch(scheduler, "after_route", origin=request, hand_over=when)
+        self.after_response = TaskBatch(scheduler, "after_response", origin=request, hand_over=when)
+
+    async def submit_all(self, outcome: Outcome) -> None:
+        """Hand the durable tasks of all phases over to the engine; return when it has acknowledged them."""
+        for batch in (self, self.after_route, self.after_response):
+            if batch.unsubmitted:
+                await batch.submit(outcome)
+            batch.submitted = outcome
 
 
 class Request:
@@ -49,7 +69,9 @@ class Request:
 
     __slots__ = (
         "_complete",
+        "_headers",
         "_outcome",
+        "_refusal",
         "_route_outcome",
         "_scheduler",
         "_send",
@@ -77,11 +99,28 @@ class Request:
         self._scheduler = scheduler
         self._send = send
         self._complete = False
+        self._refusal: Refusal | None = None
+        self._headers: Iterable[tuple[bytes, bytes]] = scope.get("headers", ())
         self._trailers = False
         self._tasks: RequestTasks | None = None
         # Set before `_tasks` is looked at, where a phase begins; looked at after `_tasks` is set, maybe by a thread.
         self._route_outcome: Outcome | None = None
         self._outcome: Outcome | None = None
+
+    @property
+    def hand_over(self) -> Literal["open", "submit", "now"]:
+        """When durable tasks that are scheduled from now on leave for the engine."""
+        return "submit" if self._route_outcome is None else "now"
+
+    @property
+    def task_headers(self) -> dict[str, str]:
+        """What goes with a durable task to its worker: the request id, if the client or a proxy sent one."""
+        return {name.decode(): value.decode("latin-1") for name, value in self._headers if name in _TO_WORKER}
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Set when the client was told that a durable task could not be handed over."""
+        return self._refusal
 
     @property
     def tasks(self) -> RequestTasks:
@@ -109,10 +148,15 @@ class Request:
     async def send(self, message: Message) -> None:
         """Pass a message of the application on to the server; open `after_route` right before the first."""
         kind = message["type"]
+        if self._refusal is not None:
+            return  # the client has a response already, and what the application says to that is for nobody
         if kind == "http.response.start":
             self.status = status = message["status"]
             self._trailers = message.get("trailers", False)
-            self._open_after_route("success" if status < 400 else "error")
+            outcome: Outcome = "success" if status < 400 else "error"
+            if self._tasks is not None:
+                await self._submit(self._tasks, outcome)
+            self._open_after_route(outcome)
             await self._send(message)
             announce(self, "response_started")
             return
@@ -129,6 +173,27 @@ class Request:
             raise
         announce(self, "response_sent")
 
+    async def _submit(self, tasks: RequestTasks, outcome: Outcome) -> None:
+        try:
+            await tasks.submit_all(outcome)
+        except Exception as error:
+            refusal = Refusal()
+            refusal.__cause__ = error
+            await self._refuse(refusal)
+            raise refusal from error
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        """Answer in place of the application."""
+        tell(self.method, self.path, self.status, refusal)
+        response = refusal.response()
+        self._refusal = refusal
+        self.status = response.status_code
+        self._open_after_route("error")
+        await self._send({"type": "http.response.start", "status": self.status, "headers": response.raw_headers})
+        announce(self, "response_started")
+        await self._send({"type": "http.response.body", "body": response.body})
+        announce(self, "response_sent")
+
     def finish(self) -> None:
         """The application has returned, or raised: open every phase that is not open."""
         self._outcome = outcome = self.outcome
@@ -137,7 +202,7 @@ class Request:
             self._tasks.after_response.open(outcome)
         announce(self, "request_finished")
         # Both lead back to the request, the error by the frames of its traceback: cycles.
-        self._tasks = self.error = None
+        self._tasks = self.error = self._refusal = None
 
     def _open_after_route(self, outcome: Outcome) -> None:
         if self._route_outcome is not None:
@@ -156,6 +221,11 @@ class WebSocketRequest(Request):
     """
 
     __slots__ = ("_accepted",)
+
+    @property
+    def hand_over(self) -> Literal["open", "submit", "now"]:
+        """At once: there is no response that could wait."""
+        return "now"
 
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         super().__init__(scheduler, scope, send)
