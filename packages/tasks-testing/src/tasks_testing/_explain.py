@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ._call import Call, Target, base_function, show_difference, target_function
+from ._filter import Part
 from ._monitor import in_event_loop
 from ._record import RecordedTask, is_meant
 from ._recording import HELD_TO_THE_END, Recording
@@ -18,16 +19,12 @@ _WIDTH = 72
 DRAIN_FIRST = "'await tasks_recorder.adrain()' first"
 
 
-def explain(recording: Recording, claim: str, target: Target | None, inside: Sequence[RecordedTask[Any]]) -> str:
-    """
-    Build the message of an assertion about *target* that failed.
-
-    *inside*: the tasks that the assertion looked at; the message tells of all.
-    """
-    tasks = sorted(recording.tasks, key=lambda task: _distance(task, target, inside))
-    lines = [claim, *table([(task, note(task, target, inside)) for task in tasks], nearest=_is_near(tasks, target))]
-    hint = _hint(recording, tasks, target, inside)
-    return "\n".join([*lines, f"  hint: {hint}"])
+def explain(part: Part, claim: str, target: Target | None) -> str:
+    """Build the message of an assertion about *target* that failed; it looked at *part*, the message tells of all."""
+    tasks = sorted(part.recording.tasks, key=lambda task: _distance(task, target, part))
+    near = bool(tasks) and target is not None and _distance(tasks[0], target, part)[0] < _UNRELATED
+    rows = [(task, note(task, target, part)) for task in tasks]
+    return "\n".join([claim, *table(rows, nearest=near), f"  hint: {_hint(part, tasks, target)}"])
 
 
 def explain_unwanted(claim: str, found: Sequence[RecordedTask[Any]]) -> str:
@@ -55,19 +52,18 @@ def table(rows: Sequence[tuple[RecordedTask[Any], str]], *, nearest: bool = Fals
     return lines
 
 
-def note(task: RecordedTask[Any], target: Target | None, inside: Iterable[RecordedTask[Any]]) -> str:
+def note(task: RecordedTask[Any], target: Target | None, part: Part) -> str:
     """Say in what a task differs from what was asked for, and how it ended."""
-    parts = []
-    differences = _differences(task, target)
-    if differences:
-        parts += [show_difference(name, *values) for name, values in differences.items()]
-    elif target is not None and is_meant(task, target) and task not in inside:
-        parts.append("not in this view")
-    if task.state == "failed":
-        parts.append(show_error(task.error, 60))
-    elif task.state in ("dropped", "cancelled"):
-        parts.append(task.reason or "")
-    return "\n".join(parts)
+    differences = _differences(task, target) or {}
+    parts = [show_difference(name, *values) for name, values in differences.items()]
+    if target is not None and is_meant(task, target):
+        parts.append(part.why_not(task))
+    match task.state:
+        case "failed":
+            parts.append(show_error(task.error, 60))
+        case "dropped" | "cancelled":
+            parts.append(task.reason or "")
+    return "\n".join(filter(None, parts))
 
 
 def show_unsettled(recording: Recording, tasks: Sequence[RecordedTask[Any]]) -> str:
@@ -83,21 +79,19 @@ def show_unsettled(recording: Recording, tasks: Sequence[RecordedTask[Any]]) -> 
     return "\n".join(lines)
 
 
-def _distance(task: RecordedTask[Any], target: Target | None, inside: Sequence[RecordedTask[Any]]) -> tuple[int, ...]:
-    if target is None:
-        return (task not in inside, task.id)
-    if is_meant(task, target):
-        return (0, 0, task not in inside, task.id)
-    differences = _differences(task, target)
-    if differences is not None:
-        return (0, len(differences), task not in inside, task.id)
-    return (1 if _is_namesake(task, target) else 2, 0, task not in inside, task.id)
+_UNRELATED = 3
 
 
-def _is_near(tasks: Sequence[RecordedTask[Any]], target: Target | None) -> bool:
-    if not tasks or target is None:
-        return False
-    return is_meant(tasks[0], target) or _differences(tasks[0], target) is not None or _is_namesake(tasks[0], target)
+def _distance(task: RecordedTask[Any], target: Target | None, part: Part) -> tuple[int, ...]:
+    """Tell how far a task is from what was asked for: the very thing, other arguments, a namesake, something else."""
+    kind, differences = _UNRELATED, _differences(task, target)
+    if target is None or is_meant(task, target):
+        kind = 0
+    elif differences is not None:
+        kind = 1
+    elif _is_namesake(task, target):
+        kind = 2
+    return (kind, len(differences or ()), not part.admits(task), task.id)
 
 
 def _differences(task: RecordedTask[Any], target: Target | None) -> dict[str, tuple[Any, Any]] | None:
@@ -109,24 +103,19 @@ def _is_namesake(task: RecordedTask[Any], target: Target) -> bool:
     return function is not None and function_name(function) == function_name(base_function(task.call.fn))
 
 
-def _hint(
-    recording: Recording,
-    tasks: Sequence[RecordedTask[Any]],
-    target: Target | None,
-    inside: Sequence[RecordedTask[Any]],
-) -> str:
-    meant = [task for task in tasks if target is not None and is_meant(task, target)]
-    for task in meant:
-        if task in inside:
-            return _hint_for(recording, task)
-    if meant:
-        return _hint_for_outsider(meant[0], inside)
-    if tasks and target is not None and _differences(tasks[0], target) is not None:
+def _hint(part: Part, tasks: Sequence[RecordedTask[Any]], target: Target | None) -> str:
+    nearest = tasks[0] if tasks else None
+    if nearest is None or target is None:
+        return _hint_for_nothing(part.recording)
+    kind = _distance(nearest, target, part)[0]
+    if kind == 0:
+        return _hint_for(part.recording, nearest) if part.admits(nearest) else _hint_for_outsider(part, nearest)
+    if kind == 1:
         return "the arguments differ; call_like() compares only the parameters that you name"
-    if tasks and target is not None and _is_namesake(tasks[0], target):
-        recorded, wanted = base_function(tasks[0].call.fn), target_function(target)
+    if kind == 2:
+        recorded, wanted = base_function(nearest.call.fn), target_function(target)
         return f"another function of that name was scheduled: {_origin(recorded)}, not {_origin(wanted)}"
-    return _hint_for_nothing(recording)
+    return _hint_for_nothing(part.recording)
 
 
 def _hint_for(recording: Recording, task: RecordedTask[Any]) -> str:
@@ -165,11 +154,11 @@ def _waits_for(recording: Recording, task: RecordedTask[Any]) -> str:
     return ""
 
 
-def _hint_for_outsider(task: RecordedTask[Any], inside: Sequence[RecordedTask[Any]]) -> str:
-    phases = {other.phase for other in inside}
-    if task.phase not in phases or not inside:
-        return f"it was scheduled into phase {task.phase or '-'}, at {show_where(task.where)}"
-    return f"it is outside of this view: it belongs to {task.request or 'no request'}, and is {task.state}"
+def _hint_for_outsider(part: Part, task: RecordedTask[Any]) -> str:
+    if part.phase is None or task.phase == part.phase:
+        return f"it is {part.why_not(task)}; scheduled at {show_where(task.where)}"
+    wanted = {"immediate": "tasks.schedule(...)"}.get(part.phase, f"tasks.{part.phase}.schedule(...)")
+    return f"found in phase {task.phase or '-'}: use {wanted} at {show_where(task.where)}?"
 
 
 def _hint_for_nothing(recording: Recording) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -59,6 +60,10 @@ class Part:
         """Whether nothing can happen any more without the test's doing."""
         return not self.unsettled() and not self.unfinished_requests()
 
+    def hopes_for(self, about: Callable[[RecordedTask[Any]], bool]) -> bool:
+        """Whether a task waits for its phase."""
+        return any(task.state == "scheduled" and not task.opened and about(task) for task in self.tasks())
+
     def admits(self, task: RecordedTask[Any]) -> bool:
         return (
             self._reaches(task.request, task._seq)
@@ -66,6 +71,18 @@ class Part:
             and (self.states is None or task.state in self.states)
             and all(is_meant(task, target) for target in self.targets)
         )
+
+    def why_not(self, task: RecordedTask[Any]) -> str:
+        """Say why a task is not in the part; "" if it is."""
+        if self.admits(task):
+            return ""
+        if self.phase is not None and task.phase != self.phase:
+            return "in another phase"
+        if self.of_request is not None and task.request is not self.of_request:
+            return f"of another request, {task.request}" if task.request else "outside of any request"
+        if self.states is not None and task.state not in self.states:
+            return f"in state {task.state}"
+        return "outside of the captured block" if self.window else "another task than the view is of"
 
     def _reaches(self, request: RecordedRequest | None, seq: int) -> bool:
         if self.of_request is not None and request is not self.of_request:

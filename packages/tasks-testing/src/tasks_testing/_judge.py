@@ -36,6 +36,15 @@ class Claim:
             return f"expected {'nothing' if self.target is None else subject + ' not'} to have {self.what}"
         return f"expected {subject} to have {self.what}{'' if self.times is None else ' ' + how_often(self.times)}"
 
+    def instead(self, number: int) -> str:
+        """Say what was the case instead, *number* times."""
+        did = "was" if self.what.startswith("been ") else "did"
+        if self.target is None:
+            return f"{number_of(number, 'task')} {did if number == 1 else did.replace('was', 'were')}"
+        if self.times == 0:
+            return f"it {did}, {how_often(number)}"
+        return f"it {did} {'not' if number == 0 else how_often(number)}"
+
 
 def judge(part: Part, claim: Claim, timeout: float | None) -> list[RecordedTask[Any]]:
     """
@@ -49,7 +58,7 @@ def judge(part: Part, claim: Claim, timeout: float | None) -> list[RecordedTask[
         check_target(claim.target)
     # "At least once" may be judged as soon as it is true, a number and a "not" only when nothing more can come.
     most = 0 if claim.times is None else claim.times
-    wait_until(part, lambda: len(claim.found(part)) > most, timeout)
+    wait_until(part, lambda: len(claim.found(part)) > most, timeout, about=lambda task: is_meant(task, claim.target))
     found = claim.found(part)
     if (claim.times is None and found) or (claim.times == len(found) and part.settled()):
         for task in found:
@@ -59,10 +68,17 @@ def judge(part: Part, claim: Claim, timeout: float | None) -> list[RecordedTask[
     raise AssertionError(title + _explain(part, claim, found, timeout))
 
 
-def wait_until(part: Part, decided: Callable[[], bool], timeout: float | None) -> None:
-    """Wait until a claim is decided, or nothing can change any more; in an event loop, do not."""
+def wait_until(
+    part: Part, decided: Callable[[], bool], timeout: float | None, *, about: Callable[[RecordedTask[Any]], bool]
+) -> None:
+    """
+    Wait until a claim is decided, or nothing can change any more; in an event loop, do not.
+
+    A task that the claim is *about* is waited for even if it is for the test to open its phase: another thread may be
+    doing that.
+    """
     if not in_event_loop():
-        part.recording.monitor.run(_until(lambda: decided() or part.settled(), timeout))
+        part.recording.monitor.run(_until(lambda: decided() or (part.settled() and not part.hopes_for(about)), timeout))
 
 
 def too_early(part: Part) -> str:
@@ -89,6 +105,5 @@ def _explain(part: Part, claim: Claim, found: Sequence[RecordedTask[Any]], timeo
         listed = show_unsettled(part.recording, part.unsettled())
         return "\n".join(filter(None, [f"{claim}: cannot tell{waited}, {early}", listed, f"  hint: {todo}"]))
     if claim.times is not None and len(found) > claim.times:
-        return explain_unwanted(f"{claim}, it did {how_often(len(found))}", found)
-    did = "it did not" if claim.times is None else f"it did {how_often(len(found))}"
-    return explain(part.recording, f"{claim}, {did}", claim.target, part.tasks())
+        return explain_unwanted(f"{claim}, {claim.instead(len(found))}", found)
+    return explain(part, f"{claim}, {claim.instead(len(found))}", claim.target)

@@ -15,7 +15,7 @@ from ._monitor import Steps, Wait, in_event_loop
 from ._record import RecordedRequest, RecordedTask, State, is_meant
 from ._recording import HELD_TO_THE_END, Recording, next_seq
 from ._settings import Check, Mode, Settings, in_debugger
-from ._show import number_of
+from ._show import function_name, number_of
 from ._timeline import timeline
 from ._verdict import Verdict
 from ._view import TaskView
@@ -282,16 +282,17 @@ class TasksRecorder(TaskView):
         """Wait until something is true, and let virtual time jump meanwhile."""
         __tracebackhide__ = True
         deadline = None if timeout is None else time.monotonic() + timeout
+        jumpers: dict[str, None] = {}
         for _ in range(_MOST_JUMPS):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             in_time = yield Wait(lambda: done() or self._can_jump(), left)
             if done() or not in_time:
                 return in_time
+            jumpers = dict.fromkeys(function_name(task.call.fn) for task in self._recording.parked())
             self._recording.queue.move_to(self._recording.queue.next_deadline())
-        names = ", ".join(dict.fromkeys(task.name for task in self._recording.parked()))
         raise AssertionError(
-            f"{method}() moved virtual time on {_MOST_JUMPS} times, and {names} still waits: does it schedule itself "
-            "again? Move time by hand, with virtual_time(auto=False) and clock.advance()"
+            f"{method}() moved virtual time on {_MOST_JUMPS} times, and {', '.join(jumpers)} still waits: "
+            "does it schedule itself again? Move time by hand, with virtual_time(auto=False) and clock.advance()"
         )
 
     def _can_jump(self) -> bool:

@@ -17,6 +17,7 @@ class RecordedItem:
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
+        __tracebackhide__ = True
         debugging = bool(item.config.getoption("usepdb", False) or item.config.getoption("trace", False))
         self.recorder = TasksRecorder(settings_of(item), debugging=debugging)
         self.recorder._start()
@@ -59,6 +60,7 @@ def settings_of(item: pytest.Item) -> Settings:
     Raises:
         pytest.UsageError: one of them makes no sense.
     """
+    __tracebackhide__ = True
     values: dict[str, Any] = {}
     for name in NAMES:
         value = item.config.getini(f"tasks_recorder_{name}")

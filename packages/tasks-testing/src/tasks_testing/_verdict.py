@@ -76,7 +76,7 @@ class Verdict:
                 f"{number_of(len(failed), 'background task')} failed, and the test does not expect it",
                 *(line for task in failed for line in _describe_failure(task)),
                 f"  hint: where it should fail, write tasks_recorder.assert_failed({what});",
-                "        failures='ignore' turns this check off (marker, or tasks_recorder_failures in the ini file)",
+                "        failures='ignore' turns this check off, for a test (marker) or for all (ini file)",
             ]
         )
 
@@ -100,7 +100,7 @@ class Verdict:
                 [
                     f"{number_of(len(tasks), 'task')} not asserted by the test",
                     *map(_describe, tasks),
-                    "  hint: assert them; for any that do not matter, strict=False allows tasks that nobody asserts",
+                    "  hint: assert them; strict=False allows tasks that no assertion is about",
                 ]
             )
 
@@ -122,8 +122,8 @@ class Verdict:
                 [
                     f"{number_of(len(live), 'task')} still running at the end of the test",
                     *map(_describe, live),
-                    "  hint: wait with tasks_recorder.drain() or 'await tasks_recorder.adrain()', or say that it may: "
-                    f"allow_running({function_name(live[0].call.fn)})",
+                    "  hint: wait for it with tasks_recorder.drain() or 'await tasks_recorder.adrain()',",
+                    f"        or say that it may run on: allow_running({function_name(live[0].call.fn)})",
                 ]
             )
 

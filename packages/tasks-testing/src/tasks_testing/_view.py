@@ -204,7 +204,14 @@ class TaskView(Sequence[RecordedTask[Any]]):
         """
         __tracebackhide__ = True
         wanted = [as_step(step) for step in steps]
-        wait_until(self._part, lambda: first_unmet(wanted, self._part.events()) is None, self._timeout)
+
+        def concerned(task: RecordedTask[Any]) -> bool:
+            return any(step.concerns(task) for step in wanted)
+
+        def met() -> bool:
+            return first_unmet(wanted, self._part.events()) is None
+
+        wait_until(self._part, met, self._timeout, about=concerned)
         events = self._part.events()
         unmet = first_unmet(wanted, events)
         if unmet is not None:
@@ -212,9 +219,8 @@ class TaskView(Sequence[RecordedTask[Any]]):
             early = too_early(self._part)
             hint = f"\n  hint: {early}: drain first" if early else ""
             raise AssertionError(f"{title}expected this order\n{explain_order(wanted, unmet, events)}{hint}")
-        for task in self._part.tasks():
-            if any(step.concerns(task) for step in wanted):
-                task._asserted = True
+        for task in filter(concerned, self._part.tasks()):
+            task._asserted = True
 
 
 @dataclass(frozen=True, slots=True)

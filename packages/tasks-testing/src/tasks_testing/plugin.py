@@ -53,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def tasks_recorder(request: pytest.FixtureRequest) -> TasksRecorder:
     """Record the background tasks of the test; see `tasks_testing.TasksRecorder`."""
+    __tracebackhide__ = True
     from ._session import RecordedItem
 
     # It ends behind the last fixture, not with this one: an app that a fixture runs is torn down in any order.

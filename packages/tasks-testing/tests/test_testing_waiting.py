@@ -1,0 +1,487 @@
+"""Waiting, and never judging too early."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import anyio
+import pytest
+from anyio.from_thread import start_blocking_portal
+from tasks_core import TaskBatch, TaskScheduler, announce, retry
+from tasks_testing import TasksRecorder, call, finished, record_tasks, started
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def scheduler(request: pytest.FixtureRequest) -> Iterator[TaskScheduler]:
+    """A scheduler on an event loop in another thread."""
+    with (
+        start_blocking_portal(request.param) as portal,
+        portal.wrap_async_context_manager(TaskScheduler(grace_period=0)) as scheduler,
+    ):
+        yield scheduler
+
+
+class Request:
+    """Stands for a request of tasks-fastapi."""
+
+    method = "GET"
+    path = "/stream"
+    status: int | None = None
+    error: BaseException | None = None
+
+
+class Gate:
+    """A task that goes through when the test lets it."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(self) -> str:
+        self.event.wait(10)
+        return "through"
+
+    def open_soon(self) -> None:
+        """Open it from another thread, while this one waits for something else."""
+        threading.Timer(0.05, self.event.set).start()
+
+
+async def work(number: int = 0) -> int:
+    return number
+
+
+async def fail(text: str = "no") -> None:
+    raise ValueError(text)
+
+
+# ---- without an event loop ----
+
+
+def test_assertions_wait_for_what_still_runs(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+    with record_tasks() as recorder:
+        scheduler.schedule(gate)
+        gate.open_soon()
+        assert recorder.assert_ran(gate, times=1).result == "through"
+
+
+def test_an_assertion_of_failure_waits(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+
+    async def fail_later() -> None:
+        await anyio.to_thread.run_sync(gate)
+        raise ValueError("later")
+
+    with record_tasks() as recorder:
+        scheduler.schedule(fail_later)
+        gate.open_soon()
+        recorder.assert_failed(fail_later, ValueError, match="later")
+
+
+def test_an_assertion_of_order_waits(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+    with record_tasks() as recorder:
+        scheduler.schedule(gate)
+        gate.open_soon()
+        recorder.assert_order(gate, finished(gate))
+
+
+def test_a_negative_assertion_waits_for_tasks_that_may_schedule_more(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+
+    async def schedule_later() -> None:
+        await anyio.to_thread.run_sync(gate)
+        scheduler.schedule(work)
+
+    with record_tasks() as recorder:
+        scheduler.schedule(schedule_later)
+        gate.open_soon()
+        with pytest.raises(AssertionError, match=r"^expected work not to have been scheduled, it was, once\n"):
+            recorder.assert_not_scheduled(work)
+
+
+def test_a_number_is_judged_when_nothing_more_can_come(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+
+    async def schedule_later() -> None:
+        await anyio.to_thread.run_sync(gate)
+        scheduler.schedule(work)
+
+    with record_tasks() as recorder:
+        scheduler.schedule(work)
+        scheduler.schedule(schedule_later)
+        gate.open_soon()
+        recorder.assert_scheduled(work, times=2)
+
+
+def test_a_negative_assertion_that_cannot_tell_fails(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+    with record_tasks(timeout=0.1) as recorder:
+        scheduler.schedule(gate)
+        with pytest.raises(
+            AssertionError,
+            match=r"^expected work not to have been scheduled: cannot tell after 0\.1 s, 1 task still running\n"
+            r"  #1 Gate\(\)  running, scheduled at .*test_testing_waiting\.py:\d+\n"
+            r"  hint: end what still runs, or exempt it with allow_running\(\)$",
+        ):
+            recorder.assert_not_scheduled(work)
+        gate.event.set()
+        recorder.assert_not_scheduled(work)
+
+
+def test_a_request_that_is_being_served_may_schedule_more(scheduler: TaskScheduler) -> None:
+    request = Request()
+    with record_tasks(timeout=0.1) as recorder:
+        announce(request, "request_started")
+        with pytest.raises(
+            AssertionError,
+            match=r"^expected nothing to have been scheduled: cannot tell after 0\.1 s, request #1 GET /st",
+        ):
+            recorder.assert_nothing_scheduled()
+        threading.Timer(0.05, announce, (request, "request_finished")).start()
+        recorder.assert_nothing_scheduled()
+
+
+def test_what_another_request_does_is_not_waited_for(scheduler: TaskScheduler) -> None:
+    ended, going_on = Request(), Request()
+    with record_tasks(timeout=0.1) as recorder:
+        announce(ended, "request_started")
+        announce(ended, "request_finished")
+        announce(going_on, "request_started")
+        recorder.request(0).assert_nothing_scheduled()
+        announce(going_on, "request_finished")
+
+
+def test_an_assertion_that_is_true_already_does_not_wait(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+    with record_tasks(timeout=0.1) as recorder:
+        scheduler.schedule(gate)
+        scheduler.schedule(work)
+        recorder.assert_ran(work)
+        recorder.assert_scheduled(gate)
+        gate.event.set()
+
+
+def test_drain_waits_for_everything_that_is_scheduled_meanwhile(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+
+    async def schedule_more(left: int) -> None:
+        await anyio.to_thread.run_sync(gate)
+        if left:
+            scheduler.schedule(schedule_more, left - 1)
+
+    with record_tasks() as recorder:
+        scheduler.schedule(schedule_more, 5)
+        gate.open_soon()
+        recorder.drain()
+        assert [task.state for task in recorder] == ["succeeded"] * 6
+
+
+def test_drain_does_not_raise_what_tasks_raise(scheduler: TaskScheduler) -> None:
+    with record_tasks() as recorder:
+        scheduler.schedule(fail)
+        recorder.drain()
+        recorder.assert_failed(fail)
+
+
+def test_drain_says_what_it_waited_for(scheduler: TaskScheduler) -> None:
+    gate, request = Gate(), Request()
+    with record_tasks(timeout=0.1) as recorder:
+        announce(request, "request_started")
+        batch = TaskBatch(scheduler, "after_response", origin=request)
+        batch.schedule(work, 5)
+        scheduler.schedule(gate)
+        with pytest.raises(
+            AssertionError,
+            match=r"^drain\(\) waited 0\.1 s, and 2 tasks not ended\n"
+            r"  #2 Gate\(\)  running, scheduled at .*test_testing_waiting\.py:\d+\n"
+            r"  #1 work\(5\)  scheduled, scheduled at .*test_testing_waiting\.py:\d+\n"
+            r"      it waits for after_response of #1 GET /stream, which is still served: "
+            r"read the response to its end, or close it$",
+        ):
+            recorder.drain()
+        gate.event.set()
+        announce(request, "request_finished")
+        batch.open()
+        recorder.drain(5)
+
+
+def test_a_phase_that_nobody_opens_is_not_waited_for(scheduler: TaskScheduler) -> None:
+    with record_tasks(timeout=0.1) as recorder:
+        batch = TaskBatch(scheduler, "after_commit")
+        batch.schedule(work)
+        recorder.drain()
+        with pytest.raises(AssertionError, match=r"hint: its phase 'after_commit' has not been opened$"):
+            recorder.assert_ran(work)
+        batch.discard("the test is over")
+        recorder.in_phase("after_commit").assert_order(finished(work))
+
+
+def test_a_task_that_may_run_on_is_not_waited_for(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+    with record_tasks(timeout=0.1) as recorder:
+        scheduler.schedule(gate)
+        recorder.allow_running(gate)
+        recorder.drain()
+        recorder.assert_not_scheduled(work)
+        scheduler.schedule(gate)
+        recorder.drain()
+    gate.event.set()
+
+
+def test_wait_for_a_state(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+    with record_tasks() as recorder:
+        threading.Timer(0.05, scheduler.schedule, (gate,)).start()
+        assert recorder.wait_for(gate, "running").state == "running"
+        gate.open_soon()
+        assert recorder.wait_for(gate).result == "through"
+
+
+def test_waiting_for_a_failure_is_to_expect_it(scheduler: TaskScheduler) -> None:
+    with record_tasks() as recorder:
+        scheduler.schedule(fail)
+        assert isinstance(recorder.wait_for(fail, "failed").error, ValueError)
+
+
+def test_wait_for_does_not_wait_for_what_cannot_come(scheduler: TaskScheduler) -> None:
+    with record_tasks(failures="ignore") as recorder:
+        scheduler.schedule(fail)
+        with pytest.raises(
+            AssertionError, match=r"^wait_for\(\): fail did not come to be succeeded\n  #1 fail\(\)  failed"
+        ):
+            recorder.wait_for(fail)
+
+
+def test_wait_for_has_a_timeout(scheduler: TaskScheduler) -> None:
+    with (
+        record_tasks() as recorder,
+        pytest.raises(
+            AssertionError,
+            match=r"^wait_for\(\): work\(3\) did not come to be running in 0\.1 s\n  nothing was scheduled$",
+        ),
+    ):
+        recorder.wait_for(call(work, 3), "running", timeout=0.1)
+
+
+def test_the_result_of_a_task_that_has_none(scheduler: TaskScheduler) -> None:
+    with record_tasks(failures="ignore") as recorder:
+        scheduler.schedule(fail)
+        recorder.drain()
+        with pytest.raises(AssertionError, match=r"^#1 fail\(\) has no result, it is failed: ValueError: no$"):
+            _ = recorder[0].result
+        TaskBatch(scheduler, "after_commit").schedule(work)
+        with pytest.raises(AssertionError, match=r"^#2 work\(\) has no result, it is scheduled$"):
+            _ = recorder[1].result
+
+
+# ---- on an event loop ----
+
+
+@pytest.mark.anyio
+async def test_what_would_block_the_event_loop_is_refused() -> None:
+    with record_tasks(virtual_time=True) as recorder:
+        refused: list[tuple[Callable[[], object], str]] = [
+            (recorder.drain, r"drain\(\) would block the running event loop; use 'await tasks_recorder\.adrain\(\)'"),
+            (lambda: recorder.wait_for(work), r"wait_for\(\) would .*; use 'await tasks_recorder\.await_for\(\)'"),
+            (
+                lambda: recorder.clock.advance(1),
+                r"clock\.advance\(\) would .*use 'await tasks_recorder\.clock\.aadvance",
+            ),
+        ]
+        for method, text in refused:
+            with pytest.raises(RuntimeError, match=f"^{text}"):
+                method()
+
+
+@pytest.mark.anyio
+async def test_the_awaited_twins_wait() -> None:
+    with record_tasks() as recorder:
+        async with TaskScheduler() as scheduler:
+            event = anyio.Event()
+            scheduler.schedule(event.wait)
+            scheduler.schedule(work, 3)
+            assert (await recorder.await_for(work)).result == 3
+            event.set()
+            await recorder.adrain()
+            recorder.assert_ran(event.wait)
+
+
+@pytest.mark.anyio
+async def test_the_awaited_twins_wait_for_another_loop(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+    with record_tasks() as recorder:
+        thread = threading.Thread(target=scheduler.schedule, args=(gate,))
+        thread.start()
+        thread.join()
+        gate.open_soon()
+        await recorder.adrain()
+        recorder.assert_ran(gate)
+
+
+@pytest.mark.anyio
+async def test_adrain_has_a_timeout() -> None:
+    with record_tasks() as recorder:
+        async with TaskScheduler() as scheduler:
+            task = scheduler.schedule(anyio.sleep_forever)
+            with pytest.raises(
+                AssertionError, match=r"^adrain\(\) waited 0\.05 s, and 1 task not ended\n  #1 sleep_forever"
+            ):
+                await recorder.adrain(0.05)
+            with pytest.raises(
+                AssertionError, match=r"^await_for\(\): sleep_forever did not come to be succeeded in 0\.05"
+            ):
+                await recorder.await_for(anyio.sleep_forever, timeout=0.05)
+            task.cancel()
+
+
+@pytest.mark.anyio
+async def test_assertions_on_an_event_loop_do_not_wait() -> None:
+    with record_tasks() as recorder:
+        async with TaskScheduler() as scheduler:
+            event = anyio.Event()
+
+            async def wait() -> None:
+                await event.wait()
+
+            scheduler.schedule(wait)
+            with pytest.raises(
+                AssertionError,
+                match=r"^expected wait to have run, it did not\n.*\n"
+                r"  hint: it still runs: 'await tasks_recorder\.adrain\(\)' first$",
+            ):
+                recorder.assert_ran(wait)
+            with pytest.raises(
+                AssertionError,
+                match=r"^expected work to have run, it did not\n.*\n"
+                r"  hint: 1 task still running, which may schedule more: 'await tasks_recorder\.adrain\(\)' first$",
+            ):
+                recorder.assert_ran(work)
+            with pytest.raises(
+                AssertionError,
+                match=r"^expected work not to have been scheduled: cannot tell, 1 task still running\n  #1 .*\n"
+                r"  hint: 'await tasks_recorder\.adrain\(\)' first$",
+            ):
+                recorder.assert_not_scheduled(work)
+            with pytest.raises(
+                AssertionError, match=r"^expected wait to have been scheduled once: cannot tell, 1 task"
+            ):
+                recorder.one(wait)
+            with pytest.raises(AssertionError, match=r"hint: 1 task still running: drain first$"):
+                recorder.assert_order(started(work))
+            event.set()
+
+
+# ---- virtual time ----
+
+
+def waits_of(recorder: TasksRecorder) -> list[float]:
+    return [event.clock for event in recorder.events if event.kind == "started"]
+
+
+def test_drain_lets_virtual_time_pass(scheduler: TaskScheduler) -> None:
+    with record_tasks(virtual_time=True) as recorder:
+        recorder.fail(work, ConnectionError, times=2)
+        scheduler.task(delay=3600, on_error=retry(attempts=3, backoff=10)).schedule(work)
+        recorder.drain()
+        assert waits_of(recorder) == [3600, 3610, 3630]
+        assert recorder.clock.now == 3630
+
+
+def test_wait_for_lets_virtual_time_pass_no_further_than_it_must(scheduler: TaskScheduler) -> None:
+    with record_tasks(virtual_time=True) as recorder:
+        scheduler.task(delay=60).schedule(work, 1)
+        scheduler.task(delay=90).schedule(work, 2)
+        recorder.wait_for(call(work, 1))
+        assert recorder.clock.now == 60
+        assert recorder.one(call(work, 2)).state == "waiting"
+
+
+def test_a_test_moves_virtual_time_itself(scheduler: TaskScheduler) -> None:
+    with record_tasks() as recorder:
+        recorder.virtual_time(auto=False)
+        recorder.fail(work, ConnectionError, times=2)
+        scheduler.task(delay=10, on_error=retry(attempts=3, backoff=1)).schedule(work)
+        recorder.drain()
+        with pytest.raises(
+            AssertionError, match=r"hint: it waits for virtual time, until 10 s: drain\(\) or clock\.advance\(10\)$"
+        ):
+            recorder.assert_ran(work)
+        recorder.clock.advance(11.5)
+        assert (waits_of(recorder), recorder.clock.now) == ([10, 11], 11.5)
+        recorder.clock.advance(60)
+        assert waits_of(recorder) == [10, 11, 13]
+        assert repr(recorder.clock) == "<RecorderClock virtual 71.5>"
+
+
+@pytest.mark.anyio
+async def test_virtual_time_on_an_event_loop() -> None:
+    with record_tasks(virtual_time=True) as recorder:
+        async with TaskScheduler() as scheduler:
+            scheduler.task(delay=10).schedule(work)
+            await recorder.clock.aadvance(9)
+            assert recorder[0].state == "waiting"
+            await recorder.adrain()
+            assert recorder.clock.now == 10
+            scheduler.task(timeout=30).schedule(anyio.sleep_forever)
+            await recorder.clock.aadvance(30)
+            recorder.assert_failed(anyio.sleep_forever, TimeoutError)
+
+
+def test_advance_says_what_still_runs(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+    with record_tasks(virtual_time=True, timeout=0.1) as recorder:
+        scheduler.schedule(gate)
+        with pytest.raises(
+            AssertionError,
+            match=r"^clock\.advance\(\) waited 0\.1 s of real time, and tasks still run\n  #1 Gate\(\)  ru",
+        ):
+            recorder.clock.advance(1)
+        gate.event.set()
+
+
+def test_drain_gives_up_on_a_task_that_schedules_itself_for_ever(scheduler: TaskScheduler) -> None:
+    async def poll() -> None:
+        scheduler.task(delay=60).schedule(poll)
+
+    with record_tasks(virtual_time=True, timeout=60) as recorder:
+        scheduler.schedule(poll)
+        with pytest.raises(
+            AssertionError, match=r"moved virtual time on 1000 times, and .*poll still waits: does it sch"
+        ):
+            recorder.drain()
+
+
+def test_real_time_is_not_moved(scheduler: TaskScheduler) -> None:
+    with record_tasks() as recorder:
+        scheduler.task(delay=0.05).schedule(work)
+        assert recorder.in_state("waiting")
+        with pytest.raises(RuntimeError, match=r"^time is real here: mark the test with @pytest\.mark\.tasks_recorder"):
+            recorder.clock.advance(1)
+        with pytest.raises(
+            RuntimeError, match=r"^virtual_time\(\) came too late: #1 work\(\) already waits in real time$"
+        ):
+            recorder.virtual_time()
+        recorder.drain()
+        assert recorder[0].state == "succeeded"
+        assert 0 < recorder.clock.now < 60
+        assert repr(recorder.clock).startswith("<RecorderClock real ")
+
+
+# ---- virtual time, and the end of a scheduler ----
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("auto", [True, False])
+async def test_shutdown_takes_no_time_with_a_virtual_clock(auto: bool, recwarn: pytest.WarningsRecorder) -> None:
+    with anyio.fail_after(10), record_tasks() as recorder:
+        recorder.virtual_time(auto=auto)
+        async with TaskScheduler(grace_period=30) as scheduler:
+            scheduler.task(delay=20).schedule(work, 1)
+            scheduler.task(delay=40).schedule(work, 2)
+            await anyio.wait_all_tasks_blocked()
+        states = {"succeeded", "dropped"} if auto else {"dropped"}
+        assert {task.state for task in recorder} == states
+        assert recorder.one(call(work, 2)).reason == "its app shut down, and did not wait for that long"
+        assert recorder.clock.now == (20 if auto else 0)
+    assert len(recwarn) == (1 if auto else 0)
