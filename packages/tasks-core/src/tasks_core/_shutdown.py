@@ -92,7 +92,7 @@ class Shutdown:
         self._shield_timeout = shield_timeout
         self._began = runner.clock.now()
         self._totals = runner.ledger.statistics()
-        self._losses = LossReport()
+        self._losses = runner.ledger.losses = LossReport()
         self._hurried = False
         self._wait: anyio.CancelScope | None = None
         self.report: ShutdownReport | None = None
@@ -105,7 +105,6 @@ class Shutdown:
 
     async def run(self) -> None:
         """Take the five steps; never raises."""
-        self._runner.ledger.losses = self._losses
         self._runner.stage = Stage.DRAINING
         try:
             try:

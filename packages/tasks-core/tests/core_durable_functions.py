@@ -1,0 +1,82 @@
+"""Durable functions at the top of a module, where a worker finds them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import anyio
+from tasks_core import Retry, RetryPolicy, Task, TaskContext, current_context, durable
+
+ran: list[Any] = []
+contexts: list[TaskContext] = []
+reported: list[tuple[str, int, str]] = []
+
+
+@dataclass
+class Line:
+    article: int
+    price: float
+
+
+@durable
+async def note(text: str) -> None:
+    ran.append(text)
+    contexts.append(current_context())
+
+
+@durable(name="plain", aliases=("old-plain",), timeout=30.0)
+def plain(number: int, *more: int, factor: float = 1.0, **labels: str) -> None:
+    ran.append((number, more, factor, labels, threading.current_thread() is threading.main_thread()))
+
+
+@durable
+async def rich(when: datetime, who: UUID, lines: list[Line], tags: set[int]) -> None:
+    ran.append((when, who, lines, tags))
+
+
+@durable
+async def untyped(value) -> None:  # type: ignore[no-untyped-def]  # what an annotation is missing from
+    ran.append(value)
+
+
+def report(task: Task[Any], exception: Exception) -> bool:
+    reported.append((task.name, task.attempts, type(exception).__name__))
+    return True
+
+
+@durable(retry=RetryPolicy(attempts=3, backoff=0.0, on=(ConnectionError, "builtins:TimeoutError")), on_error=report)
+async def flaky(failures: int, error: str = "ConnectionResetError") -> None:
+    if current_context().attempt <= failures:
+        raise {"ConnectionResetError": ConnectionResetError, "TimeoutError": TimeoutError, "KeyError": KeyError}[error]
+    ran.append("flaky")
+
+
+@durable(on_error=lambda _task, _exception: Retry(0.25))
+async def asks_again() -> None:
+    if current_context().attempt == 1:
+        raise ValueError
+    ran.append("asked again")
+
+
+@durable(shield=True)
+async def shielded(path: str) -> None:
+    await _wait(path)
+
+
+@durable
+async def unshielded(path: str) -> None:
+    await _wait(path)
+
+
+waiting: dict[str, anyio.Event] = {}
+released: dict[str, anyio.Event] = {}
+
+
+async def _wait(name: str) -> None:
+    waiting[name].set()
+    await released[name].wait()
+    ran.append(name)

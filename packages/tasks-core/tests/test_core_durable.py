@@ -1,0 +1,514 @@
+"""Durable functions: what can be one, what `schedule()` makes of a call, and what an engine is given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import core_durable_functions as functions
+import pytest
+from core_durable_functions import Line, flaky, note, plain, rich, untyped
+from core_engine import ListEngine
+from tasks_core import (
+    ArgumentCodecError,
+    DurableFunction,
+    DurableTask,
+    EngineCapabilityError,
+    EngineNotConfiguredError,
+    EngineUnavailableError,
+    InvalidConfigError,
+    InvalidTaskError,
+    NotAddressableError,
+    Receipt,
+    RetryPolicy,
+    TaskBatch,
+    TaskConfig,
+    TaskObserver,
+    TaskScheduler,
+    TaskState,
+    current_context,
+    durable,
+    observe,
+    override_engine,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    functions.ran.clear()
+    functions.contexts.clear()
+    functions.reported.clear()
+
+
+# ---- what can be a durable function ----
+
+
+def top(text: str) -> str:
+    return text
+
+
+def test_is_still_the_function() -> None:
+    function = durable(name="top")(top)
+    assert function("x") == "x"
+    assert isinstance(function, DurableFunction)
+    assert (function.name, function.__name__, function.__module__) == ("top", "top", __name__)
+    assert repr(function) == "<durable top>"
+
+
+def test_name_is_module_and_qualified_name() -> None:
+    assert note.name == "core_durable_functions:note"
+
+
+class Mailer:
+    def send(self) -> None: ...
+
+
+def local_function() -> Any:
+    def inner() -> None: ...
+
+    return inner
+
+
+def main_function() -> Any:
+    def main() -> None: ...
+
+    main.__qualname__, main.__module__ = "main", "__main__"
+    return main
+
+
+@pytest.mark.parametrize(
+    "func, text",
+    [
+        (lambda: None, "a lambda has no name"),
+        (local_function(), "is defined inside of another function"),
+        (partial(top, "x"), "is a partial, which another process cannot find"),
+        (Mailer().send, "is a method, which another process cannot find"),
+        (main_function(), r'is part of the script that is being run.*@durable\(name="main"\)'),
+    ],
+)
+def test_what_no_worker_could_find_is_refused(func: Any, text: str) -> None:
+    with pytest.raises(NotAddressableError, match=text):
+        durable(func)
+
+
+def test_name_of_another_function_is_refused() -> None:
+    durable(name="taken")(top)
+    durable(name="taken")(top)  # a module that is loaded again
+    with pytest.raises(InvalidConfigError, match=r"the name 'taken' belongs to .*test_core_durable:top already"):
+        durable(name="other", aliases=["taken"])(local_function())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RetryPolicy(attempts=0),
+        lambda: RetryPolicy(backoff=-1.0),
+        lambda: RetryPolicy(jitter=2.0),
+        lambda: RetryPolicy(on="ConnectionError"),  # type: ignore[arg-type]
+        lambda: durable(name="")(top),
+        lambda: durable(retry=3)(top),  # type: ignore[call-overload]
+        lambda: durable(timeout=0)(top),
+        lambda: TaskConfig(key=""),
+        lambda: TaskScheduler(engine="postgresql://"),  # type: ignore[arg-type]
+        lambda: TaskScheduler(engine=ListEngine(), on_unavailable="drop"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_options_are_refused(make: Any) -> None:
+    with pytest.raises(InvalidConfigError):
+        make()
+
+
+def test_retry_policy_travels_as_data() -> None:
+    policy = RetryPolicy(attempts=3, backoff=2.0, max_delay=3.0, on=(ConnectionError, "builtins:TimeoutError"))
+    assert RetryPolicy.from_json(policy.as_json()) == policy
+    assert [policy.pause(ConnectionResetError(), n) for n in (1, 2, 3)] == [2.0, 3.0, None]
+    assert policy.pause(TimeoutError(), 1) == 2.0
+    assert policy.pause(ValueError(), 1) is None
+
+
+# ---- arguments ----
+
+
+async def test_arguments_travel_and_arrive_as_their_types() -> None:
+    args = (datetime(2026, 1, 2, tzinfo=UTC), uuid4(), [Line(1, 2.5)], {3, 4})
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        await scheduler.schedule(rich, *args)
+        await scheduler.schedule(plain, 1, 2, 3, factor=2, colour="red")
+    arguments = rich.codec.decode(engine.calls[0].args)
+    assert arguments.args == args
+    assert plain.codec.decode(engine.calls[1].args).args == (1, 2, 3)
+    assert plain.codec.decode(engine.calls[1].args).kwargs == {"factor": 2.0, "colour": "red"}
+    assert "red" not in repr(engine.calls[1])
+
+
+@pytest.mark.parametrize(
+    "value, kind",
+    [
+        (threading.Lock(), "_thread.lock"),
+        ({1, 2}, "set"),
+        ((1, 2), "tuple"),
+        (b"\xff", "bytes"),
+        (float("nan"), "float"),
+        ({1: "x"}, "dict"),
+        ("a\0b", "text with a NUL"),
+    ],
+)
+async def test_argument_that_cannot_travel_fails_at_the_call(value: object, kind: str) -> None:
+    async with TaskScheduler(engine=ListEngine()) as scheduler:
+        with pytest.raises(ArgumentCodecError, match=f"untyped: parameter 'value' was given a {kind}"):
+            scheduler.schedule(untyped, value)
+        assert scheduler.statistics().scheduled == 0
+
+
+async def test_argument_of_another_type_fails_at_the_call() -> None:
+    async with TaskScheduler(engine=ListEngine()) as scheduler:
+        with pytest.raises(ArgumentCodecError, match="plain: parameter 'number' was given a str") as caught:
+            scheduler.schedule(plain, "secret")  # type: ignore[arg-type]
+        assert "secret" not in str(caught.value)
+        with pytest.raises(InvalidTaskError, match="missing a required argument"):
+            scheduler.schedule(plain)  # type: ignore[call-overload]
+
+
+async def test_backslashes_before_u0000_are_a_text_like_any_other() -> None:
+    assert untyped.codec.encode(("\\u0000",), {}) == {"value": "\\u0000"}
+
+
+@pytest.mark.parametrize("arguments", [{"number": 1, "nonsense": 2}, {}, {"number": "x"}])
+def test_arguments_that_do_not_fit_are_refused_on_arrival(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentCodecError):
+        plain.codec.decode(arguments)
+
+
+def test_plain_json_where_pydantic_is_not_installed() -> None:
+    """In a process of its own, in which pydantic cannot be imported."""
+    code = """
+import sys
+sys.modules["pydantic"] = None
+from tasks_core import ArgumentCodecError, durable
+@durable(name="f")
+def f(a: int, b: list[str]) -> None: ...
+encoded = f.codec.encode((1, ["x"]), {})
+assert f.codec.decode(encoded).args == (1, ["x"])
+for bad in ({1}, (1,), float("nan"), {1: 2}):
+    try:
+        f.codec.encode((1, bad), {})
+    except ArgumentCodecError:
+        continue
+    raise SystemExit(repr(bad))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_import_is_light() -> None:
+    code = """
+import sys, tasks_core
+heavy = {"procrastinate", "psycopg", "pydantic", "sqlalchemy", "opentelemetry"} & set(sys.modules)
+raise SystemExit(repr(heavy) if heavy else 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- handing over ----
+
+
+async def test_task_succeeds_when_the_engine_has_acknowledged() -> None:
+    engine = ListEngine()
+    engine.gate = anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler:
+        task = scheduler.task(name="greeting").schedule(note, "hello")
+        assert isinstance(task, DurableTask)
+        assert (task.func, task.args, task.name, task.state) == (note, ("hello",), "greeting", TaskState.PENDING)
+        await anyio.wait_all_tasks_blocked()
+        assert (task.state, engine.calls) == (TaskState.RUNNING, [])
+        engine.gate.set()
+        receipt = await task
+    assert receipt == Receipt("list", "1", task.call.key)
+    assert engine.calls == [task.call]
+    assert task.call.dedup is False
+    assert engine.log == ["entered", f"asked {note.name}", f"has {note.name}", "left"]
+    assert functions.ran == []
+
+
+async def test_options_of_the_call_reach_the_engine() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        await scheduler.task(key="welcome-1", transaction="mine", delay=60).schedule(note, "x")
+        await scheduler.schedule(flaky, 0)
+    assert (engine.calls[0].key, engine.calls[0].dedup, engine.transactions[0]) == ("welcome-1", True, "mine")
+    not_before = engine.calls[0].not_before
+    assert not_before is not None
+    assert not_before > datetime.now(UTC).timestamp() + 30
+    assert engine.calls[1].retry == flaky.retry
+
+
+async def test_what_belongs_to_the_run_cannot_be_said_at_the_call() -> None:
+    config = TaskConfig(timeout=0.001, on_error=functions.report, limiter=anyio.CapacityLimiter(1))
+    async with TaskScheduler(engine=ListEngine(), config=config) as scheduler:
+        await scheduler.schedule(note, "inherited options are for others")
+        for option in ({"timeout": 1.0}, {"on_error": print}, {"limiter": anyio.CapacityLimiter(1)}):
+            with pytest.raises(EngineCapabilityError, match=f"another process, to which {next(iter(option))}="):
+                scheduler.task(**option).schedule(note, "x")  # type: ignore[arg-type]
+
+
+async def test_engine_that_cannot_is_an_error_at_the_call() -> None:
+    engine = ListEngine()
+    engine.capabilities = frozenset()
+    async with TaskScheduler(engine=engine) as scheduler:
+        for option in ({"key": "k"}, {"transaction": "t"}, {"delay": 1.0}):
+            with pytest.raises(EngineCapabilityError, match=f"with {next(iter(option))}=, which list cannot do"):
+                scheduler.task(**option).schedule(note, "x")  # type: ignore[arg-type]
+
+
+async def test_transaction_that_the_engine_does_not_know_is_an_error_at_the_call() -> None:
+    async with TaskScheduler(engine=ListEngine()) as scheduler:
+        with pytest.raises(EngineCapabilityError, match="must be a text"):
+            scheduler.task(transaction=1).schedule(note, "x")
+
+
+async def test_options_of_durable_tasks_are_refused_for_others() -> None:
+    async with TaskScheduler(engine=ListEngine()) as scheduler:
+        for config in ({"key": "k"}, {"transaction": "t"}):
+            with pytest.raises(InvalidConfigError, match="this function is not durable. Decorate it with @durable"):
+                scheduler.task(**config).schedule(top, "x")  # type: ignore[arg-type]
+
+
+async def test_no_engine_is_an_error_with_the_line_to_write() -> None:
+    async with TaskScheduler() as scheduler:
+        with pytest.raises(EngineNotConfiguredError, match=r"TaskScheduler\(engine=\.\.\.\)"):
+            scheduler.schedule(note, "x")
+
+
+async def test_durable_function_inside_of_a_partial_is_refused() -> None:
+    async with TaskScheduler(engine=ListEngine()) as scheduler:
+        with pytest.raises(NotAddressableError, match=r"schedule\(note, \.\.\.\)"):
+            scheduler.schedule(partial(note, "x"))
+
+
+async def test_limits_of_the_process_do_not_keep_a_call_from_being_handed_over() -> None:
+    async with TaskScheduler(engine=ListEngine(), max_concurrency=1) as scheduler:
+        blocker = scheduler.schedule(anyio.sleep_forever)
+        await blocker.started.wait()
+        await scheduler.schedule(note, "x")
+        blocker.cancel()
+
+
+async def test_from_a_thread() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        task = await anyio.to_thread.run_sync(scheduler.schedule, note, "x")  # type: ignore[arg-type]  # overloads
+        assert isinstance(task, DurableTask)
+        await task
+    assert len(engine.calls) == 1
+
+
+async def test_shutdown_waits_for_what_is_being_handed_over() -> None:
+    engine = ListEngine()
+    engine.gate = anyio.Event()
+    async with anyio.create_task_group() as group, TaskScheduler(engine=engine, grace_period=0) as scheduler:
+        task = scheduler.schedule(note, "x")
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(_set_later, scheduler, engine.gate)
+    assert task.state is TaskState.SUCCEEDED
+    assert engine.log[-1] == "left"
+
+
+async def _set_later(scheduler: TaskScheduler, gate: anyio.Event) -> None:
+    await scheduler.stopping.wait()
+    await anyio.wait_all_tasks_blocked()
+    gate.set()
+
+
+async def test_engine_that_cannot_be_entered_keeps_the_scheduler_from_starting() -> None:
+    class Broken(ListEngine):
+        async def __aenter__(self) -> Broken:
+            raise EngineUnavailableError("no such server")
+
+    with pytest.raises(EngineUnavailableError, match="no such server"):
+        async with TaskScheduler(engine=Broken()):
+            pytest.fail("not reached")
+
+
+# ---- an engine that does not acknowledge ----
+
+
+async def test_engine_that_is_away_fails_the_task(caplog: pytest.LogCaptureFixture) -> None:
+    async with TaskScheduler(engine=ListEngine(down=True)) as scheduler:
+        task = scheduler.schedule(note, "secret")
+        with pytest.raises(EngineUnavailableError, match="the list is away"):
+            await task
+    assert task.state is TaskState.FAILED
+    assert "failed in attempt 1" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_engine_has_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks_core._submit._TIME_LIMIT", 0.01)
+    engine = ListEngine()
+    engine.gate = anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler:
+        with pytest.raises(EngineUnavailableError, match=r"list did not acknowledge 'note' within 0\.01 seconds"):
+            await scheduler.schedule(note, "x")
+
+
+async def test_in_memory_when_the_engine_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    async with TaskScheduler(engine=ListEngine(down=True), on_unavailable="memory") as scheduler:
+        batch = TaskBatch(scheduler, "after")
+        task = batch.task(key="k").schedule(note, "hello")
+        await batch.submit()
+        receipt = task.result()
+        assert (receipt.engine, receipt.key, functions.ran) == ("memory", "k", [])
+        batch.open()
+        await scheduler.schedule(flaky, 1)
+    assert functions.ran == ["hello", "flaky"] or functions.ran == ["flaky", "hello"]
+    assert functions.contexts[0].key == "k"
+    assert "runs in this process, and is lost if that ends" in caplog.text
+    assert scheduler.report is not None
+    assert scheduler.report.clean
+
+
+# ---- batches ----
+
+
+async def test_submit_hands_over_what_is_for_the_outcome_and_waits_for_it() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        first, second = batch.schedule(note, "1"), batch.task(when="always").schedule(note, "2")
+        dropped = batch.task(when="error").schedule(note, "3")
+        other = batch.schedule(top, "not durable")
+        await anyio.wait_all_tasks_blocked()
+        assert (engine.calls, batch.unsubmitted) == ([], True)
+        await batch.submit("success")
+        assert [task.state for task in (first, second)] == [TaskState.SUCCEEDED] * 2
+        assert (dropped.state, dropped.reason) == (
+            TaskState.DISCARDED,
+            "it is for when='error', and after ended in success",
+        )
+        assert (other.state, batch.unsubmitted) == (TaskState.PENDING, False)
+        late, too_late = batch.schedule(note, "4"), batch.task(when="error").schedule(note, "5")
+        await late
+        assert too_late.state is TaskState.DISCARDED
+        batch.open()
+        assert await other == "not durable"
+    assert len(engine.calls) == 3
+
+
+async def test_submit_raises_what_the_engine_says_after_all_have_ended(caplog: pytest.LogCaptureFixture) -> None:
+    engine = ListEngine()
+    engine.on_submit = lambda call: setattr(engine, "down", call.args["text"] == "bad")
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        tasks = [batch.schedule(note, text) for text in ("good", "bad", "good")]
+        with pytest.raises(EngineUnavailableError, match="the list is away"):
+            await batch.submit()
+    assert [task.state for task in tasks] == [TaskState.SUCCEEDED, TaskState.FAILED, TaskState.SUCCEEDED]
+
+
+async def test_open_without_submit_hands_over_too() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "after")
+        task, dropped = batch.schedule(note, "1"), batch.task(when="error").schedule(note, "2")
+        batch.open()
+        await task
+        assert dropped.state is TaskState.DISCARDED
+        gone = TaskBatch(scheduler, "never")
+        gone.schedule(note, "3")
+        gone.discard("for a reason")
+    assert len(engine.calls) == 1
+
+
+async def test_open_batch_keeps_tasks_in_a_transaction_until_submit() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "now", opened=True, hand_over="submit")
+        at_once, kept = batch.schedule(note, "1"), batch.task(transaction="t").schedule(note, "2")
+        await at_once
+        assert kept.state is TaskState.PENDING
+        await batch.submit()
+        assert kept.state is TaskState.SUCCEEDED
+
+
+async def test_tasks_in_a_transaction_go_one_after_the_other() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        for text in "123":
+            batch.task(transaction="t").schedule(note, text)
+        await batch.submit()
+    assert engine.log == ["entered", *[f"asked {note.name}", f"has {note.name}"] * 3, "left"]
+
+
+async def test_batch_that_hands_over_now() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "after", hand_over="now")
+        await batch.schedule(note, "1")
+        kept = batch.task(when="error").schedule(note, "2")
+        await anyio.wait_all_tasks_blocked()
+        assert kept.state is TaskState.PENDING
+        batch.open("error")
+        await kept
+
+
+async def test_cancelled_task_is_not_handed_over() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        task = batch.schedule(note, "1")
+        task.cancel()
+        await batch.submit()
+    assert (task.state, engine.calls) == (TaskState.CANCELLED, [])
+
+
+# ---- observers and tests ----
+
+
+async def test_observers_step_in_as_with_any_task() -> None:
+    class Replacing(TaskObserver):
+        async def around_attempt(self, task: Any, run: Any, /) -> Any:
+            assert await run(lambda text: text.upper()) == "HELLO"
+            return Receipt("nobody", "0", "k")
+
+    engine = ListEngine()
+    with observe(Replacing()):
+        async with TaskScheduler(engine=engine) as scheduler:
+            assert (await scheduler.schedule(note, "hello")).engine == "nobody"
+    assert engine.calls == []
+
+
+async def test_override_takes_the_place_of_every_engine() -> None:
+    own, other = ListEngine(), ListEngine()
+    with override_engine(other):
+        async with TaskScheduler(engine=own) as scheduler:
+            await scheduler.schedule(note, "1")
+        async with TaskScheduler() as scheduler:
+            await scheduler.schedule(note, "2")
+    assert (own.log, len(other.calls)) == ([], 2)
+
+
+def test_context_is_for_durable_tasks_only() -> None:
+    with pytest.raises(LookupError, match="no durable task runs this code"):
+        current_context()
+
+
+async def test_request_headers_of_the_origin_travel() -> None:
+    class Origin:
+        task_headers = {"x-request-id": "7"}  # noqa: RUF012  as plain as it gets
+
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "now", origin=Origin(), opened=True)
+        await batch.schedule(note, "x")
+    assert engine.calls[0].headers["x-request-id"] == "7"

@@ -1,0 +1,385 @@
+"""Whoever runs the scheduler is cancelled, interrupted or killed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from core_support import in_thread, messages, noop, states
+from tasks_core import Task, TaskBatch, TaskScheduler, TaskState
+
+BACKENDS = ["asyncio", "trio"]
+
+
+class Block:
+    """A block whose tasks and their ends are looked at from outside."""
+
+    def __init__(self, *, grace_period: float = 60, shield_timeout: float | None = 60) -> None:
+        self.scheduler = TaskScheduler(grace_period=grace_period, shield_timeout=shield_timeout)
+        self.gate = anyio.Event()
+        self.entered = anyio.Event()
+        self.tasks: list[Task[Any]] = []
+        self.closed = False
+
+    async def wait_at_gate(self) -> None:
+        await self.gate.wait()
+
+    async def run(self) -> None:
+        try:
+            async with self.scheduler as scheduler:
+                self.tasks += [
+                    scheduler.schedule(anyio.sleep_forever),
+                    scheduler.task(shield=True).schedule(self.wait_at_gate),
+                    scheduler.task(delay=600).schedule(noop),
+                ]
+                await self.tasks[1].started.wait()
+                self.entered.set()
+                await anyio.sleep_forever()
+        finally:
+            self.closed = self.scheduler.closed
+
+    def check(self, *expected: TaskState) -> None:
+        assert states(*self.tasks) == list(expected)
+        assert self.closed
+        assert self.scheduler.report is not None
+        assert self.scheduler.report.duration < 30, "the grace period is over at once"
+
+
+ENDS = (TaskState.CANCELLED, TaskState.SUCCEEDED, TaskState.DISCARDED)
+
+
+@pytest.mark.anyio
+async def test_a_scope_that_is_cancelled_ends_the_grace_period_and_not_the_shield() -> None:
+    block = Block()
+    async with anyio.create_task_group() as group:
+        group.start_soon(block.run)
+        await block.entered.wait()
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await block.tasks[0].wait()
+            assert states(*block.tasks) == [TaskState.CANCELLED, TaskState.RUNNING, TaskState.DISCARDED]
+            assert not block.closed
+            block.gate.set()
+    block.check(*ENDS)
+
+
+@pytest.mark.anyio
+async def test_cancelled_while_it_waits_in_aclose() -> None:
+    block = Block()
+    scheduler = block.scheduler
+    await scheduler.start()
+    block.tasks += [
+        scheduler.schedule(anyio.sleep_forever),
+        scheduler.task(shield=True).schedule(block.wait_at_gate),
+        scheduler.task(delay=600).schedule(noop),
+    ]
+    await block.tasks[1].started.wait()
+    async with anyio.create_task_group() as group:
+        group.start_soon(scheduler.aclose)
+        await scheduler.stopping.wait()
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await block.tasks[0].wait()
+            block.gate.set()
+    block.closed = scheduler.closed
+    block.check(*ENDS)
+
+
+def test_asyncio_cancel_once_and_again() -> None:
+    async def main() -> None:
+        block = Block()
+        runner = asyncio.create_task(block.run())
+        await block.entered.wait()
+        runner.cancel()
+        await block.tasks[0].wait()
+        for _ in range(3):
+            runner.cancel()
+            await asyncio.sleep(0)
+        assert not runner.done()
+        block.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await runner
+        block.check(*ENDS)
+
+    asyncio.run(main())
+
+
+def test_asyncio_cancel_before_shutdown_has_begun_to_wait() -> None:
+    async def main() -> None:
+        block = Block()
+        block.gate.set()
+        runner = asyncio.create_task(block.run())
+        await block.entered.wait()
+        runner.cancel()
+        runner.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await runner
+        block.check(*ENDS)
+
+    asyncio.run(main())
+
+
+async def hold_on(block: Block) -> None:
+    """Keep the loop from noticing that the main task has ended, with a scheduler that nobody left."""
+    await block.scheduler.start()
+    block.tasks.append(block.scheduler.schedule(anyio.sleep_forever))
+    block.tasks.append(block.scheduler.task(shield=True).schedule(anyio.sleep_forever))
+    await block.tasks[1].started.wait()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_event_loop_that_ends_takes_the_tasks_with_it(backend: str, caplog: pytest.LogCaptureFixture) -> None:
+    """`start()` without `aclose()`: a mistake, but the tasks still end, and say so."""
+    block = Block()
+    anyio.run(hold_on, block, backend=backend)
+    assert states(*block.tasks) == [TaskState.CANCELLED] * 2
+    assert len(messages(caplog, logging.WARNING)) == 2
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_asyncio_runner_cancels_everything_while_shutdown_is_under_way(step: int) -> None:
+    block = Block()
+
+    async def main() -> None:
+        background.append(asyncio.create_task(block.run()))
+        await block.entered.wait()
+        if step:
+            background.append(asyncio.create_task(block.scheduler.aclose()))
+        for _ in range(step - 1):
+            await asyncio.sleep(0)
+
+    background: list[asyncio.Task[Any]] = []
+    asyncio.run(main())
+    assert all(task.done() for task in background)
+    assert all(task.state.finished for task in block.tasks)
+    assert TaskState.SUCCEEDED not in states(*block.tasks)
+    assert block.scheduler.closed
+    numbers = block.scheduler.statistics()
+    assert numbers.scheduled == numbers.cancelled + numbers.discarded == 3
+
+
+def test_asyncio_tasks_cancelled_from_outside_before_their_first_step(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> TaskScheduler:
+        async with TaskScheduler(grace_period=60) as scheduler:
+            before = asyncio.all_tasks()
+            scheduler.schedule(noop)
+            scheduler.task(delay=60).schedule(noop)
+            for native in asyncio.all_tasks() - before:
+                native.cancel()
+        return scheduler
+
+    began = time.monotonic()
+    scheduler = asyncio.run(main())
+    assert time.monotonic() - began < 30
+    assert scheduler.report is not None
+    assert [lost.reason for lost in scheduler.report.discarded] == [
+        "somebody cancelled it from outside of the scheduler before it started"
+    ] * 2
+
+
+def test_asyncio_tasks_cancelled_from_outside_while_they_wait_or_run() -> None:
+    async def main() -> TaskScheduler:
+        async with TaskScheduler(grace_period=60) as scheduler:
+            before = asyncio.all_tasks()
+            scheduler.schedule(anyio.sleep_forever)
+            scheduler.task(delay=60).schedule(noop)
+            await anyio.wait_all_tasks_blocked()
+            for native in asyncio.all_tasks() - before:
+                native.cancel()
+        return scheduler
+
+    report = asyncio.run(main()).report
+    assert report is not None
+    assert {lost.reason for lost in report.lost} == {
+        "what it waited for was cancelled, or somebody cancelled it from outside",
+        "somebody cancelled it from outside of the scheduler while it waited for its turn",
+    }
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_thread_that_schedules_when_the_loop_is_gone(backend: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        await scheduler.start()
+
+    scheduler = TaskScheduler()
+    anyio.run(main, backend=backend)
+    task: Task[None] = in_thread(lambda: scheduler.schedule(noop))
+    assert (task.state, task.reason) == (TaskState.DISCARDED, "the event loop of its scheduler was closed")
+    batch = TaskBatch(scheduler, "later")
+    other: Task[None] = in_thread(lambda: batch.schedule(noop))
+    assert other.state is TaskState.DISCARDED
+    in_thread(batch.open)
+    in_thread(task.cancel)
+    assert len(messages(caplog, logging.WARNING)) == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_entering_that_is_cancelled_leaves_nothing(backend: str) -> None:
+    async def main() -> None:
+        scheduler = TaskScheduler()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await scheduler.start()
+        if scope.cancelled_caught:  # trio: entering waits for its nursery
+            await scheduler.start()
+        await scheduler.schedule(noop)
+        await scheduler.aclose()
+
+    anyio.run(main, backend=backend)
+
+
+# ---- processes ----
+
+HANGING_THREAD = """
+    import logging, signal, sys, threading
+    import anyio
+    from tasks_core import TaskScheduler
+
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)
+
+    def hang() -> None:
+        print("hanging", flush=True)
+        threading.Event().wait()
+
+    async def main() -> None:
+        async with TaskScheduler(grace_period=0.5, shield_timeout=0.5) as scheduler:
+            scheduler.task(shield=True).schedule(hang)
+            with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+                async for _ in signals:
+                    break
+
+    anyio.run(main, backend=sys.argv[1])
+    print("left", flush=True)
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_function_that_hangs_for_ever_does_not_keep_the_process_from_exiting(backend: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HANGING_THREAD), backend], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hanging\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+        took = time.monotonic() - began
+    assert process.returncode == 0
+    assert "was abandoned: a plain function cannot be cancelled: it still runs in its thread" in output
+    assert output.endswith("left\n")
+    assert took < 1 + 0.5 + 2  # the two bounds, the last clean-up, and an interpreter on a busy machine
+
+
+INTERRUPTED = """
+    import logging, sys
+    import anyio
+    from tasks_core import TaskScheduler
+
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)
+
+    async def work() -> None:
+        print("working", flush=True)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            print("cleaned up", flush=True)
+
+    async def main() -> None:
+        async with TaskScheduler(grace_period=60) as scheduler:
+            scheduler.task(shield=SHIELD).schedule(work)
+            await anyio.sleep_forever()
+
+    anyio.run(main, backend=sys.argv[1])
+"""
+
+
+def interrupt(backend: str, *, shield: bool, times: int) -> tuple[str, float]:
+    program = textwrap.dedent(INTERRUPTED).replace("SHIELD", str(shield))
+    with subprocess.Popen(
+        [sys.executable, "-c", program, backend], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as p:
+        assert p.stdout is not None
+        assert p.stdout.readline() == b"working\n"
+        began = time.monotonic()
+        for _ in range(times):
+            p.send_signal(signal.SIGINT)
+            time.sleep(0.5)  # a person's second Ctrl-C; the process has nothing to say in between
+        output, _ = p.communicate(timeout=30)
+    assert p.returncode != 0
+    return output.decode(), time.monotonic() - began
+
+
+def test_one_ctrl_c_ends_the_grace_period() -> None:
+    output, took = interrupt("asyncio", shield=False, times=1)
+    assert "cleaned up\n" in output
+    assert "was cancelled: the grace period of the shutdown was over" in output
+    assert took < 20
+
+
+def test_a_second_ctrl_c_ends_shielded_tasks_too() -> None:
+    output, took = interrupt("asyncio", shield=True, times=2)
+    assert "cleaned up\n" in output
+    assert "Tasks drained in" in output
+    assert took < 20
+
+
+# ---- event loops ----
+
+
+def run_on_uvloop(main: Callable[[], Awaitable[Any]]) -> Any:
+    return anyio.run(main, backend_options={"use_uvloop": True})
+
+
+def test_uvloop() -> None:
+    async def main() -> str:
+        async with TaskScheduler(grace_period=0) as scheduler:
+            task: Task[None] = in_thread(lambda: scheduler.schedule(noop))
+            await task
+            assert await scheduler.schedule(lambda: 1) == 1
+            scheduler.schedule(anyio.sleep_forever)
+        assert scheduler.report is not None
+        return type(asyncio.get_running_loop()).__module__
+
+    assert run_on_uvloop(main) == "uvloop"
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager tasks came with Python 3.12")
+def test_an_eager_task_factory_does_not_start_tasks_inside_of_schedule() -> None:
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(vars(asyncio)["eager_task_factory"])
+        async with TaskScheduler() as scheduler:
+            task = scheduler.schedule(noop)
+            assert task.state is TaskState.PENDING
+            await task
+
+    asyncio.run(main())
+
+
+def test_trio_as_a_guest_of_asyncio() -> None:
+    import trio
+
+    async def trio_main() -> TaskState:
+        async with TaskScheduler() as scheduler:
+            task = scheduler.schedule(trio.sleep, 0)
+            await task
+            return task.state
+
+    async def main() -> Any:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+        trio.lowlevel.start_guest_run(
+            trio_main, run_sync_soon_threadsafe=loop.call_soon_threadsafe, done_callback=done.set_result
+        )
+        return (await done).unwrap()
+
+    assert asyncio.run(main()) is TaskState.SUCCEEDED
