@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -13,6 +13,7 @@ from ._call import describe
 from ._codec import ArgumentCodec, Json
 from ._config import TaskConfig, TaskErrorHandler
 from ._engine import RetryPolicy
+from ._task import current_task
 from .exceptions import InvalidConfigError, NotAddressableError, UnknownTaskError
 
 P = ParamSpec("P")
@@ -243,6 +244,8 @@ class TaskContext:
     headers: Mapping[str, str]
     """What travelled with the call: `traceparent`, `x-request-id`."""
     save_progress: Callable[[Json], Awaitable[None]] | None = field(default=None, repr=False)
+    task_id: int | None = field(default=None, repr=False)
+    """Set where attempts are counted by a task of this process, and not by an engine."""
 
     async def report_progress(self, progress: Json) -> None:
         """Have `receipt.status()` say how far the task is: any JSON value. Does nothing where no engine keeps it."""
@@ -263,6 +266,9 @@ def current_context() -> TaskContext:
     context = _context.get()
     if context is None:
         raise LookupError("current_context() is for durable tasks: no durable task runs this code")
+    task = current_task()
+    if task is not None and task.id == context.task_id:
+        return replace(context, attempt=task.attempts)
     return context
 
 

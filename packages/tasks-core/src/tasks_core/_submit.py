@@ -88,7 +88,6 @@ class DurableTask(Task[Receipt]):
         runner: Runner = self._owner  # type: ignore[assignment]  # who else owns a task that was scheduled
         config = self.config.merge(function.config).merge(TaskConfig(on_error=_handler(function)))
         context = copy_context()
-        context.run(set_context, TaskContext(self.call.name, self.call.key, 1, self.call.headers))
         task: Task[Any] = Task(
             runner,
             function.func,
@@ -102,6 +101,8 @@ class DurableTask(Task[Receipt]):
             self._instruction,
             runner.now(),
         )
+        call = self.call
+        context.run(set_context, TaskContext(call.name, call.key, 1, call.headers, task_id=task.id))
         runner.accept(task)
         if self._batch is None:
             runner.ready(task)

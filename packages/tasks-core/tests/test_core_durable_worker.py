@@ -1,0 +1,195 @@
+"""A worker: what it runs, what it refuses, what it says to the engine, and how it stops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import core_durable_functions as functions
+import pytest
+from core_durable_functions import asks_again, flaky, note, plain, shielded, unshielded
+from core_engine import ListEngine
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tasks_core import InvalidConfigError, TaskCall, TaskScheduler, Worker, override_engine
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    for record in (functions.ran, functions.contexts, functions.reported, functions.waiting, functions.released):
+        record.clear()
+
+
+@asynccontextmanager
+async def working(engine: ListEngine, **options: Any) -> AsyncIterator[anyio.Event]:
+    """A worker, stopped at the end of the block at the latest."""
+    stop = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(Worker(engine, **options).run, stop)
+        yield stop
+        stop.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.005)
+
+
+async def hand_over(engine: ListEngine, *calls: tuple[Any, ...]) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        for function, *args in calls:
+            await scheduler.schedule(function, *args)
+    engine.log.clear()
+
+
+def says(engine: ListEngine, *lines: str) -> Callable[[], bool]:
+    return lambda: len(engine.log) >= len(lines) and engine.log[: len(lines)] == list(lines)
+
+
+async def test_runs_what_was_handed_over() -> None:
+    engine = ListEngine()
+    await hand_over(engine, (note, "hello"), (plain, 1, 2))
+    key = engine.calls[0].key
+    async with working(engine):
+        await until(lambda: len(functions.ran) == 2)
+        await until(lambda: len(engine.log) == 2)
+    assert "hello" in functions.ran
+    assert (1, (2,), 1.0, {}, False) in functions.ran
+    assert (functions.contexts[0].key, functions.contexts[0].attempt) == (key, 1)
+    assert sorted(engine.log) == ["done core_durable_functions:note", "done plain"]
+
+
+async def test_former_name_is_known() -> None:
+    engine = ListEngine()
+    engine.calls.append(TaskCall("old-plain", {"number": 1}, "k"))
+    async with working(engine):
+        await until(says(engine, "done old-plain"))
+
+
+@pytest.mark.parametrize("error", ["ConnectionResetError", "TimeoutError"])
+async def test_failure_is_delivered_again_until_it_succeeds(error: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = ListEngine()
+    await hand_over(engine, (flaky, 2, error))
+    async with working(engine):
+        await until(says(engine, *[f"again {flaky.name} in 0 failed"] * 2, f"done {flaky.name}"))
+    assert (functions.ran, functions.reported) == (["flaky"], [])
+    assert f"failed in attempt 2 ({error}) and is delivered again in 0 s" in caplog.text
+
+
+async def test_last_failure_is_reported_on_the_worker() -> None:
+    engine = ListEngine()
+    await hand_over(engine, (flaky, 9))
+    async with working(engine):
+        await until(says(engine, *[f"again {flaky.name} in 0 failed"] * 2, f"failed {flaky.name} ConnectionResetError"))
+    assert functions.reported == [(flaky.name, 3, "ConnectionResetError")]
+
+
+async def test_exception_that_is_not_worth_another_attempt() -> None:
+    engine = ListEngine()
+    await hand_over(engine, (flaky, 9, "KeyError"))
+    async with working(engine):
+        await until(says(engine, f"failed {flaky.name} KeyError"))
+    assert functions.reported == [(flaky.name, 1, "KeyError")]
+
+
+async def test_handler_may_ask_for_another_delivery() -> None:
+    engine = ListEngine()
+    await hand_over(engine, (asks_again,))
+    async with working(engine):
+        await until(says(engine, f"again {asks_again.name} in 0.25 failed", f"done {asks_again.name}"))
+
+
+async def test_unknown_name_is_left_in_the_queue_and_runs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    engine = ListEngine()
+    calls = [TaskCall("os:system", {"command": "touch /tmp/tampered"}, "1"), TaskCall("os:system", {}, "2")]
+    engine.calls += calls
+    async with working(engine):
+        await until(says(engine, *["again os:system in 5"] * 2))
+    assert caplog.text.count("No durable function is registered as 'os:system' in this process") == 1
+    assert "touch" not in caplog.text
+
+
+async def test_arguments_that_do_not_fit_fail_the_task(caplog: pytest.LogCaptureFixture) -> None:
+    engine = ListEngine()
+    engine.calls.append(TaskCall("plain", {"number": "secret"}, "1"))
+    async with working(engine):
+        await until(says(engine, "failed plain ArgumentCodecError"))
+    assert functions.ran == []
+    assert "secret" not in caplog.text
+
+
+async def test_stop_gives_unshielded_tasks_back_and_lets_shielded_ones_end() -> None:
+    engine = ListEngine()
+    await hand_over(engine, (shielded, "shielded"), (unshielded, "unshielded"))
+    for name in ("shielded", "unshielded"):
+        functions.waiting[name], functions.released[name] = anyio.Event(), anyio.Event()
+    async with working(engine, grace_period=0.0) as stop:
+        await functions.waiting["shielded"].wait()
+        await functions.waiting["unshielded"].wait()
+        stop.set()
+        await until(says(engine, f"again {unshielded.name} in 0"))
+        functions.released["shielded"].set()
+    assert functions.ran == ["shielded"]
+    assert engine.log == [f"again {unshielded.name} in 0", f"done {shielded.name}"]
+
+
+async def test_grace_period_lets_everything_end() -> None:
+    engine = ListEngine()
+    await hand_over(engine, (unshielded, "x"))
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    async with working(engine, grace_period=60.0) as stop:
+        await functions.waiting["x"].wait()
+        stop.set()
+        functions.released["x"].set()
+    assert engine.log == [f"done {unshielded.name}"]
+
+
+async def test_cancellation_stops_the_worker_without_grace() -> None:
+    engine = ListEngine()
+    await hand_over(engine, (unshielded, "x"))
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(Worker(engine, grace_period=60.0).run, anyio.Event())
+            await functions.waiting["x"].wait()
+            group.cancel_scope.cancel()
+    assert engine.log == [f"again {unshielded.name} in 0"]
+
+
+async def test_does_not_start_beside_an_override(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with override_engine(ListEngine()), anyio.fail_after(1):
+        await Worker(ListEngine()).run(anyio.Event())
+    assert "override_engine() is in force" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"concurrency": 0}, {"concurrency": True}, {"grace_period": -1}])
+def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfigError):
+        Worker(ListEngine(), **options)
+
+
+async def test_span_of_the_worker_is_in_the_trace_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", lambda name: provider.get_tracer(name))
+    engine = ListEngine()
+    with provider.get_tracer("test").start_as_current_span("request") as request:
+        await hand_over(engine, (note, "x"))
+    async with working(engine):
+        await until(says(engine, f"done {note.name}"))
+    span = exporter.get_finished_spans()[-1]
+    assert span.name == f"run {note.name}"
+    assert span.parent is not None
+    assert span.parent.span_id == request.get_span_context().span_id
+    assert span.context.trace_id == request.get_span_context().trace_id

@@ -1,0 +1,38 @@
+"""What a type checker knows about durable functions: read by mypy and pyright, never run."""
+
+from collections.abc import Coroutine
+from typing import Any, assert_type
+
+from tasks_core import Receipt, RetryPolicy, Task, TaskBatch, TaskScheduler, durable
+
+
+@durable
+async def charge(order: int, *, currency: str = "EUR") -> bool:
+    return order > 0 and bool(currency)
+
+
+@durable(name="render", aliases=["draw"], retry=RetryPolicy(attempts=5, on=ConnectionError), shield=True)
+def render(order: int, scale: float) -> bytes:
+    return bytes(int(order * scale))
+
+
+async def still_a_function() -> None:
+    assert_type(charge(1), Coroutine[Any, Any, bool])
+    assert_type(render(1, 2.0), bytes)
+    await charge("1")  # type: ignore[arg-type]
+
+
+def scheduled(scheduler: TaskScheduler) -> None:
+    batch = TaskBatch(scheduler, "after_commit")
+    assert_type(scheduler.schedule(charge, 1, currency="USD"), Task[Receipt])
+    assert_type(batch.schedule(render, 1, 2.0), Task[Receipt])
+    assert_type(batch.task(key="k", transaction=object()).schedule(charge, 1), Task[Receipt])
+    scheduler.schedule(charge)  # type: ignore[call-overload]
+    scheduler.schedule(charge, "1")  # type: ignore[call-overload]
+    batch.task(key="k").schedule(render, 1)  # type: ignore[call-overload]
+
+
+async def receipts(scheduler: TaskScheduler) -> None:
+    receipt = await scheduler.schedule(charge, 1)
+    assert_type(receipt.id, str)
+    assert_type((await receipt.status()).attempts, int)
