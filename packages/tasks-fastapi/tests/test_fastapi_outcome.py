@@ -23,6 +23,16 @@ class HandledError(Exception):
     """For which the application has a handler."""
 
 
+class Endless:
+    """A body that has no end; no generator, which would have to be closed."""
+
+    def __aiter__(self) -> "Endless":
+        return self
+
+    async def __anext__(self) -> bytes:
+        return b"more"
+
+
 class Scheduled:
     """For each phase, one task for each `when`; all of one request."""
 
@@ -35,6 +45,10 @@ class Scheduled:
             for when in WHENS:
                 key = batch.phase, when
                 self.tasks[key] = batch.task(when=when).schedule(self.ran.append, key)
+
+    async def finished(self) -> None:
+        for task in self.tasks.values():
+            await task.wait()
 
     def outcome_of(self, phase: str) -> str:
         """Tell the outcome by which tasks of the phase ran; every other one has to be discarded, for that reason."""
@@ -108,13 +122,9 @@ def make_app(scheduled: Scheduled) -> FastAPI:
     async def stream() -> Response:
         return StreamingResponse(chunks())
 
-    async def endless() -> AsyncIterator[bytes]:
-        while True:
-            yield b"more"
-
     @app.get("/endless")
     async def endless_stream() -> Response:
-        return StreamingResponse(endless())
+        return StreamingResponse(Endless())
 
     class SaysNothing(Response):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -283,7 +293,7 @@ async def test_a_middleware_that_answers_in_place_of_the_application() -> None:
     app.add_middleware(Refuses)
     async with running(app):
         await request(app, "/403")
-        await turns(100)
+        await scheduled.finished()
         assert scheduled.outcome_of("after_route") == scheduled.outcome_of("after_response") == "error"
         scheduled.ran.clear()
         await request(app, "/200")

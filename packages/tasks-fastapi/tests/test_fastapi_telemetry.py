@@ -209,7 +209,7 @@ class Mailer:
 
 
 @pytest.mark.parametrize(
-    "func, name",
+    "function, name",
     [
         (functools.partial(functools.partial(nothing)), f"{__name__}.nothing"),
         (Mailer().send, f"{__name__}.Mailer.send"),
@@ -217,10 +217,10 @@ class Mailer:
         (print, "print"),
     ],
 )
-async def test_names_of_functions(telemetry: Telemetry, func: Callable[[], Any], name: str) -> None:
+async def test_names_of_functions(telemetry: Telemetry, function: Callable[[], Any], name: str) -> None:
     app = make_app(telemetry)
     async with running(app):
-        await get_scheduler(app).schedule(func)
+        await get_scheduler(app).schedule(function)
     (span,) = telemetry.spans
     assert attributes(span)["code.function.name"] == name
     assert "task.phase" not in attributes(span)

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketState
 from tasks_core import InvalidConfigError
 
 _DETAIL = "Too much work is waiting. Try again later."
@@ -42,8 +42,10 @@ def answer_with_503(retry_after: float) -> Callable[[Any, Exception], Awaitable[
         raise InvalidConfigError(f"retry_after={retry_after!r}: retry_after must be a number of seconds, 0 or more")
     seconds = str(math.ceil(retry_after))  # the header takes whole seconds, RFC 9110 section 10.2.3
 
-    async def answer(connection: Request | WebSocket, _error: Exception) -> Response | None:
+    async def answer(connection: Request | WebSocket, error: Exception) -> Response | None:
         if isinstance(connection, WebSocket):
+            if connection.application_state is WebSocketState.DISCONNECTED:
+                raise RuntimeError("A task was refused when the WebSocket had been closed: nobody can be told") from error
             await connection.close(code=1013, reason=_DETAIL)
             return None
         return JSONResponse({"detail": _DETAIL}, status_code=503, headers={"Retry-After": seconds})
