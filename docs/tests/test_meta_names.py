@@ -98,6 +98,8 @@ def test_annotations_resolve(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ANNOTATED)
 def test_public_things_say_what_they_do(value: Any) -> None:
-    if value.__name__ == "__init__" or inspect.getdoc(value):
+    owner, _, name = value.__qualname__.rpartition(".")
+    is_property = owner and isinstance(vars(getattr(sys.modules[value.__module__], owner)).get(name), property)
+    if name == "__init__" or is_property or inspect.getdoc(value):
         return
     pytest.fail(f"{value.__qualname__} has no docstring")
