@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -100,16 +101,17 @@ async def test_a_task_that_has_ended_is_gone(func: Callable[..., Any], options: 
         task = scheduler.task(**options).schedule(func, argument)
         await task.wait()
         del task, argument
-        await turn_around()
-        assert gone() is None
+        assert await is_gone(gone)
     if subscription is not None:
         subscription.close()
 
 
-async def turn_around() -> None:
-    """Let the event loop forget the step that is just over."""
-    for _ in range(5):
-        await anyio.lowlevel.checkpoint()
+async def is_gone(gone: weakref.ref[Argument]) -> bool:
+    """Let the event loop, and the thread that may just have told it of its result, forget the step that is over."""
+    with anyio.move_on_after(5):
+        while gone() is not None:
+            await anyio.sleep(0.001)
+    return gone() is None
 
 
 @pytest.mark.parametrize("func", [succeed, succeed_plainly, hang])
@@ -124,8 +126,7 @@ async def test_a_cancelled_task_is_gone(func: Callable[..., Any], moment: str) -
         task.cancel()
         await task.wait()
         del task, argument
-        await anyio.wait_all_tasks_blocked()
-        assert gone() is None
+        assert await is_gone(gone)
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
@@ -140,8 +141,7 @@ async def test_a_task_of_a_batch_is_gone(cancelled: bool) -> None:
         else:
             batch.discard("not wanted")
         del task, argument
-        await turn_around()
-        assert gone() is None
+        assert await is_gone(gone)
         batch.discard("not wanted")
 
 
@@ -153,8 +153,7 @@ async def test_a_task_that_waits_in_vain_for_a_place_is_gone_when_cancelled() ->
         scheduler.schedule(gate.wait)
         scheduler.schedule(succeed, argument).cancel()
         del argument
-        await turn_around()
-        assert gone() is None
+        assert await is_gone(gone)
         gate.set()
 
 
@@ -166,13 +165,10 @@ async def test_awaiting_a_failed_task_keeps_nothing() -> None:
             await scheduler.schedule(fail_with, argument)
         task = scheduler.schedule(fail_plainly_with, argument)
         await task.wait()
-        try:
+        with suppress(ValueError):
             task.result()
-        except ValueError:
-            pass
         del task, argument
-        await turn_around()
-        assert gone() is None
+        assert await is_gone(gone)
 
 
 async def test_a_task_that_awaits_a_failed_task_keeps_nothing() -> None:
@@ -186,8 +182,7 @@ async def test_a_task_that_awaits_a_failed_task_keeps_nothing() -> None:
         task = scheduler.schedule(await_it, argument)
         await task.wait()
         del task, argument
-        await turn_around()
-        assert gone() is None
+        assert await is_gone(gone)
 
 
 async def test_a_follow_up_does_not_keep_the_task_that_scheduled_it() -> None:
@@ -202,8 +197,7 @@ async def test_a_follow_up_does_not_keep_the_task_that_scheduled_it() -> None:
         task = scheduler.schedule(parent, argument)
         await task.wait()
         del task, argument
-        await anyio.wait_all_tasks_blocked()
-        assert gone() is None
+        assert await is_gone(gone)
         gate.set()
 
 
@@ -224,10 +218,7 @@ async def test_an_abandoned_thread_gives_up_the_arguments_when_it_ends() -> None
         await task.wait()
         del task, argument
         leave.set()
-        await scheduler.schedule(noop)
-        while scheduler.statistics().running or gone() is not None:
-            with anyio.fail_after(10):
-                await anyio.sleep(0.01)
+        assert await is_gone(gone)
 
 
 async def test_a_closed_scheduler_is_gone() -> None:

@@ -141,6 +141,8 @@ class ThreadCall:
         except BaseException as error:
             # Without this frame, which would make a cycle of the error and the call.
             self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        finally:
+            del self  # those that are left lead back to it, by f_back
 
     def report(self) -> None:
         """Tell the event loop; on the thread."""
