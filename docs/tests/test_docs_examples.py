@@ -1,0 +1,122 @@
+"""
+Every Python block of the documentation is run, and what it says it prints is what it prints.
+
+Renew the output in the pages with `pytest docs/tests --update-examples`.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import logging
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from pytest_examples import CodeExample, EvalExample, find_examples
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md")), *sorted(ROOT.glob("docs/content/**/*.md"))]
+
+# A list, because pytest wants to know how many there are. What a page includes has tests of its own.
+EXAMPLES = [block for block in list(find_examples(*PAGES)) if not block.source.lstrip().startswith("--8<--")]
+
+# Examples print, have parameters only to be called with them, and wait for an event loop to take a turn.
+IGNORED = ["ARG001", "ARG002", "ASYNC115", "T201"]
+
+
+def name(example: CodeExample) -> str:
+    return f"{example.path.relative_to(ROOT)}:{example.start_line}"
+
+
+@pytest.fixture(autouse=True)
+def logging_of_its_own() -> Iterator[None]:
+    """A block may configure logging; the next one starts afresh."""
+    loggers = {logger: (logger.handlers[:], logger.level) for logger in map(logging.getLogger, (None, "tasks_core"))}
+    yield
+    for logger, (handlers, level) in loggers.items():
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=name)
+def test_block_runs_and_prints_what_it_says(
+    example: CodeExample, eval_example: EvalExample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block stands alone, has no unused names, and its `#>` lines are its output."""
+    eval_example.set_config(line_length=100, target_version="py310", ruff_ignore=IGNORED)
+    if not eval_example.update_examples:
+        eval_example.lint_ruff(example)
+    printed = Printed(example.module_name)
+    monkeypatch.setattr(builtins, "print", printed)
+    names = run(example, eval_example)
+    expected = with_output(example.source, printed.by_line)
+    if eval_example.update_examples and expected != example.source:
+        example.source = expected
+        eval_example.to_update.append(example)
+    assert example.source == expected
+    check_applications(names)
+
+
+class Printed:
+    """Stands in for `print`, and keeps what each line of the block has printed."""
+
+    def __init__(self, block: str) -> None:
+        self._block = block
+        self._print = print
+        self.by_line: defaultdict[int, list[str]] = defaultdict(list)
+
+    def __call__(self, *values: object, **options: Any) -> None:
+        caller = sys._getframe(1)
+        if Path(caller.f_code.co_filename).stem == self._block:
+            self.by_line[caller.f_lineno] += " ".join(map(str, values)).splitlines()
+        else:
+            self._print(*values, **options)  # `traceback`, for one, prints what is logged
+
+
+def with_output(source: str, by_line: dict[int, list[str]]) -> str:
+    """Return the source with `#> ` and the output below each call of `print`, and none of what was there."""
+    output = {
+        node.end_lineno: [f"{' ' * node.col_offset}#> {text}" for text in by_line.get(node.lineno, [])]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "print"
+    }
+    lines = []
+    for number, line in enumerate(source.splitlines(), 1):
+        if not re.match(" *#> ", line):
+            lines += [line, *output.get(number, [])]
+    return "\n".join(lines) + "\n"
+
+
+def run(example: CodeExample, eval_example: EvalExample) -> dict[str, Any]:
+    """Run a block and return its global names, or fail with the line that raised."""
+    try:
+        return eval_example.run(example)
+    except Exception as error:
+        # Not the traceback itself: its frames are made up by pytest-examples, and pytest cannot always show them.
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_next is not None:
+            traceback = traceback.tb_next
+        line = traceback.tb_lineno if traceback is not None else example.start_line
+        message = f"{example.path.relative_to(ROOT)}:{line}: {type(error).__name__}: {error}"
+    pytest.fail(message, pytrace=False)
+
+
+def check_applications(names: dict[str, Any]) -> None:
+    """Start each application that a block makes, and have FastAPI look at every route: annotations are resolved."""
+    for app in {id(value): value for value in names.values() if isinstance(value, FastAPI)}.values():
+        app.middleware_stack = None  # the block may have served requests already
+        with TestClient(app) as client:
+            assert client.get("/openapi.json").status_code == 200
+
+
+def test_every_page_is_looked_at() -> None:
+    """The patterns above find the pages; else nothing would be tested."""
+    assert {"README.md", "index.md", "first_steps.md"} <= {page.name for page in PAGES}
+    assert len(EXAMPLES) > 50

@@ -1,0 +1,119 @@
+"""
+What pages show of logs is what the examples write.
+
+Renew the kept output with `pytest docs/tests --update-examples`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+OUTPUT = EXAMPLES / "output"
+
+
+def compare(name: str, printed: str, request: pytest.FixtureRequest) -> None:
+    """Compare with what is kept, except for numbers that are different each time."""
+    kept = OUTPUT / name
+    if request.config.getoption("update_examples"):
+        kept.write_text(printed, encoding="utf-8")
+    assert normal(kept.read_text(encoding="utf-8")) == normal(printed)
+
+
+def normal(printed: str) -> str:
+    for varying, fixed in (
+        (r"127\.0\.0\.1:\d+", "address"),
+        (r"process \[\d+\]", "process"),
+        (r"drained in \d\.\d\d s", "drained"),
+        (r" +\+\d+\.\d ", " time "),
+    ):
+        printed = re.sub(varying, fixed, printed)
+    return printed
+
+
+def as_read(printed: str) -> str:
+    """Put output as pages show it: the examples lie in /srv/app, and frames of the packages are left out."""
+    lines, ours = [], False
+    for line in printed.replace(str(EXAMPLES), "/srv/app").splitlines():
+        if line.startswith('  File "'):
+            ours = "/srv/app" not in line
+        elif not line.startswith("    "):
+            ours = False
+        if not ours:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def test_log_lines(request: pytest.FixtureRequest) -> None:
+    """The page about the log shows every kind of line, to the letter."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "log_lines.py"], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    compare("log_lines.txt", as_read(done.stdout), request)
+
+
+def test_failing_assertion(request: pytest.FixtureRequest) -> None:
+    """The page about testing shows what an assertion that fails says."""
+    command = [sys.executable, "-m", "pytest", "failing_test.py", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    # Without the settings of this repository, as somebody else would run it.
+    command += ["--config-file", "/dev/null", "--rootdir", str(EXAMPLES)]
+    done = subprocess.run(command, check=False, cwd=EXAMPLES, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stdout + done.stderr
+    begin, end = done.stdout.index("failing_test.py:"), done.stdout.index("=== short test summary")
+    compare("failing_test.txt", done.stdout[begin:end].rstrip("=\n") + "\n", request)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "first_steps:app", "--app-dir", str(EXAMPLES), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1) as process:
+        try:
+            yield process, port
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
+    """Return the lines up to the first that has *text*."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    pytest.fail(f"the server ended without saying {text!r}:\n{''.join(lines)}")
+
+
+def section(name: str, *lines: str) -> str:
+    return "".join([f"--8<-- [start:{name}]\n", *lines, f"--8<-- [end:{name}]\n"])
+
+
+def test_first_steps(server: tuple[subprocess.Popen[str], int], request: pytest.FixtureRequest) -> None:
+    """The first application runs under uvicorn, its tasks run, and the log is the one that the page shows."""
+    process, port = server
+    read_until(process, "Uvicorn running")
+    user = json.dumps({"email": "ann@example.org"}).encode()
+    headers = {"content-type": "application/json"}
+    with urlopen(Request(f"http://127.0.0.1:{port}/users", user, headers)) as response:
+        assert response.status == 201
+        assert json.load(response) == {"email": "ann@example.org"}
+    # The first two run beside the response, so their place among the lines is not fixed.
+    *beside, last = read_until(process, "welcome")
+    process.send_signal(signal.SIGINT)
+    end = read_until(process, "Finished server process")
+    process.wait(10)
+    compare("first_steps.txt", section("request", *sorted(beside), last) + section("shutdown", *end), request)

@@ -1,0 +1,22 @@
+"""The reference is complete: each public name has its place, and only those."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+REFERENCE = Path(__file__).parents[1] / "content" / "reference"
+
+# Given again by tasks_fastapi for convenience, and described where they come from.
+AGAIN = {"tasks_fastapi": {"Task", "TaskConfig", "TaskErrorHandler", "retry"}}
+
+
+@pytest.mark.parametrize("package", ["tasks_core", "tasks_fastapi", "tasks_testing"])
+def test_every_public_name_is_described(package: str) -> None:
+    page = (REFERENCE / f"{package}.md").read_text(encoding="utf-8")
+    described = re.findall(rf"^::: {package}\.(\w+)$", page, re.MULTILINE)
+    public = set(importlib.import_module(package).__all__) - AGAIN.get(package, set())
+    assert sorted(described) == sorted(public)
