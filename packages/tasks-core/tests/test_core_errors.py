@@ -57,14 +57,14 @@ def raise_it_plainly(error: BaseException) -> None:
     raise error
 
 
-@pytest.mark.parametrize("func", [raise_it, raise_it_plainly])
+@pytest.mark.parametrize("function", [raise_it, raise_it_plainly])
 @pytest.mark.parametrize("error", [SystemExit(3), BaseException("base"), BaseExceptionGroup("g", [SystemExit(3)])])
 async def test_an_exit_raised_by_a_task_is_its_failure(
-    func: Callable[[BaseException], Any], error: BaseException, caplog: pytest.LogCaptureFixture
+    function: Callable[[BaseException], Any], error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[Exception] = []
     async with TaskScheduler(config=TaskConfig(on_error=lambda task, error: asked.append(error))) as scheduler:
-        task = scheduler.schedule(func, error)
+        task = scheduler.schedule(function, error)
         await task.wait()
         assert (task.state, task.exception) == (TaskState.FAILED, error)
         await scheduler.schedule(noop)

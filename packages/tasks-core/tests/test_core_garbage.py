@@ -67,7 +67,7 @@ def handle_plainly(task: Task[Any], error: Exception) -> None: ...
 
 
 @pytest.mark.parametrize(
-    "func, options",
+    "function, options",
     [
         (succeed, {}),
         (succeed, {"delay": 0.001}),
@@ -89,7 +89,9 @@ def handle_plainly(task: Task[Any], error: Exception) -> None: ...
     ],
 )
 @pytest.mark.parametrize("observed", [False, True])
-async def test_a_task_that_has_ended_is_gone(func: Callable[..., Any], options: dict[str, Any], observed: bool) -> None:
+async def test_a_task_that_has_ended_is_gone(
+    function: Callable[..., Any], options: dict[str, Any], observed: bool
+) -> None:
     class Around(TaskObserver):
         async def around_attempt(self, task: Task[Any], run: RunAttempt, /) -> Any:
             return await run()
@@ -98,7 +100,7 @@ async def test_a_task_that_has_ended_is_gone(func: Callable[..., Any], options: 
     gone = weakref.ref(argument)
     subscription = observe(Around()) if observed else None
     async with TaskScheduler(grace_period=60) as scheduler:
-        task = scheduler.task(**options).schedule(func, argument)
+        task = scheduler.task(**options).schedule(function, argument)
         await task.wait()
         del task, argument
         assert await is_gone(gone)
@@ -114,13 +116,13 @@ async def is_gone(gone: weakref.ref[Argument]) -> bool:
     return gone() is None
 
 
-@pytest.mark.parametrize("func", [succeed, succeed_plainly, hang])
+@pytest.mark.parametrize("function", [succeed, succeed_plainly, hang])
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_a_cancelled_task_is_gone(func: Callable[..., Any], moment: str) -> None:
+async def test_a_cancelled_task_is_gone(function: Callable[..., Any], moment: str) -> None:
     argument = Argument()
     gone = weakref.ref(argument)
     async with TaskScheduler(grace_period=60) as scheduler:
-        task = scheduler.schedule(func, argument)
+        task = scheduler.schedule(function, argument)
         if moment == "after":
             await task.started.wait()
         task.cancel()

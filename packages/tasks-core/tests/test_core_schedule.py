@@ -94,7 +94,7 @@ async def with_connection(connection: str, number: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "func, args, kwargs, result",
+    "function, args, kwargs, result",
     [
         (add, (1, 2), {}, 3),
         (add, (1,), {"b": 2, "c": 3}, 6),
@@ -119,10 +119,10 @@ async def with_connection(connection: str, number: int) -> int:
     ],
 )
 async def test_every_kind_of_callable_runs(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
     async with TaskScheduler() as scheduler:
-        assert await scheduler.schedule(func, *args, **kwargs) == result
+        assert await scheduler.schedule(function, *args, **kwargs) == result
 
 
 async def test_a_class_is_called_in_a_thread() -> None:
@@ -237,9 +237,9 @@ async def get() -> str:
     return variable.get()
 
 
-@pytest.mark.parametrize("func", [get, plainly_get])
+@pytest.mark.parametrize("function", [get, plainly_get])
 @pytest.mark.parametrize("way", ["loop", "thread", "worker", "batch", "delayed", "retried"])
-async def test_context_variables_are_those_of_the_call(func: Callable[[], Any], way: str) -> None:
+async def test_context_variables_are_those_of_the_call(function: Callable[[], Any], way: str) -> None:
     attempts: list[str] = []
 
     def twice() -> str:
@@ -251,10 +251,10 @@ async def test_context_variables_are_those_of_the_call(func: Callable[[], Any], 
 
     async with TaskScheduler() as scheduler:
 
-        def call(target: Any = scheduler, func: Callable[[], Any] = func) -> Task[Any]:
+        def call(target: Any = scheduler, function: Callable[[], Any] = function) -> Task[Any]:
             token = variable.set("as of the call")
             try:
-                return target.schedule(func)  # type: ignore[no-any-return]  # any of the ways
+                return target.schedule(function)  # type: ignore[no-any-return]  # any of the ways
             finally:
                 variable.reset(token)
 
@@ -446,7 +446,7 @@ def plain(a: int, b: int = 1, *, c: int) -> None: ...
 
 
 @pytest.mark.parametrize(
-    "func, args, kwargs, message",
+    "function, args, kwargs, message",
     [
         (
             None,
@@ -510,12 +510,12 @@ def plain(a: int, b: int = 1, *, c: int) -> None: ...
     ],
 )
 async def test_what_cannot_be_called_is_refused_at_the_call(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], message: str
 ) -> None:
     async with TaskScheduler() as scheduler:
         for target in (scheduler, scheduler.task(name="x"), TaskBatch(scheduler, "later")):
             with pytest.raises(InvalidTaskError, match=f"^{re.escape(message)}$") as caught:
-                target.schedule(func, *args, **kwargs)
+                target.schedule(function, *args, **kwargs)
             assert isinstance(caught.value, TypeError)
             assert isinstance(caught.value, TasksError)
         assert scheduler.statistics().scheduled == 0
