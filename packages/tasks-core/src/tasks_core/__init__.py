@@ -7,8 +7,8 @@ Start reading at `_scheduler.py` (what is entered and left), then `_runner.py` (
 ```text
 exceptions  _call  _subscription  _backend
 _config ── _task ── _observer ── _clock ── _loop ── _ledger ── _admission
-_retry ── _threads ── _attempt ── _runner ── _schedule ── _batch, _shutdown ── _scheduler
-_codec ── _engine ── _durable; _trace ── _worker
+_retry ── _threads ── _attempt ── _runner ── _codec ── _engine ── _durable
+_trace ── _submit ── _schedule ── _batch, _shutdown ── _scheduler ── _worker
 ```
 
 Durable tasks, which another process runs, are described by `_durable.py` (functions), `_engine.py` (the seam) and

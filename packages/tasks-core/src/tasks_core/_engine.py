@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
+import anyio
+
 from ._codec import Json
 from ._config import is_seconds
 from ._subscription import Subscription
@@ -15,8 +17,6 @@ from .exceptions import InvalidConfigError
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    import anyio
 
 Capability: TypeAlias = Literal["transaction", "delay", "dedup", "status", "progress"]
 """

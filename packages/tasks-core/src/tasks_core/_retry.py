@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ._config import TaskErrorHandler
     from ._task import Task
 
-ExceptionTypes: TypeAlias = "type[Exception] | tuple[type[Exception], ...]"
+ExceptionTypes: TypeAlias = type[Exception] | tuple[type[Exception], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Start reading at `_app.py` (`add_tasks()`), then `_asgi.py` (the layer around th
 request has, and when its phases open). Imports go one way:
 
 ```text
-exceptions  _overload
+exceptions  _overload  _refusal
 _spans ── _metrics ── _telemetry
 _request ── _asgi ── _app ── _dependencies
 ```

@@ -5,10 +5,11 @@ Start reading at `_recorder.py` (what a test can do) and `_recording.py` (the ob
 are imported when they are asked for: pytest imports this package in every run, also in those without background tasks.
 
 ```text
-_show ── _call ── _record ── _recording ── _control
+_show ── _call ── _record ── _routing
 _monitor ── _live ── _sleepers ── _clock
-_explain ── _order ── _filter ── _judge ── _view ── _timeline ── _verdict ── _virtual ── _recorder
-_settings ── plugin
+_recording ── _control ── _filter ── _explain ── _order ── _judge ── _view
+_settings ── _timeline ── _verdict ── _virtual ── _recorder
+_session ── _autouse ── _compare ── plugin
 ```
 """
 

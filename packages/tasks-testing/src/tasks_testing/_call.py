@@ -82,7 +82,7 @@ class Call(Generic[R]):
         return f"{function_name(self.fn)}({show_arguments(self.args, self.kwargs)}{more})"
 
 
-Target: TypeAlias = "Callable[..., Any] | Call[Any] | str"
+Target: TypeAlias = Callable[..., Any] | Call[Any] | str
 """Which tasks are meant: a function, a `call()` or `call_like()`, or the name of tasks (`TaskConfig.name`)."""
 
 

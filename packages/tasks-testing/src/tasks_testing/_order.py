@@ -64,7 +64,7 @@ def opened(phase: Phase) -> Step:
     return Step("opened", phase)
 
 
-StepLike: TypeAlias = "Step | Target | Marker"
+StepLike: TypeAlias = Step | Target | Marker
 
 
 def as_step(step: StepLike) -> Step:
