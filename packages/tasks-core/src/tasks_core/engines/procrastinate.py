@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -42,8 +42,6 @@ from ._transaction import Transaction, join_transaction
 from ._work import TASK_NAME, WorkOptions, work
 
 __all__ = ("ProcrastinateEngine",)
-
-Address = Callable[[], Awaitable[str]]
 
 
 class ProcrastinateEngine:
