@@ -289,7 +289,7 @@ async def test_a_stub_that_fails_is_no_expected_failure() -> None:
     async def boom(name: str = "") -> None:
         raise RuntimeError("boom")
 
-    with (
+    with (  # noqa: PT012
         pytest.raises(AssertionError, match=r"^1 background task failed, and the test does not expect it\n"),
         record_tasks() as recorder,
     ):

@@ -93,7 +93,7 @@ class Monitor:
 
     def run(self, steps: Steps[T]) -> T:
         """Take the steps of a procedure, blocking the thread."""
-        reached = True
+        __tracebackhide__ = True
         try:
             wait = next(steps)
             while True:
@@ -105,6 +105,7 @@ class Monitor:
 
     async def arun(self, steps: Steps[T]) -> T:
         """Take the steps of a procedure on the running event loop."""
+        __tracebackhide__ = True
         await anyio.lowlevel.checkpoint()
         try:
             wait = next(steps)

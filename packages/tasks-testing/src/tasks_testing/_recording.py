@@ -215,7 +215,7 @@ class Recording(TaskObserver):
             with self.monitor.lock:
                 task.error = handle.exception
                 task._lost = handle.lost and not task._held
-                if task._held:
+                if task._held and handle.state is TaskState.DISCARDED:
                     self._end(task, "dropped", HELD_TO_THE_END)
                 elif handle in self._too_late:
                     task._lost = self.auto
