@@ -128,8 +128,9 @@ class Shutdown:
         await self._wait_until(self._began + self._grace_period)
 
         runner.stage = Stage.SHIELDED_ONLY
+        bound = runner.clock.now() + self._shield_timeout  # before the next line, which may take its time
         self._stop(_is_not_shielded, GRACE_OVER)
-        await self._wait_for_shielded(runner.clock.now() + self._shield_timeout)
+        await self._wait_for_shielded(bound)
         self._end(SHIELD_OVER)
 
     async def _wait_for_shielded(self, bound: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextvars import Context, ContextVar
 from enum import StrEnum
+from functools import lru_cache
 from itertools import count
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -305,6 +306,7 @@ def current_task() -> Task[Any] | None:
     return CURRENT_TASK.get()
 
 
+@lru_cache(maxsize=1024)  # shutdown may ask for a hundred thousand, all from the same few lines
 def _line(code: CodeType, instruction: int) -> int:
     """Find the line of an instruction; done when somebody asks, because `frame.f_lineno` costs a microsecond."""
     for start, end, line in code.co_lines():

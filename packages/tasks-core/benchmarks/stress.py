@@ -1,0 +1,160 @@
+"""
+A million tasks through one scheduler, and a hundred thousand at its end; exits non-zero when a promise is not kept.
+
+    python packages/tasks-core/benchmarks/stress.py [--tasks 1000000] [--pending 100000]
+
+Tasks of every kind, mixed: coroutines, plain functions, failing, retrying, shielded, with a timeout, in batches,
+cancelled. After a warm-up, memory at the end is within 5 MiB of that at the start, the last tenth takes at most 10 %
+more processor time than the first, and every task is in one terminal state. Then tasks that wait for a place are shut
+down: each is drained or reported, within the two bounds and a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tasks_core import Task, TaskBatch, TaskScheduler, TaskState, retry
+
+WAVE = 2_000
+MEMORY_BAR = 5.0
+SPEED_BAR = 0.10
+
+
+async def succeed() -> None:
+    await asyncio.sleep(0)
+
+
+def succeed_plainly() -> None:
+    pass
+
+
+async def fail() -> None:
+    raise ValueError
+
+
+async def handle(task: Task[Any], error: Exception) -> bool:
+    return True
+
+
+again = retry(attempts=2, backoff=0, then=handle)
+
+
+def schedule_wave(scheduler: TaskScheduler) -> list[Task[Any]]:
+    batch = TaskBatch(scheduler, "later")
+    ways = [
+        lambda: scheduler.schedule(succeed),
+        lambda: scheduler.task(shield=True).schedule(succeed),
+        lambda: scheduler.schedule(succeed_plainly),
+        lambda: scheduler.task(on_error=handle).schedule(fail),
+        lambda: scheduler.task(on_error=again).schedule(fail),
+        lambda: scheduler.task(timeout=60).schedule(succeed),
+        lambda: batch.schedule(succeed),
+        lambda: batch.task(shield=True).schedule(succeed_plainly),
+        lambda: batch.task(when="error").schedule(succeed),
+        lambda: scheduler.schedule(succeed),
+    ]
+    tasks: list[Task[Any]] = [ways[number % len(ways)]() for number in range(WAVE)]
+    batch.open()
+    for task in tasks[:: len(ways)][:10]:
+        task.cancel()
+    return tasks
+
+
+def resident_mib() -> float:
+    """Memory of the process that is in use now; Linux tells it in pages of 4 KiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+class Progress:
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    async def wave(self, scheduler: TaskScheduler) -> None:
+        began = time.process_time()  # not the time of day: others use the machine too
+        for task in schedule_wave(scheduler):
+            await task.wait()
+        self.seconds.append(time.process_time() - began)
+
+    def slowdown(self) -> float:
+        """How much slower the last tenth was than the first."""
+        tenth = max(1, len(self.seconds) // 10)
+        return statistics.median(self.seconds[-tenth:]) / statistics.median(self.seconds[:tenth]) - 1
+
+
+async def many(count: int) -> list[str]:
+    progress = Progress()
+    async with TaskScheduler(max_threads=8) as scheduler:
+        for _ in range(20):  # warm-up
+            await progress.wave(scheduler)
+        progress = Progress()
+        gc.collect()
+        before = resident_mib()
+        began = time.perf_counter()
+        for _ in range(max(10, count // WAVE)):
+            await progress.wave(scheduler)
+        seconds = time.perf_counter() - began
+        gc.collect()
+        grown = resident_mib() - before
+    numbers = scheduler.statistics()
+    ended = numbers.succeeded + numbers.failed + numbers.cancelled + numbers.discarded
+    print(f"{len(progress.seconds) * WAVE:,} tasks in {seconds:.1f} s: {numbers.as_dict()}")
+    print(f"memory {grown:+.2f} MiB, last tenth {progress.slowdown():+.1%} slower than the first")
+    return failures(
+        (grown <= MEMORY_BAR, f"memory grew by more than {MEMORY_BAR} MiB"),
+        (progress.slowdown() <= SPEED_BAR, f"the end is more than {SPEED_BAR:.0%} slower than the start"),
+        (ended == numbers.scheduled, "scheduled is not the sum of the terminal states"),
+    )
+
+
+async def shutdown(count: int) -> list[str]:
+    grace_period, shield_timeout = 1.0, 1.0
+    gate = asyncio.Event()
+
+    async def wait_at_gate() -> None:
+        await gate.wait()
+
+    async with TaskScheduler(
+        grace_period=grace_period, shield_timeout=shield_timeout, max_concurrency=100
+    ) as scheduler:
+        ways = [scheduler, scheduler.task(shield=True)]
+        tasks = [ways[number % 2].schedule(wait_at_gate) for number in range(count)]
+        began = time.perf_counter()
+    took = time.perf_counter() - began
+    report = scheduler.report
+    assert report is not None
+    states = Counter(task.state for task in tasks)
+    print(f"{count:,} pending tasks at shutdown: {took:.2f} s, {report}")
+    return failures(
+        (took <= grace_period + shield_timeout + 1, "shutdown outlasted its bounds by more than a second"),
+        (len(report.lost) + report.succeeded + report.failed == count, "the report does not name every task"),
+        (states[TaskState.CANCELLED] + states[TaskState.DISCARDED] == count, "a task is in no terminal state"),
+    )
+
+
+def failures(*promises: tuple[bool, str]) -> list[str]:
+    return [broken for kept, broken in promises if not kept]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=int, default=1_000_000)
+    parser.add_argument("--pending", type=int, default=100_000)
+    options = parser.parse_args()
+    logging.basicConfig(handlers=[logging.NullHandler()])
+    broken = asyncio.run(many(options.tasks)) + asyncio.run(shutdown(options.pending))
+    for promise in broken:
+        print(f"MISS {promise}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
