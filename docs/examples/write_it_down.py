@@ -11,7 +11,9 @@ from tasks_fastapi import Tasks, add_tasks, get_scheduler, retry
 DATABASE = "shop.db"
 SCHEMA = """
 create table if not exists payments (
-    order_id integer primary key, cents integer not null, state text not null default 'open'
+    order_id integer primary key,
+    cents integer not null,
+    state text not null default 'open'
 )
 """
 
@@ -35,38 +37,49 @@ def get_connection() -> Iterator[sqlite3.Connection]:
         connection.commit()
 
 
+Connection = Annotated[sqlite3.Connection, Depends(get_connection)]
+
+
 @app.post("/orders/{order_id}", status_code=201)
-def create_order(
-    order_id: int, cents: int, connection: Annotated[sqlite3.Connection, Depends(get_connection)], tasks: Tasks
-) -> None:
-    connection.execute("insert into payments (order_id, cents) values (?, ?)", (order_id, cents))
+def create_order(order_id: int, cents: int, connection: Connection, tasks: Tasks) -> None:
+    connection.execute(
+        "insert into payments (order_id, cents) values (?, ?)",
+        (order_id, cents),
+    )
     # The row is committed by then; from there on nothing can lose the payment.
-    tasks.after_response.task(shield=True, on_error=retry(attempts=3)).schedule(pay, order_id)
+    careful = tasks.after_response.task(shield=True, on_error=retry(attempts=3))
+    careful.schedule(pay, order_id)
 
 
 def pay(order_id: int) -> None:
     with closing(sqlite3.connect(DATABASE)) as connection:
-        row = connection.execute("select cents from payments where order_id = ? and state = 'open'", (order_id,))
-        payment = row.fetchone()
+        payment = connection.execute(
+            "select cents from payments where order_id = ? and state = 'open'",
+            (order_id,),
+        ).fetchone()
         if payment is not None:
             charge(f"order-{order_id}", payment[0])
-            connection.execute("update payments set state = 'paid' where order_id = ?", (order_id,))
+            connection.execute(
+                "update payments set state = 'paid' where order_id = ?",
+                (order_id,),
+            )
             connection.commit()
 
 
 def charge(key: str, cents: int) -> None:
-    """Ask the payment provider, which charges once for each key, however often it is asked."""
+    """Ask the payment provider, which charges once for each key."""
 
 
 async def sweep(scheduler: TaskScheduler) -> None:
     """Find what a process that died has left open: at start, and every minute."""
     while not scheduler.stopping.is_set():
         for order_id in await anyio.to_thread.run_sync(open_payments):
-            scheduler.task(shield=True, name="pay, found by sweep").schedule(pay, order_id)
+            scheduler.task(shield=True, name="swept pay").schedule(pay, order_id)
         with anyio.move_on_after(60):
             await scheduler.stopping.wait()
 
 
 def open_payments() -> list[int]:
     with closing(sqlite3.connect(DATABASE)) as connection:
-        return [row[0] for row in connection.execute("select order_id from payments where state = 'open'")]
+        rows = connection.execute("select order_id from payments where state = 'open'")
+        return [row[0] for row in rows]

@@ -31,7 +31,8 @@ async def create_order(order_id: int, address: str, tasks: Tasks) -> None:
     tasks.after_response.task(when="error").schedule(release_stock, order_id)
     if not address:
         raise HTTPException(422, "where to?")
-    tasks.after_response.task(on_error=retry(attempts=5, on=ConnectionError)).schedule(charge, order_id, cents=4200)
+    again = retry(attempts=5, on=ConnectionError)
+    tasks.after_response.task(on_error=again).schedule(charge, order_id, cents=4200)
     tasks.after_response.schedule(send_receipt, order_id, address)
 
 
@@ -51,18 +52,17 @@ def client() -> Iterator[TestClient]:
 
 
 # --8<-- [start:first]
-def test_receipt_is_sent_after_the_response(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+def test_receipt_is_sent(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     client.post("/orders/1?address=ann@example.org")
-    tasks_recorder.after_response.assert_ran(call(send_receipt, 1, "ann@example.org"), times=1)
+    receipt = call(send_receipt, 1, "ann@example.org")
+    tasks_recorder.after_response.assert_ran(receipt, times=1)
 
 
 # --8<-- [end:first]
 
 
 # --8<-- [start:nothing]
-def test_refused_order_releases_the_stock_and_does_nothing_else(
-    client: TestClient, tasks_recorder: TasksRecorder
-) -> None:
+def test_refused_order(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     assert client.post("/orders/1?address=").status_code == 422
     tasks_recorder.assert_ran(call(release_stock, 1))
     tasks_recorder.assert_not_scheduled(charge)
@@ -82,10 +82,14 @@ def test_amount(client: TestClient, tasks_recorder: TasksRecorder) -> None:
 
 
 # --8<-- [start:order]
-def test_receipt_waits_for_the_response(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+def test_order(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     client.post("/orders/1?address=ann@example.org")
     tasks_recorder.request().assert_order(
-        "route_returned", "response_sent", opened("after_response"), started(send_receipt), finished(send_receipt)
+        "route_returned",
+        "response_sent",
+        opened("after_response"),
+        started(send_receipt),
+        finished(send_receipt),
     )
 
 
@@ -93,7 +97,7 @@ def test_receipt_waits_for_the_response(client: TestClient, tasks_recorder: Task
 
 
 # --8<-- [start:hold]
-def test_order_is_paid_when_the_task_has_run(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+def test_order_becomes_paid(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     tasks_recorder.hold(charge)
     client.post("/orders/1?address=ann@example.org")
     assert client.get("/orders/1").json() == {"paid": False}
@@ -108,7 +112,7 @@ def test_order_is_paid_when_the_task_has_run(client: TestClient, tasks_recorder:
 
 # --8<-- [start:retry]
 @pytest.mark.tasks_recorder(virtual_time=True)
-def test_gateway_is_asked_again(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+def test_retries(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     tasks_recorder.fail(charge, ConnectionError("gateway is down"), times=2)
     client.post("/orders/1?address=ann@example.org")
     tasks_recorder.drain()
@@ -120,7 +124,7 @@ def test_gateway_is_asked_again(client: TestClient, tasks_recorder: TasksRecorde
 
 
 # --8<-- [start:failure]
-def test_payment_fails_for_good(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+def test_payment_fails(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     tasks_recorder.fail(charge, ValueError("card expired"), times=None)
     client.post("/orders/1?address=ann@example.org")
     tasks_recorder.assert_failed(charge, ValueError, match="expired")
