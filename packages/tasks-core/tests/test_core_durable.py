@@ -440,6 +440,17 @@ async def test_open_batch_keeps_tasks_in_a_transaction_until_submit() -> None:
         assert kept.state is TaskState.SUCCEEDED
 
 
+@pytest.mark.parametrize("opened", [True, False])
+async def test_nothing_is_left_behind_when_nobody_submits(opened: bool) -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "after", opened=opened, hand_over="submit")
+        task = batch.task(transaction="t").schedule(note, "x")
+        batch.open()
+        with anyio.fail_after(5):
+            await task
+
+
 async def test_tasks_in_a_transaction_go_one_after_the_other() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:

@@ -17,7 +17,7 @@ from ._engine import Engine
 from ._worker import Worker
 from .exceptions import EngineError
 
-logger = logging.getLogger("tasks_core")
+_logger = logging.getLogger("tasks_core")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +98,7 @@ async def _wait_for_signals(stop: anyio.Event, scope: anyio.CancelScope) -> None
         async for _ in signals:
             if stop.is_set():
                 scope.cancel()  # the second time: the grace period is over
-            logger.info("Stopping: no more tasks are taken")
+            _logger.info("Stopping: no more tasks are taken")
             stop.set()
 
 

@@ -162,6 +162,9 @@ class TaskBatch(Schedulable):
             check_submitted(task)
 
     def _open(self, outcome: Outcome) -> None:
+        if self._keeps_transactions:
+            self.submitted = outcome  # nobody has called submit(), and nobody is going to
+            self._pass_on()
         if self._outcome is not None or self._discarded is not None:
             return
         self._outcome = outcome
@@ -215,11 +218,15 @@ class TaskBatch(Schedulable):
             else:
                 self._drop(task, self.submitted)
             return True
-        if self._hand_over == "submit" and self.submitted is None and task.config.transaction is not None:
-            # Whoever uses the connection at the moment must not be disturbed.
+        if self._keeps_transactions and task.config.transaction is not None:
             self._waiting.append(task.id)
             return True
         return False
+
+    @property
+    def _keeps_transactions(self) -> bool:
+        """Whether somebody uses the connection at the moment, and must not be disturbed."""
+        return self._immediate and self._hand_over == "submit" and self.submitted is None
 
     def _take(self, task: Task[Any]) -> None:
         """Take a task that was just scheduled."""

@@ -199,6 +199,8 @@ class Request:
         self._outcome = outcome = self.outcome
         self._open_after_route(outcome)
         if self._tasks is not None:
+            if self._tasks.unsubmitted:
+                self._tasks.open(outcome)  # there was no response, and nobody else will care
             self._tasks.after_response.open(outcome)
         announce(self, "request_finished")
         # Both lead back to the request, the error by the frames of its traceback: cycles.

@@ -100,8 +100,8 @@ class ProcrastinateEngine:
         max_deaths: int = 3,
         keep_finished: float = 7 * 24 * 3600.0,
     ) -> None:
-        self.conninfo = conninfo
-        self.apply_schema = apply_schema
+        self.conninfo: str = conninfo
+        self.apply_schema: bool = apply_schema
         self._embedded: EmbeddedPostgres | None = None
         self._queue = queue
         self._pool_size = pool_size

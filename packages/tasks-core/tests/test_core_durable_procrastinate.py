@@ -1,0 +1,421 @@
+"""Durable tasks on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import core_durable_functions as functions
+import psycopg
+import pytest
+from core_durable_functions import flaky, note, plain, shielded, unshielded
+from core_postgres import postgres, queue
+from psycopg.rows import dict_row
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from tasks_core import (
+    DurableState,
+    EngineCapabilityError,
+    EngineSchemaError,
+    EngineUnavailableError,
+    Receipt,
+    TaskBatch,
+    TaskCall,
+    TaskScheduler,
+    Worker,
+    current_context,
+    durable,
+)
+from tasks_core.engines.procrastinate import ProcrastinateEngine
+
+__all__ = ("postgres", "queue")
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # all that procrastinate and psycopg know
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    for record in (functions.ran, functions.contexts, functions.reported, functions.waiting, functions.released):
+        record.clear()
+
+
+@pytest.fixture
+def engine(postgres: str, queue: str) -> ProcrastinateEngine:
+    return ProcrastinateEngine(postgres, queue=queue, pool_size=4, heartbeat=0.2)
+
+
+@asynccontextmanager
+async def working(engine: ProcrastinateEngine, **options: Any) -> AsyncIterator[anyio.Event]:
+    stop = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(Worker(engine, **{"concurrency": 4, **options}).run, stop)
+        yield stop
+        stop.set()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    with anyio.fail_after(30):
+        while not await condition():
+            await anyio.sleep(0.02)
+
+
+async def ends(receipt: Receipt, state: DurableState) -> None:
+    async def ended() -> bool:
+        return (await receipt.status()).state is state
+
+    await until(ended)
+
+
+async def rows(address: str, queue: str) -> list[dict[str, Any]]:
+    async with await psycopg.AsyncConnection.connect(address, row_factory=dict_row) as connection:
+        cursor = await connection.execute(
+            "SELECT * FROM procrastinate_jobs WHERE queue_name = %s AND task_name = 'tasks_core.run' ORDER BY id",
+            [queue],
+        )
+        return await cursor.fetchall()
+
+
+# ---- the way of a task ----
+
+
+async def test_acknowledged_task_is_run_by_a_worker(engine: ProcrastinateEngine) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.schedule(note, "hello")
+        assert (await receipt.status()).state is DurableState.WAITING
+        async with working(engine):
+            await ends(receipt, DurableState.SUCCEEDED)
+        assert (await receipt.status()).attempts == 1
+    assert functions.ran == ["hello"]
+    assert functions.contexts[0].key == receipt.key
+
+
+async def test_retries_are_deliveries(engine: ProcrastinateEngine) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.schedule(flaky, 2)
+        hopeless = await scheduler.schedule(flaky, 9)
+        async with working(engine):
+            await ends(receipt, DurableState.SUCCEEDED)
+            await ends(hopeless, DurableState.FAILED)
+        assert (await receipt.status()).attempts == 3
+    assert functions.reported == [(flaky.name, 3, "ConnectionResetError")]
+
+
+async def test_arguments_are_in_no_log_line(engine: ProcrastinateEngine, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+        done = await scheduler.schedule(note, "SECRET")
+        failed = await scheduler.schedule(flaky, 9, "KeyError")
+        await ends(done, DurableState.SUCCEEDED)
+        await ends(failed, DurableState.FAILED)
+    told = [record for record in caplog.records if record.name.startswith(("tasks_core", "procrastinate"))]
+    assert told
+    assert not [record for record in told if "SECRET" in record.getMessage() or "SECRET" in str(record.__dict__)]
+
+
+async def test_delay_is_for_the_engine(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.task(delay=3600).schedule(note, "later")
+        async with working(engine):
+            await ends(await scheduler.schedule(note, "now"), DurableState.SUCCEEDED)
+        assert (await receipt.status()).state is DurableState.WAITING
+    assert (await rows(postgres, queue))[0]["scheduled_at"] is not None
+
+
+@durable
+async def reports(path: str) -> None:
+    await current_context().report_progress({"done": 1, "of": 2})
+    while not await anyio.Path(path).exists():
+        await anyio.sleep(0.01)
+
+
+async def test_progress_and_state_can_be_read(engine: ProcrastinateEngine, tmp_path: Path) -> None:
+    path = tmp_path / "go"
+    async with TaskScheduler(engine=engine) as scheduler, working(engine, grace_period=10.0):
+        receipt = await scheduler.schedule(reports, str(path))
+
+        async def reported() -> bool:
+            return (await receipt.status()).progress == {"done": 1, "of": 2}
+
+        await until(reported)
+        assert (await receipt.status()).state is DurableState.RUNNING
+        path.touch()
+        await ends(receipt, DurableState.SUCCEEDED)
+        assert (await Receipt("procrastinate", "99999999", "k", True, engine.status).status()).state is (
+            DurableState.GONE
+        )
+
+
+# ---- keys ----
+
+
+async def test_key_is_taken_once(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        first = await scheduler.task(key=f"{queue}-1").schedule(note, "once")
+        second = await scheduler.task(key=f"{queue}-1").schedule(note, "once")
+        other = await scheduler.task(key=f"{queue}-2").schedule(note, "other")
+        assert (first.created, second.created, other.created) == (True, False, True)
+        assert (second.id, second.key) == (first.id, first.key)
+        async with working(engine):
+            await ends(first, DurableState.SUCCEEDED)
+            await ends(other, DurableState.SUCCEEDED)
+        assert not (await scheduler.task(key=f"{queue}-1").schedule(note, "once")).created  # also when it is done
+    assert sorted(functions.ran) == ["once", "other"]
+
+
+async def test_many_at_once_with_one_key_make_one_task(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        tasks = [scheduler.task(key=queue).schedule(note, "once") for _ in range(12)]
+        receipts = [await task for task in tasks]
+    assert sum(receipt.created for receipt in receipts) == 1
+    assert len({receipt.id for receipt in receipts}) == 1
+    assert len(await rows(postgres, queue)) == 1
+
+
+# ---- transactions ----
+
+
+@asynccontextmanager
+async def sqlalchemy(address: str, driver: str) -> AsyncIterator[AsyncEngine]:
+    host = address.rpartition("=")[2]
+    engine = create_async_engine(f"postgresql+{driver}://postgres@/postgres?host={host}")
+    yield engine
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+@pytest.mark.parametrize("key", [None, "with a key"])
+async def test_session_commits_or_rolls_back_the_task(
+    engine: ProcrastinateEngine, postgres: str, queue: str, driver: str, key: str | None
+) -> None:
+    async with TaskScheduler(engine=engine) as scheduler, sqlalchemy(postgres, driver) as database:
+        for end in ("commit", "rollback"):
+            async with AsyncSession(database) as session:
+                await session.execute(text("SELECT 1"))
+                batch = TaskBatch(scheduler, "after", hand_over="submit")
+                unique = key and f"{key} {queue} {end}"
+                tasks = [batch.task(transaction=session, key=unique).schedule(note, end)]
+                tasks.append(batch.task(transaction=session, delay=1).schedule(note, end))
+                await batch.submit()
+                assert [task.result().created for task in tasks] == [True, True]
+                before = len(await rows(postgres, queue))
+                await getattr(session, end)()
+            assert (end, before, len(await rows(postgres, queue))) == (end, 0 if end == "commit" else 2, 2)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_connection_of_sqlalchemy(engine: ProcrastinateEngine, postgres: str, queue: str, driver: str) -> None:
+    async with (
+        TaskScheduler(engine=engine) as scheduler,
+        sqlalchemy(postgres, driver) as database,
+        database.begin() as connection,
+    ):
+        assert isinstance(connection, AsyncConnection)
+        await scheduler.task(transaction=connection).schedule(note, "x")
+        assert await rows(postgres, queue) == []
+    assert len(await rows(postgres, queue)) == 1
+
+
+async def test_connection_of_psycopg(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        async with await psycopg.AsyncConnection.connect(postgres) as connection:
+            await connection.execute("SELECT 1")
+            await scheduler.task(transaction=connection).schedule(note, "x")
+            assert await rows(postgres, queue) == []
+            await connection.rollback()
+            assert await rows(postgres, queue) == []
+            await connection.execute("SELECT 1")
+            await scheduler.task(transaction=connection).schedule(note, "x")
+        assert len(await rows(postgres, queue)) == 1
+
+
+async def test_transaction_that_is_over_is_an_error(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
+    async with TaskScheduler(engine=engine) as scheduler, sqlalchemy(postgres, "psycopg") as database:
+        async with AsyncSession(database) as session:
+            await session.execute(text("SELECT 1"))
+            batch = TaskBatch(scheduler, "after", hand_over="submit")
+            batch.task(transaction=session).schedule(note, "x")
+            await session.commit()
+            with pytest.raises(EngineCapabilityError, match="the transaction in which the task was scheduled is over"):
+                await batch.submit()
+            await session.execute(text("SELECT 1"))
+            batch.task(transaction=session).schedule(note, "x")
+            await batch.submit()
+            await session.rollback()
+        async with await psycopg.AsyncConnection.connect(postgres) as connection:
+            with pytest.raises(EngineCapabilityError, match="the transaction in which"):
+                await scheduler.task(transaction=connection).schedule(note, "x")
+    assert await rows(postgres, queue) == []
+
+
+async def test_what_is_no_transaction_is_an_error_at_the_call(engine: ProcrastinateEngine) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        with pytest.raises(EngineCapabilityError, match=r"was given a builtins\.object"):
+            scheduler.task(transaction=object()).schedule(note, "x")
+
+
+# ---- queues that others write to ----
+
+
+async def test_tampered_row_is_refused_and_unknown_names_go_back(
+    engine: ProcrastinateEngine, postgres: str, queue: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "pwned"
+    async with TaskScheduler(engine=engine) as scheduler:
+        await engine.submit(TaskCall("os:system", {"command": f"touch {target}"}, "1"))
+        receipt = await engine.submit(TaskCall("plain", {"number": 1, "nonsense": 2}, "2"))
+        async with working(engine):
+            await ends(await scheduler.schedule(note, "x"), DurableState.SUCCEEDED)
+            await ends(receipt, DurableState.FAILED)
+
+            async def back() -> bool:
+                return bool((await rows(postgres, queue))[0]["attempts"])
+
+            await until(back)
+    assert not target.exists()
+    row = (await rows(postgres, queue))[0]
+    assert (row["status"], row["args"]["returns"]) == ("todo", 1)
+
+
+async def test_row_that_is_no_call_is_failed(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
+    async with TaskScheduler(engine=engine):
+        async with await psycopg.AsyncConnection.connect(postgres) as connection:
+            await connection.execute(
+                "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES (%s, 'tasks_core.run', %s)",
+                [queue, json.dumps({"name": "plain", "args": 7})],
+            )
+        async with working(engine):
+
+            async def failed() -> bool:
+                return [row["status"] for row in await rows(postgres, queue)] == ["failed"]
+
+            await until(failed)
+
+
+# ---- workers that stop, and workers that die ----
+
+
+async def test_stop_puts_unshielded_tasks_back(engine: ProcrastinateEngine) -> None:
+    for name in ("shielded", "unshielded"):
+        functions.waiting[name], functions.released[name] = anyio.Event(), anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler:
+        ended = await scheduler.schedule(shielded, "shielded")
+        back = await scheduler.schedule(unshielded, "unshielded")
+        async with working(engine, grace_period=0.0) as stop:
+            await functions.waiting["shielded"].wait()
+            await functions.waiting["unshielded"].wait()
+            stop.set()
+            await ends(back, DurableState.WAITING)
+            functions.released["shielded"].set()
+        assert (await ended.status()).state is DurableState.SUCCEEDED
+        functions.released["unshielded"].set()
+        async with working(engine):
+            await ends(back, DurableState.SUCCEEDED)
+    assert functions.ran == ["shielded", "unshielded"]
+
+
+async def _die(address: str, receipt: Receipt) -> None:
+    """Do to the database what a worker does that takes a task, and is killed."""
+    async with await psycopg.AsyncConnection.connect(address) as connection:
+        cursor = await connection.execute("SELECT worker_id FROM procrastinate_register_worker_v1()")
+        row = await cursor.fetchone()
+        assert row is not None
+        await connection.execute(
+            "UPDATE procrastinate_workers SET last_heartbeat = now() - interval '1 hour' WHERE id = %s", row
+        )
+        await connection.execute(
+            "UPDATE procrastinate_jobs SET status = 'doing', worker_id = %s, scheduled_at = NULL WHERE id = %s",
+            [row[0], int(receipt.id)],
+        )
+
+
+async def test_task_of_a_dead_worker_is_taken_over(
+    engine: ProcrastinateEngine, postgres: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.task(delay=3600).schedule(note, "x")
+        await _die(postgres, receipt)
+        async with working(engine):
+            await ends(receipt, DurableState.SUCCEEDED)
+    assert functions.contexts[0].attempt == 2
+    assert "is back in the queue: the worker that ran it died" in caplog.text
+
+
+async def test_task_that_kills_its_workers_is_given_up(
+    postgres: str, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ProcrastinateEngine(postgres, queue=queue, heartbeat=0.2, max_deaths=2)
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.task(delay=3600).schedule(plain, 1)
+        await _die(postgres, receipt)
+        async with await psycopg.AsyncConnection.connect(postgres) as connection:
+            # One death before this one; failures and returns are no deaths.
+            await connection.execute(
+                'UPDATE procrastinate_jobs SET attempts = 4, args = args || \'{"failures": 1, "returns": 2}\' '
+                "WHERE id = %s",
+                [int(receipt.id)],
+            )
+        async with working(engine):
+            await ends(receipt, DurableState.FAILED)
+    assert functions.ran == []
+    assert "is failed: 2 workers died while they ran it" in caplog.text
+
+
+# ---- the schema, and a server that is not there ----
+
+
+async def test_schema_is_checked(postgres: str) -> None:
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
+        await connection.execute("CREATE DATABASE empty")
+        try:
+            address = postgres.replace("/postgres?", "/empty?")
+            with pytest.raises(EngineSchemaError, match=r"apply_schema=True"):
+                async with ProcrastinateEngine(address, apply_schema=False):
+                    pytest.fail("not reached")
+            async with ProcrastinateEngine(address, pool_size=1):
+                pass
+            async with ProcrastinateEngine(address, pool_size=1, apply_schema=False):
+                pass
+            async with await psycopg.AsyncConnection.connect(address, autocommit=True) as other:
+                await other.execute("DROP FUNCTION procrastinate_retry_job_v2 CASCADE")
+            with pytest.raises(EngineSchemaError, match=r"lacks procrastinate_retry_job_v2.*run the migrations"):
+                async with ProcrastinateEngine(address):
+                    pytest.fail("not reached")
+        finally:
+            await connection.execute("DROP DATABASE empty WITH (FORCE)")
+
+
+async def test_no_server_is_an_error_at_the_start() -> None:
+    with pytest.raises(EngineUnavailableError, match="PostgreSQL cannot be reached"):
+        async with TaskScheduler(engine=ProcrastinateEngine("postgresql://127.0.0.1:1/none")):
+            pytest.fail("not reached")
+
+
+async def test_several_schedulers_share_an_engine(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
+    async with TaskScheduler(engine=engine) as first:
+        async with TaskScheduler(engine=engine) as second:
+            await second.schedule(note, "1")
+        await first.schedule(note, "2")
+    async with TaskScheduler(engine=engine) as third:
+        await third.schedule(note, "3")
+    assert len(await rows(postgres, queue)) == 3
+
+
+async def test_embedded_server_is_started_and_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tasks_core")
+    engine = ProcrastinateEngine.embedded(tmp_path / "db", pool_size=2)
+    for attempt in (1, 2):
+        async with TaskScheduler(engine=engine) as scheduler:
+            assert (await scheduler.schedule(note, "x")).id == str(attempt)
+        assert not (tmp_path / "db" / "postmaster.pid").exists()
+    assert caplog.text.count("embedded PostgreSQL in") == 2
