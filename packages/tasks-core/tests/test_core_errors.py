@@ -308,6 +308,25 @@ async def test_a_handler_cannot_be_given_a_task_that_failed_while_being_cancelle
     assert asked == []
 
 
+async def test_a_handler_that_asks_for_another_attempt_of_a_cancelled_task_gets_none() -> None:
+    asked = anyio.Event()
+
+    async def insist(task: Task[Any], error: Exception) -> Retry:
+        asked.set()
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            return Retry()
+        raise AssertionError
+
+    async with TaskScheduler() as scheduler:
+        task = scheduler.task(on_error=insist).schedule(fail)
+        await asked.wait()
+        task.cancel()
+        await task.wait()
+    assert (task.state, task.attempts) == (TaskState.FAILED, 1)
+
+
 # ---- retry, chain, by_exception ----
 
 

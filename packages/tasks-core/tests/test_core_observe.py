@@ -401,3 +401,16 @@ async def test_a_finished_task_is_no_reason_to_schedule_more_while_shutting_down
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], SchedulerClosedError)
+
+
+async def test_an_observer_may_leave_the_rest_to_its_base() -> None:
+    class Calling(TaskObserver):
+        def hold_task(self, task: Task[Any]) -> bool:
+            return super().hold_task(task)
+
+        async def around_attempt(self, task: Task[Any], run: RunAttempt, /) -> Any:
+            return await super().around_attempt(task, run)
+
+    with observe(Calling()):
+        async with TaskScheduler() as scheduler:
+            assert await scheduler.schedule(double, 3) == 6

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
+import trio.testing
 from core_support import in_thread, messages, noop, states
-from tasks_core import Task, TaskBatch, TaskScheduler, TaskState
+from tasks_core import SchedulerClosedError, Task, TaskBatch, TaskScheduler, TaskState
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -238,6 +241,55 @@ def test_entering_that_is_cancelled_leaves_nothing(backend: str) -> None:
     anyio.run(main, backend=backend)
 
 
+def test_trio_ends_while_shutdown_is_under_way() -> None:
+    async def main() -> None:
+        await hold_on(block)
+        trio.lowlevel.spawn_system_task(block.scheduler.aclose)
+        await block.scheduler.stopping.wait()
+        await trio.testing.wait_all_tasks_blocked()
+
+    block = Block()
+    trio.run(main)
+    assert states(*block.tasks) == [TaskState.CANCELLED] * 2
+    assert block.scheduler.closed
+
+
+def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread has seen that the scheduler is open; when it gets to the books, they are closed."""
+    from tasks_core._loop import Loop
+
+    looked, go_on = threading.Event(), threading.Event()
+    here = Loop.here
+
+    def pause(loop: Loop) -> bool:
+        if threading.current_thread().name == "scheduling":
+            looked.set()
+            go_on.wait()
+        return here(loop)
+
+    errors: list[Exception] = []
+
+    def schedule(scheduler: TaskScheduler) -> None:
+        try:
+            scheduler.schedule(noop)
+        except SchedulerClosedError as error:
+            errors.append(error)
+
+    async def main() -> TaskScheduler:
+        async with TaskScheduler() as scheduler:
+            thread = threading.Thread(target=schedule, args=(scheduler,), name="scheduling")
+            thread.start()
+            await anyio.to_thread.run_sync(looked.wait)
+        go_on.set()
+        thread.join()
+        return scheduler
+
+    monkeypatch.setattr(Loop, "here", pause)
+    scheduler = anyio.run(main)
+    assert len(errors) == 1
+    assert scheduler.statistics().scheduled == 0
+
+
 # ---- processes ----
 
 HANGING_THREAD = """
@@ -366,8 +418,6 @@ def test_an_eager_task_factory_does_not_start_tasks_inside_of_schedule() -> None
 
 
 def test_trio_as_a_guest_of_asyncio() -> None:
-    import trio
-
     async def trio_main() -> TaskState:
         async with TaskScheduler() as scheduler:
             task = scheduler.schedule(trio.sleep, 0)

@@ -238,3 +238,31 @@ async def test_a_clock_that_raises_loses_no_task(caplog: pytest.LogCaptureFixtur
 
 async def _fail() -> None:
     raise ValueError
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_clock_that_raises_ends_no_task(backend: str) -> None:
+    async def main() -> None:
+        async with TaskScheduler() as scheduler:
+            with override_clock(BrokenClock()):
+                await scheduler.task(timeout=1).schedule(anyio.sleep, 0.01)
+            await scheduler.schedule(noop)
+
+    anyio.run(main, backend=backend)
+
+
+class InterruptedClock(MonotonicClock):
+    async def sleep_until(self, deadline: float) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_ctrl_c_while_a_clock_is_at_work_is_for_the_process(backend: str) -> None:
+    async def main() -> None:
+        async with TaskScheduler(grace_period=0) as scheduler:
+            with override_clock(InterruptedClock()):
+                scheduler.task(timeout=1).schedule(anyio.sleep_forever)
+                await anyio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        anyio.run(main, backend=backend)

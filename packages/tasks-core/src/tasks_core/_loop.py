@@ -44,8 +44,8 @@ class Loop:
 
     async def close(self) -> None:
         """Let go of the event loop. Posting and spawning have no effect any more."""
-        if self._backend is not None:
-            await self._backend.close()
+        assert self._backend is not None
+        await self._backend.close()
 
     def here(self) -> bool:
         """Whether the caller is on the thread of the loop."""

@@ -154,9 +154,8 @@ class Shutdown:
         self._stop(_is_any, reason)
 
     async def _clean_up(self) -> None:
-        with anyio.move_on_after(
-            _LAST_CLEAN_UP
-        ):  # by real time: what ignores its cancellation may hold any other clock
+        # By real time: what ignores its cancellation may hold any other clock.
+        with anyio.move_on_after(_LAST_CLEAN_UP):
             await self._runner.ledger.wait_at_most(0)
             await self._runner.attempts.wait_no_stray()
 

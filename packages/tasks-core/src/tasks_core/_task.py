@@ -309,7 +309,5 @@ def current_task() -> Task[Any] | None:
 @lru_cache(maxsize=1024)  # shutdown may ask for a hundred thousand, all from the same few lines
 def _line(code: CodeType, instruction: int) -> int:
     """Find the line of an instruction; done when somebody asks, because `frame.f_lineno` costs a microsecond."""
-    for start, end, line in code.co_lines():
-        if start <= instruction < end and line is not None:
-            return line
-    return code.co_firstlineno
+    lines = (line for start, end, line in code.co_lines() if start <= instruction < end and line is not None)
+    return next(lines, code.co_firstlineno)
