@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from types import MethodType
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, overload
+from typing import Any, ClassVar, Generic, ParamSpec, TypeAlias, TypeVar, overload
 
 from ._show import function_name, show, show_arguments
 
@@ -25,7 +25,7 @@ class Call(Generic[R]):
     `call_like()` compares the parameters that it names.
     """
 
-    __hash__ = None  # type: ignore[assignment]  # arguments may be mutable
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # arguments may be mutable
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]

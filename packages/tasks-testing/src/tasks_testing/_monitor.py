@@ -76,8 +76,8 @@ class Monitor:
     """
 
     def __init__(self) -> None:
-        self.lock = RLock()
-        self.version = 0
+        self.lock: RLock = RLock()
+        self.version: int = 0
         """Counts the changes."""
         self._condition = Condition(self.lock)
         self._wakeups: list[Wakeup] = []

@@ -44,16 +44,16 @@ class Recording(TaskObserver):
     outer: Recording | None = None
 
     def __init__(self) -> None:
-        self.monitor = Monitor()
-        self.live = LiveTasks()
-        self.queue = SleepQueue(self.monitor, self.live)
+        self.monitor: Monitor = Monitor()
+        self.live: LiveTasks = LiveTasks()
+        self.queue: SleepQueue = SleepQueue(self.monitor, self.live)
         self.tasks: list[RecordedTask[Any]] = []
         self.requests: list[RecordedRequest] = []
         self.events: list[TaskEvent] = []
         self.unattributed: list[str] = []
-        self.virtual = False
-        self.auto = False
-        self.thread_id = threading.get_ident()
+        self.virtual: bool = False
+        self.auto: bool = False
+        self.thread_id: int = threading.get_ident()
         self._by_handle: dict[int, RecordedTask[Any]] = {}
         self._by_origin: dict[int, RecordedRequest] = {}
         self._allowed: list[Target] = []

@@ -52,7 +52,7 @@ class SleepQueue:
         self._timed: Counter[int] = Counter()
         self._parked: dict[int, Sleeper] = {}
         self._ending: set[int] = set()
-        self.auto_until = -inf
+        self.auto_until: float = -inf
         self.on_too_late: Callable[[Task[Any]], None] = _ignore
 
     def now(self) -> float:
