@@ -252,16 +252,16 @@ class TestScope:
         await tasks_recorder.adrain()
         check(tasks_recorder)
 
-    async def test_two(self, tasks_recorder, client):
-        await client.post("/users", json=ANN)
-        await tasks_recorder.adrain()
-        check(tasks_recorder)
-
     @pytest.mark.tasks_recorder(timeout=30)
     async def test_a_leak_on_a_loop_that_stands_still_is_told_at_once(self, client, tasks_recorder):
         tasks_recorder.stub(send_email, lambda to: anyio.sleep(1))
         await client.post("/users", json=ANN)
         await tasks_recorder.await_for(send_email, "running")
+
+    async def test_two(self, tasks_recorder, client):
+        await client.post("/users", json=ANN)
+        await tasks_recorder.adrain()
+        check(tasks_recorder)
 """,
     )
     result.assert_outcomes(passed=3, errors=1)

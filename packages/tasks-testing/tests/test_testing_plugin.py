@@ -43,7 +43,7 @@ def run(pytester: pytest.Pytester, suite: str, *args: str, ini: str = "") -> pyt
     """Run a suite against the application next to it."""
     pytester.makepyfile(app=Path(__file__).with_name("testing_app.py").read_text())
     pytester.makepyfile(test_suite=HEAD + suite)
-    pytester.makeini(f"[pytest]\naddopts = -p no:asyncio --strict-markers --show-capture=stdout\n{ini}")
+    pytester.makeini(f"[pytest]\naddopts = -p no:asyncio --strict-markers\n{ini}")
     return pytester.runpytest("-p", "no:cacheprovider", *args)
 
 
@@ -84,7 +84,8 @@ def test_all_ini_options_count(pytester: pytest.Pytester) -> None:
         """
 def test_settings(tasks_recorder):
     s = tasks_recorder._settings
-    assert (s.mode, s.virtual_time, s.strict, s.failures, s.leaks, s.timeout) == ("hold", False, False, "error", "error", 9)
+    assert (s.mode, s.virtual_time, s.strict) == ("hold", False, False)
+    assert (s.failures, s.leaks, s.timeout) == ("error", "error", 9)
 """,
         ini="tasks_recorder_mode = hold\ntasks_recorder_timeout = 9\n",
     )
@@ -97,13 +98,14 @@ def test_settings(tasks_recorder):
         (
             "colour='red'",
             "",
-            "*UsageError: @pytest.mark.tasks_recorder has no setting colour; it has mode, virtual_time, strict, failures, "
-            "leaks, timeout",
+            "*UsageError: @pytest.mark.tasks_recorder has no setting colour; "
+            "it has mode, virtual_time, strict, failures, leaks, timeout",
         ),
         ("'hold'", "", "*UsageError: @pytest.mark.tasks_recorder has no setting 'hold'; it has mode, *"),
         ("mode='fake'", "", "*UsageError: tasks_recorder: mode must be 'spy' or 'hold', not 'fake'"),
         ("", "tasks_recorder_leaks = no", "*UsageError: tasks_recorder: leaks must be 'error' or 'ignore', not 'no'"),
-        ("", "tasks_recorder_timeout = long", "*UsageError: tasks_recorder: timeout must be a number *, not 'long'"),
+        ("", "tasks_recorder_timeout = 0", "*UsageError: tasks_recorder: timeout must be a number * above 0, not 0.0"),
+        ("", "tasks_recorder_timeout = long", "*Expected a float*tasks_recorder_timeout*"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(pytester: pytest.Pytester, marker: str, ini: str, text: str) -> None:
@@ -368,12 +370,10 @@ def test_lost_in_the_body(tasks_recorder):
         client.post("/")
         tasks_recorder.wait_for(anyio.sleep, "running")
 """
-    result = run(pytester, suite)
+    result = run(pytester, suite, "-W", "default::tasks_testing.TaskLostWarning")
     result.assert_outcomes(passed=2, warnings=2)
     result.stdout.fnmatch_lines(
-        [
-            "*TaskLostWarning: #1 sleep(60) was cancelled when its app shut down: the grace period of the shutdown was over.*"
-        ]
+        ["*TaskLostWarning: #1 sleep(60) was cancelled when its app shut down: the grace period of the shutdown was *"]
     )
     run(pytester, suite, "-W", "error").assert_outcomes(passed=2, errors=2)
     run(pytester, suite, "-W", "error", "-W", "ignore::tasks_testing.TaskLostWarning").assert_outcomes(passed=2)
@@ -587,8 +587,8 @@ def test_h_dropped(client, tasks_recorder):
             "E         hint: it is held: tasks_recorder.release(send_email) starts it",
             "E         closest:  #2 send_email('ann@x')*  after_response  failed",
             "E                     RuntimeError: boom",
-            "E         hint: it failed at *test_suite.py:*; if it should, write assert_failed(send_email, RuntimeError)",
-            "E         hint: no task was scheduled in 4 requests: #1 GET /health -> 200, #2 GET /health -> 200, *, ...",
+            "E         hint: it failed at test_suite.py:*; if it should, write assert_failed(send_email, RuntimeErr*",
+            "E         hint: no task was scheduled in 4 requests: #1 GET /health -> 200, #2 *, ...",
             "E         hint: no app with tasks was called while recording, and nothing was scheduled",
             "E         recorded: #1 charge(7)  after_response  succeeded",
             "E         hint: other tasks were scheduled, this one was not",
@@ -801,8 +801,6 @@ def test_timeline(client, tasks_recorder):
 
 
 def test_a_run_without_it_imports_next_to_nothing() -> None:
-    code = (
-        "import sys, pytest; before = set(sys.modules); import tasks_testing.plugin; print(*set(sys.modules) - before)"
-    )
+    code = "import sys, pytest; old = set(sys.modules); import tasks_testing.plugin; print(*set(sys.modules) - old)"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert set(run.stdout.split()) == {"tasks_testing", "tasks_testing.plugin"}

@@ -424,6 +424,10 @@ async def test_virtual_time_on_an_event_loop() -> None:
             await recorder.adrain()
             assert recorder.clock.now == 10
             scheduler.task(timeout=30).schedule(anyio.sleep_forever)
+            with pytest.raises(
+                AssertionError, match=r"virtual time stands still while it runs; clock\.advance\(30\) is its"
+            ):
+                await recorder.adrain(0.1)
             await recorder.clock.aadvance(30)
             recorder.assert_failed(anyio.sleep_forever, TimeoutError)
 
@@ -454,8 +458,12 @@ def test_drain_gives_up_on_a_task_that_schedules_itself_for_ever(scheduler: Task
 
 def test_real_time_is_not_moved(scheduler: TaskScheduler) -> None:
     with record_tasks() as recorder:
-        scheduler.task(delay=0.05).schedule(work)
+        scheduler.task(delay=0.2).schedule(work)
         assert recorder.in_state("waiting")
+        with pytest.raises(
+            AssertionError, match=r"\n      it waits in real time; with virtual_time=True \(marker\) that"
+        ):
+            recorder.drain(0.001)
         with pytest.raises(RuntimeError, match=r"^time is real here: mark the test with @pytest\.mark\.tasks_recorder"):
             recorder.clock.advance(1)
         with pytest.raises(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ._call import Call, Target, base_function, show_difference, target_function
@@ -144,6 +145,10 @@ def _waits_for(recording: Recording, task: RecordedTask[Any]) -> str:
         return f"it is held: tasks_recorder.release({name}) starts it"
     if due is not None:
         return f"it waits for virtual time, until {due:g} s: drain() or clock.advance({due - recording.queue.now():g})"
+    if task.state == "waiting" and not recording.virtual:
+        return "it waits in real time; with virtual_time=True (marker) that takes none"
+    if task.state == "running" and recording.virtual and task.handle.config.timeout is not None:
+        return f"virtual time stands still while it runs; clock.advance({task.handle.config.timeout:g}) is its timeout"
     if task.state == "scheduled" and not task.opened:
         if task.request is None or task.request.finished:
             return f"its phase {task.phase!r} has not been opened"
@@ -174,12 +179,14 @@ def _hint_for_nothing(recording: Recording) -> str:
 
 
 def _failed_at(task: RecordedTask[Any]) -> str:
+    """Find the innermost line that is the user's own, or else the innermost."""
     traceback = None if task.error is None else task.error.__traceback__
-    if traceback is None:
-        return "its start"
-    while traceback.tb_next is not None:
+    places = []
+    while traceback is not None:
+        places.append(show_where(f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"))
         traceback = traceback.tb_next
-    return show_where(f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}")
+    own = [place for place in places if not Path(place).is_absolute()]
+    return (own or places or ["its start"])[-1]
 
 
 def _origin(function: Any) -> str:

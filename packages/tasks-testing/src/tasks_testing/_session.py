@@ -65,7 +65,7 @@ def settings_of(item: pytest.Item) -> Settings:
     for name in NAMES:
         value = item.config.getini(f"tasks_recorder_{name}")
         if value is not None:
-            values[name] = _number(value) if name == "timeout" else value
+            values[name] = value
     for marker in reversed(list(item.iter_markers("tasks_recorder"))):
         unknown = [*map(show, marker.args), *(name for name in marker.kwargs if name not in NAMES)]
         if unknown:
@@ -77,13 +77,6 @@ def settings_of(item: pytest.Item) -> Settings:
         return Settings(**values)
     except ValueError as error:
         raise pytest.UsageError(f"tasks_recorder: {error}") from None
-
-
-def _number(text: Any) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _fail(problems: Sequence[str]) -> None:

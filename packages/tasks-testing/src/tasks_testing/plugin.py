@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     ini("tasks_recorder_strict", "a task that no assertion was about fails the test", type="bool", default=None)
     ini("tasks_recorder_failures", "error (default) or ignore: tasks that fail unexpectedly", default=None)
     ini("tasks_recorder_leaks", "error (default) or ignore: tasks that still run at the end of a test", default=None)
-    ini("tasks_recorder_timeout", "seconds that everything waits at most (default: 5)", default=None)
+    ini("tasks_recorder_timeout", "seconds that everything waits at most (default: 5)", type="float", default=None)
     parser.getgroup("tasks_testing", "background tasks").addoption(
         "--tasks-timeline",
         choices=("failed", "all", "none"),
