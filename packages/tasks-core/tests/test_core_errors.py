@@ -81,7 +81,8 @@ async def test_generator_exit_ends_one_task_and_nothing_else(caplog: pytest.LogC
     assert len(messages(caplog, logging.WARNING)) == 1
 
 
-def test_keyboard_interrupt_is_for_the_process_on_trio() -> None:
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_keyboard_interrupt_is_for_the_process(backend: str) -> None:
     task: list[Task[Any]] = []
 
     async def main() -> None:
@@ -90,20 +91,7 @@ def test_keyboard_interrupt_is_for_the_process_on_trio() -> None:
             await anyio.sleep_forever()
 
     with pytest.raises(KeyboardInterrupt):
-        anyio.run(main, backend="trio")
-    assert task[0].state is TaskState.FAILED
-
-
-def test_keyboard_interrupt_is_for_the_process_on_asyncio() -> None:
-    task: list[Task[Any]] = []
-
-    async def main() -> None:
-        async with TaskScheduler() as scheduler:
-            task.append(scheduler.schedule(raise_it, KeyboardInterrupt()))
-            await anyio.sleep_forever()
-
-    with pytest.raises(KeyboardInterrupt):
-        anyio.run(main)
+        anyio.run(main, backend=backend)
     assert task[0].state is TaskState.FAILED
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -58,7 +58,8 @@ class TaskConfig:
 
         delay: Seconds to wait before the first attempt, counted from the opening of the phase.
 
-        limiter: A limiter that this task shares with others; an attempt starts when it has a token.
+        limiter: A limiter that this task shares with others; an attempt starts when it has a token, and gives it back
+            when it ends (a function in a thread that was cancelled or timed out: when its task goes on without it).
 
         key: Of a durable task: the engine takes a key once, and a second call with it is acknowledged without making a
             second task.

@@ -281,6 +281,9 @@ class Task(Generic[T]):
         A task that has not started never will. One that runs is sent a cancellation, as with `anyio.CancelScope`:
         it may clean up, and decides how it ends. A function in a worker thread cannot be stopped: its task is
         cancelled, and the thread is left to itself. Cancelling a finished task does nothing.
+
+        On asyncio this is one `asyncio.Task.cancel()`: what the task awaits is cancelled once, also behind an anyio shield
+        of its own. On trio everything that the task awaits is cancelled from then on, unless shielded.
         """
         self._owner.cancel(self)
 
