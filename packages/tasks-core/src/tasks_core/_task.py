@@ -282,8 +282,8 @@ class Task(Generic[T]):
         it may clean up, and decides how it ends. A function in a worker thread cannot be stopped: its task is
         cancelled, and the thread is left to itself. Cancelling a finished task does nothing.
 
-        On asyncio this is one `asyncio.Task.cancel()`: what the task awaits is cancelled once, also behind an anyio shield
-        of its own. On trio everything that the task awaits is cancelled from then on, unless shielded.
+        On asyncio this is one `asyncio.Task.cancel()`: what the task awaits is cancelled once, also behind an anyio
+        shield of its own. On trio everything that it awaits is cancelled from then on, unless shielded.
         """
         self._owner.cancel(self)
 
