@@ -198,7 +198,7 @@ def row(server: str, rounds: list[Round]) -> tuple[object, ...]:
         sum(len(r.accepted) for r in rounds),
         sum(len(r.shielded) for r in rounds),
         sum(r.alive_at_signal for r in rounds),
-        sum(len(r.accepted - r.done) for r in rounds),
+        sum(len(r.accepted - r.done - r.lost) for r in rounds),
         sum(len(r.late) for r in rounds),
         sum(len(r.lost) for r in rounds),
         sum(bool(r.trace and not r.lost and not r.late) for r in rounds),

@@ -16,12 +16,14 @@ from tasks_fastapi import Tasks, add_tasks, get_scheduler
 
 from servers.event_log import EventLog
 
+GRACE_PERIOD = 0.5
+
 log = EventLog(Path(os.environ["TASKS_EVENTS"]))
 
 
 class NotingHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        log.note(f"log {record.levelname} {record.getMessage()}")
+        log.note(f"log {record.levelname} {self.format(record)}")
 
 
 for name in ("tasks_core", "tasks_fastapi"):
@@ -40,7 +42,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
-add_tasks(app, grace_period=0.5)
+add_tasks(app, grace_period=GRACE_PERIOD)
 
 
 async def ran(what: str) -> None:
@@ -135,8 +137,9 @@ async def work(tasks: Tasks) -> str:
 
 
 async def obliging() -> None:
-    """Ends within the grace period."""
+    """Ends by itself when it is asked to, and needs a part of the grace period for that."""
     await get_scheduler(app).stopping.wait()
+    await anyio.sleep(GRACE_PERIOD / 5)
     log.note("obliging finished in the grace period")
 
 
