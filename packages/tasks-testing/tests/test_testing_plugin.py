@@ -105,7 +105,7 @@ def test_settings(tasks_recorder):
         ("mode='fake'", "", "*UsageError: tasks_recorder: mode must be 'spy' or 'hold', not 'fake'"),
         ("", "tasks_recorder_leaks = no", "*UsageError: tasks_recorder: leaks must be 'error' or 'ignore', not 'no'"),
         ("", "tasks_recorder_timeout = 0", "*UsageError: tasks_recorder: timeout must be a number * above 0, not 0.0"),
-        ("", "tasks_recorder_timeout = long", "*Expected a float*tasks_recorder_timeout*"),
+        ("", "tasks_recorder_timeout = long", "*could not convert string to float: 'long'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(pytester: pytest.Pytester, marker: str, ini: str, text: str) -> None:
@@ -481,7 +481,9 @@ def test_arguments(client, tasks_recorder):
             "*  after_response  #2 send_email  *  succeeded",
         ]
     )
-    assert max(map(len, result.outlines)) <= 110  # what pytest itself prints is wider than 80 columns
+    begin = next(index for index, line in enumerate(result.outlines) if "Captured tasks timeline" in line)
+    end = next(index for index, line in enumerate(result.outlines) if index > begin and line.startswith(("-", "=")))
+    assert max(map(len, result.outlines[begin:end])) <= 80
 
 
 def test_the_phase_that_was_meant(pytester: pytest.Pytester) -> None:
@@ -670,8 +672,8 @@ def test_unsettled(tasks_recorder):
             "E                   and 70 more tasks",
             " (earlier 41 omitted)",
             "E         (earlier 30 omitted)",
-            "E         #10 sleep(109)  running, scheduled at test_suite.py:*",
-            "E         and 2 more tasks",
+            "E *     #10 sleep(109)  running, scheduled at test_suite.py:*",
+            "E *     and 2 more tasks",
         ]
     )
 
@@ -701,6 +703,7 @@ def test_mixed_lists():
 def test_empty(tasks_recorder):
     assert tasks_recorder.calls == (1,)
 """,
+        "-vv",
     )
     result.stdout.fnmatch_lines(
         [
@@ -710,15 +713,15 @@ def test_empty(tasks_recorder):
             "E         missing: charge(1)",
             "E         extra:   audit('created', *)",
             "E         extra:   send_email('ann@x')",
-            "E       AssertionError: assert the same calls in another order, recorded:",
+            "E         the same calls in another order, recorded:",
             "E           audit('created', *)",
             "E           send_email('ann@x')",
-            "E       AssertionError: assert 0 calls == 15 calls",
+            "E       assert 0 calls == 15 calls",
             "E         missing: charge(9)",
             "E         and 5 more",
             "E       assert [1] == [2]",
             "E       assert [charge(1)] == [2]",
-            "E       assert [[]] == (1,)",
+            "E       assert [] == (1,)",
         ]
     )
 
@@ -776,11 +779,11 @@ def test_timeline(client, tasks_recorder):
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
         [
-            " #1 POST /orders -> 200",
+            "* #1 POST /orders -> 200",
             "*  after_response  #1 charge(7)  scheduled  *",
             "*  after_response  #1 charge     started",
             "*  after_response  #1 charge     retried",
-            "   *ConnectionError: the c*down, attempt 1, in 1 s (virtual)",
+            "   *in 1 s (virtual), after Connection*down*",
             "*  after_response  #1 charge     started  attempt 2",
             "*  after_response  #1 charge     started  attempt 3",
             "*  after_response  #1 charge     succeeded",

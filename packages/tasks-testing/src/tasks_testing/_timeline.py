@@ -78,7 +78,7 @@ def _detail(event: TaskEvent) -> str:
         case "started":
             return f"attempt {event.attempt}" if event.attempt > 1 else ""
         case "retried":
-            return f"{show_error(event.error, 40)}, attempt {event.attempt}, {event.detail}"
+            return f"{event.detail}, after {show_error(event.error, 28)}"
         case "failed":
             return show_error(event.error, 50)
     return event.detail
