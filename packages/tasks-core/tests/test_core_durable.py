@@ -415,6 +415,36 @@ async def test_submit_raises_what_the_engine_says_after_all_have_ended(caplog: p
     assert [task.state for task in tasks] == [TaskState.SUCCEEDED, TaskState.FAILED, TaskState.SUCCEEDED]
 
 
+async def test_tasks_for_errors_are_kept_when_submit_fails() -> None:
+    engine = ListEngine(down=True)
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        task, compensation = batch.schedule(note, "1"), batch.task(when="error").schedule(note, "2")
+        with pytest.raises(EngineUnavailableError):
+            await batch.submit()
+        engine.down = False
+        batch.open("error")
+        await compensation
+        assert task.state is TaskState.FAILED
+    assert [call.args for call in engine.calls] == [{"text": "2"}]
+
+
+async def test_nothing_is_lost_when_whoever_submits_is_cancelled() -> None:
+    engine = ListEngine()
+    engine.gate = anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler:
+        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        tasks = [batch.task(transaction=t).schedule(note, "x") for t in (None, "t", "t")]
+        tasks.append(batch.task(when="error").schedule(note, "x"))
+        with anyio.move_on_after(0.01):
+            await batch.submit()
+        engine.gate.set()
+        batch.open("success")
+        for task in tasks[:3]:
+            await task
+        assert tasks[3].state is TaskState.DISCARDED
+
+
 async def test_open_without_submit_hands_over_too() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:

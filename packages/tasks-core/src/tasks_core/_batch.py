@@ -139,27 +139,33 @@ class TaskBatch(Schedulable):
             Exception: what else the engine had to say against one of them.
         """
         self.submitted = outcome
-        waiting, self._waiting = self._waiting, []
-        submitted, self._durable = self._durable or [], None
-        in_transaction: list[DurableTask] = []
-        for task_id in waiting:
-            task = self._runner.ledger.get(task_id)
-            if not isinstance(task, DurableTask):
-                self._waiting.append(task_id)
-                continue
-            if task not in submitted:
-                submitted.append(task)
-            if task.transaction is None:
-                self._add(task)
-            else:
-                in_transaction.append(task)
-        for task in in_transaction:  # one after the other: a connection does one thing at a time
+        try:
+            await self._submit(outcome)
+        except BaseException:
+            self.submitted = None  # the outcome may turn out to be another one, which open() is told
+            raise
+        for task in self._durable_waiting():
+            self._waiting.remove(task.id)
             self._add(task)
-            await task.wait()
+
+    async def _submit(self, outcome: Outcome) -> None:
+        tracked, self._durable = self._durable or [], None
+        meant = [task for task in self._durable_waiting() if self._immediate or _is_meant(task, outcome)]
+        # Those in a transaction one after the other, last: a connection does one thing at a time.
+        for task in sorted(meant, key=lambda task: task.transaction is not None):
+            self._waiting.remove(task.id)
+            self._add(task)
+            if task.transaction is not None:
+                await task.wait()
+        submitted = [task for task in dict.fromkeys((*tracked, *meant)) if task.id not in self._waiting]
         for task in submitted:
             await task.wait()
         for task in submitted:
             check_submitted(task)
+
+    def _durable_waiting(self) -> list[DurableTask]:
+        tasks = map(self._runner.ledger.get, self._waiting)
+        return [task for task in tasks if isinstance(task, DurableTask)]
 
     def _open(self, outcome: Outcome) -> None:
         if self._keeps_transactions:
@@ -194,26 +200,24 @@ class TaskBatch(Schedulable):
             return  # cancelled before the request of another thread got here
         if task._submit is not None and self._add_durable(task):
             return
-        when = task.config.when or "success"
         if self._discarded is not None:
             self._runner.ledger.drop(task, self._discarded)
         elif self._outcome is None:
             self._waiting.append(task.id)
-        elif self._immediate or when in ("always", self._outcome):
+        elif self._immediate or _is_meant(task, self._outcome):
             self._runner.ready(task)
         else:
             self._drop(task, self._outcome)
 
     def _add_durable(self, task: Task[Any]) -> bool:
         """Take a durable task if its way is not that of all others."""
-        when = task.config.when or "success"
         if self._discarded is not None:
             return False
-        if self._hand_over == "now" and when != "error":
+        if self._hand_over == "now" and task.config.when != "error":
             self._runner.ready(task)
             return True
         if self.submitted is not None and self._outcome is None:
-            if when in ("always", self.submitted):
+            if _is_meant(task, self.submitted):
                 self._runner.ready(task)
             else:
                 self._drop(task, self.submitted)
@@ -260,3 +264,7 @@ class TaskBatch(Schedulable):
     def __repr__(self) -> str:
         state = self._outcome or ("waiting" if self._discarded is None else "discarded")
         return f"<{type(self).__name__} {self.phase} {state}, {len(self._waiting)} tasks>"
+
+
+def _is_meant(task: Task[Any], outcome: Outcome) -> bool:
+    return (task.config.when or "success") in ("always", outcome)

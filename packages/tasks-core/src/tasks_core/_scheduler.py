@@ -12,7 +12,7 @@ import anyio
 from ._backend import NativeTask
 from ._clock import Clock, MonotonicClock
 from ._config import TaskConfig, is_seconds
-from ._engine import Engine
+from ._engine import Engine, engine_in_force
 from ._ledger import SchedulerStatistics
 from ._runner import Runner, Stage
 from ._schedule import ConfiguredSchedule, Schedulable, new_task, refuse_when
@@ -229,6 +229,12 @@ class TaskScheduler(Schedulable):
             await self._close_in_a_hurry(self._begin_shutdown())
         else:
             await self.aclose()
+
+    @property
+    def engine(self) -> Engine | None:
+        """What durable tasks are handed over to: the engine that was given, unless `override_engine()` is in force."""
+        host = self._runner.host
+        return engine_in_force(None if host is None else host.engine)
 
     @property
     def closed(self) -> bool:

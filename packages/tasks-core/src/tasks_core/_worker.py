@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 
 from ._durable import DurableFunction, TaskContext, registry, set_context
-from ._engine import Delivery, Engine, Redeliver, engine_overridden
+from ._engine import Delivery, Engine, Redeliver, engine_in_force
 from ._retry import Retry, ask
 from ._scheduler import TaskScheduler
 from ._task import Task, TaskState
@@ -77,8 +77,8 @@ class Worker:
 
         Cancellation: like *stop*, with the grace period over at once.
         """
-        if engine_overridden():
-            logger.info("The worker does not start: override_engine() is in force, which takes all durable tasks")
+        if engine_in_force(self._engine) is not self._engine:
+            logger.info("The worker does not start: override_engine() is in force, and has all durable tasks")
             return
         self._scheduler = scheduler = self._new_scheduler()
         logger.info(

@@ -41,7 +41,7 @@ class Installation:
 
     def start_worker(self, scheduler: TaskScheduler) -> None:
         """Run durable tasks in this process as well, if `add_tasks()` was told so."""
-        if self._embed_worker is not None:
+        if self._embed_worker is not None and scheduler.engine is self._options["engine"]:
             worker = self._new_worker(self._embed_worker)
             scheduler.task(name="durable worker", shield=True).schedule(worker.run, scheduler.stopping)
 

@@ -8,7 +8,7 @@ are imported when they are asked for: pytest imports this package in every run, 
 _show ── _call ── _record ── _routing
 _monitor ── _live ── _sleepers ── _clock
 _recording ── _control ── _filter ── _explain ── _order ── _judge ── _view
-_settings ── _timeline ── _verdict ── _virtual ── _recorder
+_durable ── _settings ── _timeline ── _verdict ── _virtual ── _recorder
 _session ── _autouse ── _compare ── plugin
 ```
 """

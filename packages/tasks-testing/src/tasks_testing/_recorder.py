@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import anyio
+from tasks_core import Subscription, TaskCall, override_engine
+
 from ._call import Target, check_target, show_target
 from ._control import Control, holding
+from ._durable import KeptCalls
 from ._explain import show_unsettled
 from ._filter import Part, Window
 from ._monitor import Steps, Wait, in_event_loop
@@ -53,6 +57,8 @@ class TasksRecorder(TaskView):
         self._settings = settings
         self._recording = recording
         self._control = Control(recording)
+        self._kept = KeptCalls()
+        self._engine_override: Subscription | None = None
         self._verdict = Verdict(recording, settings)
         self.clock = RecorderClock(recording, self._timeout)
 
@@ -302,6 +308,34 @@ class TasksRecorder(TaskView):
     def _limit(self, timeout: float | None) -> float | None:
         return timeout if timeout is not None and self._timeout is not None else self._timeout
 
+    # ---- durable tasks ----
+
+    @property
+    def durable_calls(self) -> Sequence[TaskCall]:
+        """What was handed over by durable tasks, as an engine gets it: names, and arguments as JSON."""
+        return tuple(self._kept.calls)
+
+    def run_durable(self, *, times: int = 1) -> None:
+        """
+        Run the durable tasks that were handed over and have not been run yet, as a worker would, and wait for them.
+
+        While a recorder is on, no engine is needed: it keeps what is handed over, after the same way through JSON. The
+        runs are recorded as tasks of their own, by the name of the durable function; retries come without a pause.
+
+        Args:
+            times: How often to run each. Durable tasks run at least once, and now and then twice: with 2, a task that
+                does harm then is found.
+
+        Raises:
+            RuntimeError: an event loop runs in this thread: write `await tasks_recorder.arun_durable()`.
+        """
+        _refuse_to_block("run_durable", "arun_durable")
+        anyio.run(self._kept.run, times)
+
+    async def arun_durable(self, *, times: int = 1) -> None:
+        """Do what `run_durable()` does, in a test that runs on an event loop."""
+        await self._kept.run(times)
+
     # ---- policy ----
 
     def expect_failure(
@@ -328,6 +362,7 @@ class TasksRecorder(TaskView):
 
     def _start(self) -> None:
         self._recording.start()
+        self._engine_override = override_engine(self._kept)
         if self._settings.virtual_time:
             self._recording.make_time_virtual(auto=True)
         if self._settings.mode == "hold":
@@ -346,6 +381,8 @@ class TasksRecorder(TaskView):
         finally:
             self._recording.stop()
             self._control.close()
+            if self._engine_override is not None:
+                self._engine_override.close()
 
 
 def _refuse_to_block(method: str, twin: str) -> None:
