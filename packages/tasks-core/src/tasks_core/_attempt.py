@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from math import inf
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 import anyio
@@ -100,6 +101,8 @@ class Attempts:
             await self._end_badly(task, error)
         else:
             self._end(task, TaskState.SUCCEEDED)
+        finally:
+            del task  # the frame is kept, through `f_back`, by that of a function that failed: a cycle
 
     # ---- calling the function ----
 
@@ -240,13 +243,20 @@ def _without_own_frames(error: BaseException) -> TracebackType | None:
     """
     Cut the frames of this package off the outer end of a traceback.
 
-    They tell the reader nothing, and they hold the task: a cycle, through `task.exception`.
+    They tell the reader nothing, and they hold the task: a cycle, through `task.exception`. Since Python 3.12 the frame
+    of the function keeps those of its callers by itself, so that they have to be emptied as well.
     """
+    frames: list[FrameType] = []
+    own = 0
     rest = traceback = error.__traceback__
     while traceback is not None:
-        if traceback.tb_frame.f_code in _CALLERS:
-            rest = traceback.tb_next
+        frames.append(traceback.tb_frame)
         traceback = traceback.tb_next
+        if frames[-1].f_code in _CALLERS:
+            own, rest = len(frames), traceback
+    for frame in frames[:own]:
+        with suppress(RuntimeError):  # it still runs
+            frame.clear()
     return rest
 
 
