@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_VARARGS
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_VARARGS, CO_VARKEYWORDS
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -26,20 +26,36 @@ def check_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
         InvalidTaskError: *func* is not callable, is a coroutine or a generator function, or does not take
             these arguments.
     """
-    if type(func) is FunctionType and not kwargs:
-        code = func.__code__
-        flags = code.co_flags
-        if (
-            not flags & _UNUSUAL
-            and not code.co_kwonlyargcount
-            and code.co_argcount - len(func.__defaults__ or ()) <= len(args) <= code.co_argcount
-        ):
-            return bool(flags & CO_COROUTINE) or inspect.iscoroutinefunction(func)
+    function, given = func, len(args)
+    if type(func) is MethodType:
+        function, given = func.__func__, given + 1
+    if type(function) is FunctionType and _fits(function, given, kwargs):
+        return bool(function.__code__.co_flags & CO_COROUTINE) or inspect.iscoroutinefunction(func)
     return _check_unusual_call(func, args, kwargs)
 
 
-# What the short check above cannot judge by counting positional arguments.
-_UNUSUAL = CO_VARARGS | CO_GENERATOR | CO_ASYNC_GENERATOR
+# Functions for which the short check below does not hold.
+_UNUSUAL = CO_VARARGS | CO_VARKEYWORDS | CO_GENERATOR | CO_ASYNC_GENERATOR
+
+
+def _fits(function: FunctionType, given: int, kwargs: Mapping[str, Any]) -> bool:
+    """
+    Whether an ordinary function takes so many positional arguments, and these by name; when in doubt, false.
+
+    It says the same as `inspect.signature(function).bind(...)`, in a tenth of the time.
+    """
+    code = function.__code__
+    positional, by_name_only = code.co_argcount, code.co_kwonlyargcount
+    if code.co_flags & _UNUSUAL or given > positional:
+        return False
+    required = positional - len(function.__defaults__ or ())
+    if not kwargs and not by_name_only:
+        return given >= required
+    names, defaults = code.co_varnames, function.__kwdefaults__ or {}
+    possible = names[max(given, code.co_posonlyargcount) : positional + by_name_only]
+    needed = [name for name in names[positional : positional + by_name_only] if name not in defaults]
+    needed += names[given:required]
+    return all(name in possible for name in kwargs) and all(name in kwargs for name in needed)
 
 
 def _check_unusual_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
