@@ -44,7 +44,7 @@ class ListEngine:
     ) -> None:
         self.log.append("left")
 
-    def join(self, transaction: Any, /) -> Any:
+    def join(self, transaction: Any, call: TaskCall, wanted: Callable[[], bool], /) -> Any:
         if not isinstance(transaction, str):
             raise EngineCapabilityError("transaction= must be a text here")
         return transaction

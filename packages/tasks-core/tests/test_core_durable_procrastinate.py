@@ -239,13 +239,34 @@ async def test_connection_of_psycopg(engine: ProcrastinateEngine, postgres: str,
         assert len(await rows(postgres, queue)) == 1
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_commit_takes_along_what_was_not_handed_over_yet(
+    engine: ProcrastinateEngine, postgres: str, queue: str, driver: str
+) -> None:
+    async with TaskScheduler(engine=engine) as scheduler, sqlalchemy(postgres, driver) as database:
+        async with AsyncSession(database) as session:
+            batch = TaskBatch(scheduler, "after", hand_over="submit")
+            await session.execute(text("SELECT 1"))
+            task = batch.task(transaction=session).schedule(note, "1")
+            batch.task(transaction=session).schedule(note, "cancelled").cancel()
+            await session.commit()
+            await session.execute(text("SELECT 1"))
+            await session.rollback()
+            assert [row["args"]["args"]["text"] for row in await rows(postgres, queue)] == ["1"]
+            await batch.submit("error")  # what is committed is committed
+            assert task.result().id == str((await rows(postgres, queue))[0]["id"])
+            await session.execute(text("SELECT 1"))
+            await session.commit()
+        assert len(await rows(postgres, queue)) == 1
+
+
 async def test_transaction_that_is_over_is_an_error(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
     async with TaskScheduler(engine=engine) as scheduler, sqlalchemy(postgres, "psycopg") as database:
         async with AsyncSession(database) as session:
             await session.execute(text("SELECT 1"))
             batch = TaskBatch(scheduler, "after", hand_over="submit")
             batch.task(transaction=session).schedule(note, "x")
-            await session.commit()
+            await session.rollback()
             with pytest.raises(EngineCapabilityError, match="the transaction in which the task was scheduled is over"):
                 await batch.submit()
             await session.execute(text("SELECT 1"))

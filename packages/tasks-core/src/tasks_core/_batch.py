@@ -267,4 +267,6 @@ class TaskBatch(Schedulable):
 
 
 def _is_meant(task: Task[Any], outcome: Outcome) -> bool:
+    if isinstance(task, DurableTask) and task.stored:
+        return True  # what is committed is committed
     return (task.config.when or "success") in ("always", outcome)

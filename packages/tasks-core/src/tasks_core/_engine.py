@@ -213,9 +213,13 @@ class Engine(Protocol):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
     ) -> None: ...
 
-    def join(self, transaction: Any, /) -> Any:
+    def join(self, transaction: Any, call: TaskCall, wanted: Callable[[], bool], /) -> Any:
         """
         Take what a call said in `transaction=`, and return what `submit()` is to be given for it.
+
+        Called at the call of `schedule()`. An engine that hears of the end of the transaction stores the call right
+        before that, if `submit()` has not come yet and `wanted()` says that it still may. It says so by an attribute
+        `stored` of what it returns.
 
         Raises:
             EngineCapabilityError: this is nothing that the engine can join.

@@ -60,9 +60,17 @@ class DurableTask(Task[Receipt]):
     """What the engine made of `transaction=`."""
     on_unavailable: OnUnavailable
 
+    @property
+    def stored(self) -> bool:
+        """Whether the engine has the call already, because the transaction was committed before the phase began."""
+        return getattr(self.transaction, "stored", False)
+
+    def _is_wanted(self) -> bool:
+        return not self._state.finished
+
     async def _submit(self) -> Receipt:
         call = self.call
-        if self.config.delay:
+        if self.config.delay and call.not_before is None:
             call = replace(call, not_before=time.time() + self.config.delay)
         try:
             with anyio.fail_after(_TIME_LIMIT):
@@ -159,7 +167,6 @@ def new_durable_task(
     )
     task.engine = engine
     task.on_unavailable = "error" if host is None else host.on_unavailable
-    task.transaction = None if config.transaction is None else engine.join(config.transaction)
     task.call = TaskCall(
         name=function.name,
         args=function.codec.encode(args, kwargs),
@@ -168,6 +175,11 @@ def new_durable_task(
         retry=function.retry,
         headers=_headers(batch),
     )
+    task.transaction = None
+    if config.transaction is not None:
+        if config.delay:
+            task.call = replace(task.call, not_before=time.time() + config.delay)
+        task.transaction = engine.join(config.transaction, task.call, task._is_wanted)
     runner.accept(task)
     return task
 

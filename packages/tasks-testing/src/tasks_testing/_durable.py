@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,7 +42,7 @@ class KeptCalls:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
     ) -> None: ...
 
-    def join(self, transaction: Any, /) -> Any:
+    def join(self, transaction: Any, call: TaskCall, wanted: Callable[[], bool], /) -> Any:
         return transaction  # whatever it is: a test need not have the real one
 
     async def submit(self, call: TaskCall, /, *, transaction: Any = None) -> Receipt:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +38,7 @@ from tasks_core import (
 from ._embedded import EmbeddedPostgres
 from ._queries import STATUS, SUBMIT, SUBMIT_KEY
 from ._schema import prepare_schema
-from ._transaction import Transaction, join_transaction
+from ._transaction import Row, Statement, Transaction, join_transaction
 from ._work import TASK_NAME, WorkOptions, work
 
 __all__ = ("ProcrastinateEngine",)
@@ -187,24 +187,30 @@ class ProcrastinateEngine:
 
     # ---- handing over ----
 
-    def join(self, transaction: Any, /) -> Transaction:
-        """Take a SQLAlchemy `AsyncSession` or `AsyncConnection` (psycopg, asyncpg), or a psycopg `AsyncConnection`."""
-        return join_transaction(transaction)
+    def join(self, transaction: Any, call: TaskCall, wanted: Callable[[], bool], /) -> Transaction:
+        """
+        Take a SQLAlchemy `AsyncSession` or `AsyncConnection` (over psycopg or asyncpg), or a psycopg `AsyncConnection`.
+
+        A session that is committed before the response begins takes the task along. A connection tells nobody that it
+        is about to be committed: `await tasks.after_response.submit()` before that.
+        """
+        return join_transaction(transaction, Statement(SUBMIT_KEY if call.dedup else SUBMIT, self._row(call)), wanted)
 
     async def submit(self, call: TaskCall, /, *, transaction: Transaction | None = None) -> Receipt:
         """Store the call in a row of its own, in the transaction if there is one."""
         try:
             if transaction is not None:
-                row_id, created = await transaction.fetch_one(SUBMIT_KEY if call.dedup else SUBMIT, self._row(call))
+                row: Row = await transaction.store()
             elif call.dedup:
-                row = await self._connector.execute_query_one_async(SUBMIT_KEY, **self._row(call))
-                row_id, created = row["id"], row["created"]
+                found = await self._connector.execute_query_one_async(SUBMIT_KEY, **self._row(call))
+                row = found["id"], found["created"]
             else:
                 job = await self._app.job_manager.defer_job_async(self._job(call))
-                row_id, created = job.id, True
+                assert job.id is not None
+                row = job.id, True
         except (ConnectorException, psycopg.OperationalError, OSError) as error:
             raise _unavailable(error) from error
-        return Receipt(self.name, str(row_id), call.key, created, self.status)
+        return Receipt(self.name, str(row[0]), call.key, row[1], self.status)
 
     def _job(self, call: TaskCall) -> Job:
         return Job(
