@@ -67,6 +67,7 @@ def test_calls_are_equal_when_every_parameter_is(other: Call[Any]) -> None:
         call(send_all, "ann@x"),
         call_like(send, to="bob@x"),
         call_like(partial(send, "bob@x")),
+        call_like(send_all),
         "send('ann@x')",
     ],
 )
@@ -78,11 +79,25 @@ def test_calls_differ_when_a_parameter_does(other: object) -> None:
 def test_a_call_tells_its_parameters() -> None:
     assert call(send, "ann@x").params == {"to": "ann@x", "subject": "Hello", "urgent": False}
     assert call_like(send, to="ann@x").params == {"to": "ann@x"}
-    assert call(send_all, "a", "b", cc="c").params == {"to": ("a", "b"), "headers": {"cc": "c"}}
+    assert call(send_all, "a", "b", cc="c").params == {"to": ("a", "b"), "cc": "c"}
     assert (call(send, "ann@x", urgent=True).args, call(send, "ann@x", urgent=True).kwargs) == (
         ("ann@x",),
         {"urgent": True},
     )
+
+
+def test_keywords_that_a_function_collects_are_parameters_like_others() -> None:
+    assert call_like(send_all, cc="c") == call(send_all, "a", cc="c", bcc="d")
+    assert call_like(send_all, cc="c") != call(send_all, "a", bcc="d")
+    assert call(send_all, "a", cc="c") != call(send_all, "a")
+
+
+async def test_a_difference_is_told_by_parameter() -> None:
+    with record_tasks() as recorder:
+        async with TaskScheduler() as scheduler:
+            scheduler.schedule(send_all, "a", bcc="d")
+        with pytest.raises(AssertionError, match=r"cc was not passed, expected 'c'\n +bcc = 'd' was not expected\n"):
+            recorder.assert_ran(call(send_all, "a", cc="c"))
 
 
 def test_a_call_of_a_builtin_without_a_signature_compares_what_was_passed() -> None:

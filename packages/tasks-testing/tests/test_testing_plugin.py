@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tasks_fastapi
@@ -157,6 +158,11 @@ def test_there_is_no_timeout_under_a_trace_function_of_a_debugger(monkeypatch: p
         assert recorder._timeout == 5
     trace.__module__ = "pydevd"
     monkeypatch.setattr(sys, "gettrace", lambda: trace)
+    with record_tasks() as recorder:
+        assert recorder._timeout is None
+    monkeypatch.setattr(sys, "gettrace", lambda: None)
+    monitoring = SimpleNamespace(DEBUGGER_ID=0, get_tool=lambda number: "debugger" if number == 0 else None)
+    monkeypatch.setattr(sys, "monitoring", monitoring, raising=False)
     with record_tasks() as recorder:
         assert recorder._timeout is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from contextvars import copy_context
 from typing import Any
 
@@ -368,6 +369,17 @@ async def test_an_inner_recording_has_what_is_scheduled_until_its_end() -> None:
         assert len(inner.requests) == 1
 
 
+async def test_recordings_may_end_in_any_order() -> None:
+    async with TaskScheduler() as scheduler:
+        with ExitStack() as first, ExitStack() as second:
+            outer = first.enter_context(record_tasks())
+            inner = second.enter_context(record_tasks())
+            first.close()
+            scheduler.schedule(work)
+            await inner.adrain()
+        assert (len(outer), len(inner)) == (0, 1)
+
+
 def in_thread(function: Any, *, context: Any = None) -> None:
     thread = threading.Thread(target=function if context is None else lambda: context.run(function))
     thread.start()
@@ -452,6 +464,27 @@ async def test_an_unexpected_failure_and_a_leak() -> None:
     assert told[7] == "1 task still running at the end of the test"
     assert told[8].startswith("  #2 Event.wait()  -  ")
     assert len(told) == 11
+
+
+async def test_an_error_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(Exception):  # noqa: N818
+        def __str__(self) -> str:
+            raise ValueError
+
+    def other_drive(path: str) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    async def fail_oddly() -> None:
+        raise Odd
+
+    monkeypatch.setattr("os.path.relpath", other_drive)
+    with record_tasks(failures="ignore") as recorder:
+        async with TaskScheduler() as scheduler:
+            scheduler.schedule(fail_oddly)
+        with pytest.raises(
+            AssertionError, match=rf"Odd: <str\(\) raised>\n  hint: it failed at {__file__}:\d+; if it should"
+        ):
+            recorder.assert_ran(fail_oddly)
 
 
 @pytest.mark.parametrize(

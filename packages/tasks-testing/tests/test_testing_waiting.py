@@ -9,7 +9,7 @@ import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 from tasks_core import TaskBatch, TaskScheduler, announce, retry
-from tasks_testing import TasksRecorder, call, finished, record_tasks, started
+from tasks_testing import TasksRecorder, VirtualClock, call, finished, record_tasks, started
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -399,6 +399,7 @@ def test_wait_for_lets_virtual_time_pass_no_further_than_it_must(scheduler: Task
 
 def test_a_test_moves_virtual_time_itself(scheduler: TaskScheduler) -> None:
     with record_tasks() as recorder:
+        recorder.virtual_time()
         recorder.virtual_time(auto=False)
         recorder.fail(work, ConnectionError, times=2)
         scheduler.task(delay=10, on_error=retry(attempts=3, backoff=1)).schedule(work)
@@ -476,7 +477,39 @@ def test_real_time_is_not_moved(scheduler: TaskScheduler) -> None:
         assert repr(recorder.clock).startswith("<RecorderClock real ")
 
 
+@pytest.mark.anyio
+async def test_a_task_that_sleeps_by_the_clock_itself() -> None:
+    clock = VirtualClock(auto=False)
+
+    async def sleep() -> float:
+        await clock.sleep_until(5)
+        return clock.now()
+
+    with record_tasks() as recorder:
+        async with TaskScheduler(clock=clock) as scheduler:
+            scheduler.task(timeout=30).schedule(sleep)
+            await clock.aadvance(10)
+            await recorder.adrain()
+        assert recorder.one().result == 5
+
+
 # ---- virtual time, and the end of a scheduler ----
+
+
+@pytest.mark.anyio
+async def test_a_pause_that_begins_in_shutdown_and_is_too_long(recwarn: pytest.WarningsRecorder) -> None:
+    with anyio.fail_after(10), record_tasks(virtual_time=True) as recorder:
+        recorder.fail(work, ConnectionError, times=None)
+        async with TaskScheduler(grace_period=30) as scheduler:
+            scheduler.task(on_error=retry(attempts=9, backoff=10)).schedule(work)
+        task = recorder.one(work)
+        assert (task.state, task.attempts, task.reason) == (
+            "cancelled",
+            3,
+            "its app shut down, and did not wait for that long",
+        )
+        assert recorder.clock.now == 30
+    assert len(recwarn) == 1
 
 
 @pytest.mark.anyio

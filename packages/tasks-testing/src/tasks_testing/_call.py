@@ -229,4 +229,8 @@ def _bind(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, An
         return {**{str(i): arg for i, arg in enumerate(args)}, **kwargs}
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
-    return bound.arguments
+    params = dict(bound.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            params.update(params.pop(name))
+    return params

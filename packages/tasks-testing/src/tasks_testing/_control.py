@@ -77,11 +77,10 @@ class Control(TaskObserver):
 
     def end_hold(self, rule: HoldRule) -> None:
         """Let go of what the rule holds, unless another one does as well."""
-        if rule in self._holds:
-            self._holds.remove(rule)
-            for task in list(self._recording.tasks):
-                if task._held and rule.holds(task) and not self._is_held(task):
-                    self._recording.release(task)
+        self._holds.remove(rule)
+        for task in list(self._recording.tasks):
+            if task._held and rule.holds(task) and not self._is_held(task):
+                self._recording.release(task)
 
     def fail(
         self, target: Target, error: BaseException | type[BaseException], times: int | None, after_run: bool

@@ -27,9 +27,6 @@ class LiveTasks:
     def __iter__(self) -> Iterator[Task[Any]]:
         return iter(list(self._live.values()))
 
-    def __contains__(self, task: Task[Any]) -> bool:
-        return task.id in self._live
-
     def add(self, task: Task[Any]) -> None:
         """Take in a task that was just scheduled."""
         batch = task.batch

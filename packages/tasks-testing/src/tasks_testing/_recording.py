@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import count
 from math import inf
 from typing import Any, cast
 
-from tasks_core import Outcome, Subscription, Task, TaskBatch, TaskObserver, TaskState, observe, override_clock
+from tasks_core import Outcome, Task, TaskBatch, TaskObserver, TaskState, observe, override_clock
 
 from . import _routing
 from ._call import Target, check_target
@@ -59,19 +60,13 @@ class Recording(TaskObserver):
         self._allowed: list[Target] = []
         self._too_late: list[Task[Any]] = []
         self._began = time.monotonic()
-        self.queue.on_too_late = self._too_late.append
-        self._subscription: Subscription | None = None
-        self._clock_override: Subscription | None = None
+        self._subscriptions = ExitStack()
 
     # ---- on and off ----
 
     def start(self) -> None:
         _routing.activate(self)
-        self._subscription = observe(self)
-
-    def stop_accepting(self) -> None:
-        """Leave what is scheduled from here on to others."""
-        _routing.deactivate(self)
+        self._subscriptions.enter_context(observe(self))
 
     def stop(self) -> None:
         """Let go of everything: tasks that only this recording could have moved on are cancelled."""
@@ -81,17 +76,14 @@ class Recording(TaskObserver):
                 self._give_up(task, HELD_TO_THE_END)
             elif self.queue.due_at(task.handle) is not None:
                 self._give_up(task, PARKED_TO_THE_END)
-        if self._clock_override is not None:
-            self._clock_override.close()
-        if self._subscription is not None:
-            self._subscription.close()
+        self._subscriptions.close()
 
     def make_time_virtual(self, *, auto: bool) -> None:
         """Take delays, retry pauses and timeouts from a clock that stands still."""
         self.auto = auto
         if not self.virtual:
             self.virtual = True
-            self._clock_override = override_clock(self.queue)
+            self._subscriptions.enter_context(override_clock(self.queue))
 
     def clear(self) -> None:
         """Forget what has been recorded."""
@@ -261,7 +253,7 @@ class Recording(TaskObserver):
     def shutdown_started(self, handles: Sequence[Task[Any]], grace_period: float) -> None:
         mine = [handle for handle in handles if self.find(handle) is not None]
         if self.virtual and mine:
-            self.queue.finish(mine, self.queue.now() + grace_period if self.auto else -inf)
+            self.queue.finish(mine, self.queue.now() + grace_period if self.auto else -inf, self._too_late.append)
 
     # ---- writing ----
 

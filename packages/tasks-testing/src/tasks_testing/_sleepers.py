@@ -51,9 +51,8 @@ class SleepQueue:
         self._next_number = count().__next__
         self._timed: Counter[int] = Counter()
         self._parked: dict[int, Sleeper] = {}
-        self._ending: set[int] = set()
+        self._ending: dict[int, Callable[[Task[Any]], None]] = {}
         self.auto_until: float = -inf
-        self.on_too_late: Callable[[Task[Any]], None] = _ignore
 
     def now(self) -> float:
         return self._now
@@ -64,10 +63,7 @@ class SleepQueue:
             return
         with self._sleeping(deadline) as sleeper:
             while not sleeper.awake:
-                if self._may_jump(sleeper):
-                    await self._jump_if_quiet(sleeper)
-                else:
-                    await self._wait(sleeper)
+                await self._jump_or_wait(sleeper)
 
     def next_deadline(self) -> float:
         """Return when the next sleeper is due; `inf` if nobody sleeps, or for ever."""
@@ -103,32 +99,34 @@ class SleepQueue:
             sleeper = self._parked.get(task.id)
             return None if sleeper is None else sleeper.deadline
 
-    def finish(self, tasks: Iterable[Task[Any]], until: float) -> None:
-        """Let time jump by itself up to *until*, when some tasks have to have ended; cancel those that will not."""
+    def finish(self, tasks: Iterable[Task[Any]], until: float, too_late: Callable[[Task[Any]], None]) -> None:
+        """
+        Let time jump by itself up to *until*, when some tasks have to have ended.
+
+        Those that would sleep for longer are cancelled, after a call of *too_late*.
+        """
         with self._monitor.lock:
             self.auto_until = until
-            self._ending.update(task.id for task in tasks)
-            late = [sleeper for sleeper in self._parked.values() if self._is_too_late(sleeper)]
-        for sleeper in late:
-            self._cancel(sleeper)
+            self._ending.update({task.id: too_late for task in tasks})
+            parked = list(self._parked.values())
+        for sleeper in parked:
+            self._cancel_if_too_late(sleeper)
         self.nudge()
 
     def finished(self, task: Task[Any]) -> None:
         """Note that a task has ended."""
         with self._monitor.lock:
             if task.id in self._ending:
-                self._ending.remove(task.id)
+                del self._ending[task.id]
                 if not self._ending:
                     self.auto_until = -inf
         self.nudge()
 
-    def _is_too_late(self, sleeper: Sleeper) -> bool:
-        return sleeper.task is not None and sleeper.task.id in self._ending and sleeper.deadline > self.auto_until
-
-    def _cancel(self, sleeper: Sleeper) -> None:
-        if sleeper.task is not None:
-            self.on_too_late(sleeper.task)
-            sleeper.task.cancel()
+    def _cancel_if_too_late(self, sleeper: Sleeper) -> None:
+        task = sleeper.task
+        if task is not None and task.id in self._ending and sleeper.deadline > self.auto_until:
+            self._ending[task.id](task)
+            task.cancel()
 
     # ---- moving on step by step ----
 
@@ -167,8 +165,7 @@ class SleepQueue:
             heappush(self._sleepers, sleeper)
             self._lie_down(sleeper)
         self._monitor.changed()
-        if self._is_too_late(sleeper):
-            self._cancel(sleeper)
+        self._cancel_if_too_late(sleeper)
         self.nudge()
         try:
             yield sleeper
@@ -199,33 +196,29 @@ class SleepQueue:
         if self._parked.get(task.id) is sleeper:
             del self._parked[task.id]
             self._live.wake(task)
-        elif self._timed[task.id] > 1:
-            self._timed[task.id] -= 1
         else:
-            del self._timed[task.id]
+            self._timed -= Counter([task.id])  # which forgets a task that is left with none
 
-    async def _wait(self, sleeper: Sleeper) -> None:
+    async def _jump_or_wait(self, sleeper: Sleeper) -> None:
         with self._monitor.lock:
-            if sleeper.awake or self._may_jump(sleeper):
-                return
-            wakeup = sleeper.wakeup = Wakeup()
-        await wakeup.wait()
+            version = self._monitor.version if self._may_jump(sleeper) else None
+            if not sleeper.awake:
+                sleeper.wakeup = Wakeup()
+        if version is None:
+            await sleeper.wakeup.wait()
+        else:
+            await self._jump_if_quiet(sleeper, version)
 
     def _may_jump(self, sleeper: Sleeper) -> bool:
         with self._monitor.lock:
             first = sleeper.deadline == self.next_deadline() < inf
             return first and sleeper is self._sleepers[0] and not self._live and sleeper.deadline <= self.auto_until
 
-    async def _jump_if_quiet(self, sleeper: Sleeper) -> None:
-        version = self._monitor.version
-        for _ in range(_QUIET_TURNS):
+    async def _jump_if_quiet(self, sleeper: Sleeper, version: int) -> None:
+        for turns_left in reversed(range(_QUIET_TURNS)):
             await anyio.lowlevel.checkpoint()
-            if self._monitor.version != version:
-                return
-        with self._monitor.lock:
-            if self._may_jump(sleeper):
-                self.move_to(sleeper.deadline)
-
-
-def _ignore(_task: Task[Any]) -> None:
-    pass
+            with self._monitor.lock:
+                if self._monitor.version != version:
+                    return
+                if not turns_left:
+                    self.move_to(sleeper.deadline)
