@@ -195,7 +195,9 @@ class _Work:
         return await cursor.fetchall()
 
 
-def _tell_of_death(job_id: int, name: str, key: str, deaths: int, given_up: bool, _: object) -> None:
+def _tell_of_death(job_id: int, name: str | None, key: str, deaths: int, given_up: bool, _: object) -> None:
+    if name is None:
+        return  # not a task, but the cleaning up behind tasks
     if given_up:
         logger.error("Task %r, key %s, job %d, is failed: %d workers died while they ran it", name, key, job_id, deaths)
     else:

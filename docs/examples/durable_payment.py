@@ -1,0 +1,27 @@
+import os
+from pathlib import Path
+
+from fastapi import FastAPI
+from tasks_core import RetryPolicy, current_context, durable
+from tasks_core.engines.procrastinate import ProcrastinateEngine
+from tasks_fastapi import Tasks, add_tasks
+
+FOLDER = Path(os.environ.get("PAYMENTS", "payments"))
+engine = ProcrastinateEngine.embedded(FOLDER / "postgres")  # in production: ProcrastinateEngine("postgresql://...")
+
+
+@durable(name="charge", retry=RetryPolicy(attempts=5, on=ConnectionError), shield=True)
+async def charge(order_id: int, cents: int) -> None:
+    """Take the money. May run more than once: the key has the provider take it once."""
+    with (FOLDER / "provider.txt").open("a") as provider:
+        provider.write(f"{current_context().key}: {cents} cents for order {order_id}\n")
+
+
+app = FastAPI()
+add_tasks(app, engine=engine)
+
+
+@app.post("/orders/{order_id}")
+async def place_order(order_id: int, tasks: Tasks) -> str:
+    tasks.after_response.task(key=f"charge-{order_id}").schedule(charge, order_id, 2990)
+    return "placed"
