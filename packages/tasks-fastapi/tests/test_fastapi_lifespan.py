@@ -298,6 +298,35 @@ async def test_requests_while_shutdown_drains(caplog: pytest.LogCaptureFixture) 
     assert log[2:] == ["task began", "shutdown", *late, "task ended", "closing app", "app closed", "shutdown.complete"]
 
 
+async def test_lifespan_that_returns_before_it_is_asked_to() -> None:
+    """Tasks are ended, and the lifespan is over: there is no shutdown to wait for."""
+    log: list[str] = []
+    app = Starlette()
+    add_tasks(app)
+
+    async def lifespan(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await get_scheduler(app).schedule(Work(log)).started.wait()
+
+    app.router.lifespan = lifespan  # type: ignore[method-assign]  # a router of the user's own
+
+    async def send(message: Message) -> None:
+        work_began.set()
+
+    work_began = anyio.Event()
+    scope = {"type": "lifespan", "state": {}}
+    async with anyio.create_task_group() as group:
+        group.start_soon(app, scope, receiving({"type": "lifespan.startup"}), send)
+        await work_began.wait()
+        scheduler = get_scheduler(app)
+        await scheduler.stopping.wait()
+        assert log == ["task began"]
+        group.cancel_scope.cancel()
+    assert log == ["task began", "task ended"]
+    assert scheduler.closed
+
+
 async def test_the_application_is_told_of_everything_else_it_receives() -> None:
     """Messages that are not shutdown pass through, and end nothing."""
     log: list[str] = []

@@ -1,6 +1,6 @@
 """Applications mounted in another one: the tasks of a request are those of the outermost application that has any."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -54,30 +54,21 @@ def starlette_sub(log: list[str]) -> Starlette:
 
 
 @pytest.mark.parametrize("outer_kind", [FastAPI, Starlette])
+@pytest.mark.parametrize("make_sub", [fastapi_sub, starlette_sub])
 @pytest.mark.parametrize("sub_has_its_own", [False, True])
-async def test_mounted_fastapi(outer_kind: type[Starlette], sub_has_its_own: bool) -> None:
+async def test_mounted(
+    outer_kind: type[Starlette], make_sub: Callable[[list[str]], Starlette], sub_has_its_own: bool
+) -> None:
     log: list[str] = []
-    app, sub = outer_kind(), fastapi_sub(log)
+    app, sub = outer_kind(), make_sub(log)
     add_tasks(app)
     if sub_has_its_own:
         add_tasks(sub)
     app.mount("/sub", sub)
     async with running(app):
         assert (await request(app, "/sub/", log=log)).status == 200
-    assert log == RESPONSE
-
-
-@pytest.mark.parametrize("sub_has_its_own", [False, True])
-async def test_mounted_starlette(sub_has_its_own: bool) -> None:
-    log: list[str] = []
-    app, sub = FastAPI(), starlette_sub(log)
-    add_tasks(app)
-    if sub_has_its_own:
-        add_tasks(sub)
-    app.mount("/sub", sub)
-    async with running(app):
-        assert (await request(app, "/sub/", log=log)).status == 200
-    assert log == [text for text in RESPONSE if text != "dependency left"]
+        assert get_scheduler(app).statistics().scheduled == 2, "the tasks are those of the outer application"
+    assert log == [text for text in RESPONSE if text != "dependency left" or make_sub is fastapi_sub]
 
 
 async def test_mounted_in_a_mounted_application() -> None:

@@ -374,6 +374,7 @@ async def test_only_the_tasks_of_this_application(telemetry: Telemetry) -> None:
     assert [span.name for span in telemetry.spans] == ["task app"]
     assert [span.name for span in elsewhere.spans] == ["task other"]
     assert telemetry.numbers("tasks.duration") == {frozenset({"app", "succeeded"}): 1}
+    assert telemetry.numbers("tasks.running") == {frozenset({"app"}): 0}
     assert elsewhere.numbers("tasks.duration") == {frozenset({"other", "succeeded"}): 1}
 
 

@@ -95,7 +95,6 @@ class TasksLayer:
                 raise
         finally:
             request.finish()
-            del request  # the traceback of an error has this frame: a cycle
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the scheduler inside the lifespans of the application: what they have opened is open while tasks run."""
