@@ -7,6 +7,7 @@ Renew the output in the pages with `pytest docs/tests --update-examples`.
 from __future__ import annotations
 
 import ast
+import asyncio
 import builtins
 import logging
 import re
@@ -43,6 +44,16 @@ def logging_of_its_own() -> Iterator[None]:
     for logger, (handlers, level) in loggers.items():
         logger.handlers[:] = handlers
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def event_loop_of_its_own() -> Iterator[None]:
+    """`Mangum()` takes the event loop of the thread; without one it would make one, and leave it open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name)
