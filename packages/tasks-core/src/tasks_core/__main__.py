@@ -8,16 +8,21 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import reduce
 from pathlib import Path
 
 import anyio
+import anyio.abc
 
 from ._engine import Engine
 from ._worker import Worker
-from .exceptions import EngineError
+from .exceptions import EngineError, EngineUnavailableError
 
 _logger = logging.getLogger("tasks_core")
+
+# Seconds between two attempts to reach an engine that is away.
+_ENTER_AGAIN = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +35,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for module in options.import_modules:
             importlib.import_module(module)
         anyio.run(_work, engine, options)
-    except (EngineError, _TargetError) as error:
+    except (EngineError, _TargetError, ExceptionGroup) as caught:
+        error = _only_error(caught)
+        if not isinstance(error, (EngineError, _TargetError)):
+            raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  a command that cannot start says why
         return 2
     return 0
+
+
+def _only_error(error: Exception) -> Exception:
+    """Take an error out of the groups that task groups put it in."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,14 +102,32 @@ async def _work(engine: Engine, options: argparse.Namespace) -> None:
     )
     stop = anyio.Event()
     async with anyio.create_task_group() as group:
-        group.start_soon(_wait_for_signals, stop, group.cancel_scope)
-        async with engine:
-            await worker.run(stop)
+        await group.start(_wait_for_signals, stop, group.cancel_scope)
+        async with AsyncExitStack() as stack:
+            if await _enter(engine, stack, stop):
+                await worker.run(stop)
         group.cancel_scope.cancel()
 
 
-async def _wait_for_signals(stop: anyio.Event, scope: anyio.CancelScope) -> None:
+async def _enter(engine: Engine, stack: AsyncExitStack, stop: anyio.Event) -> bool:
+    """Enter the engine as soon as it is there; false if the worker was stopped before."""
+    while not stop.is_set():
+        try:
+            await stack.enter_async_context(engine)
+        except EngineUnavailableError as error:
+            _logger.warning("The worker waits for its engine: %s", error)
+            with anyio.move_on_after(_ENTER_AGAIN):
+                await stop.wait()
+        else:
+            return True
+    return False
+
+
+async def _wait_for_signals(
+    stop: anyio.Event, scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]
+) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for _ in signals:
             if stop.is_set():
                 scope.cancel()  # the second time: the grace period is over
