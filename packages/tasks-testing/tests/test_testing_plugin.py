@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import tasks_fastapi
+import tasks_testing
 from asgi_lifespan import LifespanManager
 from httpx import ASGITransport
 from starlette.testclient import TestClient
@@ -807,6 +808,14 @@ def test_timeline(client, tasks_recorder):
 
 
 # ---- what it costs ----
+
+
+def test_the_package_has_the_names_that_it_lists() -> None:
+    assert set(tasks_testing.__all__) <= set(dir(tasks_testing))
+    for name in tasks_testing.__all__:
+        assert getattr(tasks_testing, name) is not None
+    with pytest.raises(AttributeError, match=r"^module 'tasks_testing' has no attribute 'recorder'$"):
+        _ = tasks_testing.recorder  # type: ignore[attr-defined]
 
 
 def test_a_run_without_it_imports_next_to_nothing() -> None:

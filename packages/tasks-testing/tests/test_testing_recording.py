@@ -264,6 +264,10 @@ async def test_counting() -> None:
         ):
             recorder.assert_failed(fail, ValueError, match="yes")
         with pytest.raises(
+            AssertionError, match=r"^expected 'charge' to have run, it did not\n  recorded: #1 work\(1\) "
+        ):
+            recorder.assert_ran("charge")
+        with pytest.raises(
             ValueError, match=r"^times must be 1 or more; for none at all write assert_not_scheduled\(\)$"
         ):
             recorder.assert_ran(work, times=0)
@@ -336,8 +340,9 @@ async def test_a_request_that_began_before_is_known_by_its_tasks() -> None:
             request.after_response.schedule(work)
             with pytest.raises(AssertionError, match=r"which is still served: close the WebSocket$"):
                 await recorder.adrain(0.01)
-            request.finish()
+            request.finish(0)
             await recorder.adrain()
+            assert str(recorder.requests[0]) == "#1 WEBSOCKET /ws"
 
 
 async def test_a_request_that_failed_says_so() -> None:

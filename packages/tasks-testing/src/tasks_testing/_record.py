@@ -80,8 +80,8 @@ class RecordedRequest:
         return getattr(self._origin, "error", None)
 
     def __str__(self) -> str:
-        ended = "" if not self.finished and self.status is None else f" -> {self.status or show_error(self.error, 40)}"
-        return f"#{self.index + 1} {self.method} {self.path}".rstrip() + ended
+        ended = self.status or show_error(self.error, 40)
+        return f"#{self.index + 1} {self.method} {self.path}{f' -> {ended}' if ended else ''}"
 
     def __repr__(self) -> str:
         return f"<RecordedRequest {self}>"

@@ -303,7 +303,7 @@ class TasksRecorder(TaskView):
 
     def _can_jump(self) -> bool:
         recording = self._recording
-        return recording.virtual and recording.auto and not recording.live and bool(recording.queue.parked())
+        return recording.virtual and recording.auto and not recording.live and bool(recording.parked())
 
     def _limit(self, timeout: float | None) -> float | None:
         return timeout if timeout is not None and self._timeout is not None else self._timeout

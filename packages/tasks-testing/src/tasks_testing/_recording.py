@@ -119,9 +119,10 @@ class Recording(TaskObserver):
             return [request for request in self._by_origin.values() if not request.finished]
 
     def parked(self) -> list[RecordedTask[Any]]:
-        """Return the tasks that wait for virtual time to move on."""
+        """Return the tasks that wait for virtual time to move on, and are to be waited for."""
         with self.monitor.lock:
-            return [task for handle in self.queue.parked() if (task := self.find(handle)) is not None]
+            found = [self.find(handle) for handle in self.queue.parked()]
+            return [task for task in found if task is not None and not task._allowed_to_run]
 
     def now(self) -> float:
         return self.queue.now() if self.virtual else time.monotonic() - self._began

@@ -33,7 +33,7 @@ def show_arguments(args: Iterable[object], kwargs: Mapping[str, object]) -> str:
 def show_error(error: BaseException | None, limit: int = 120) -> str:
     """Return type and message on one line."""
     if error is None:
-        return "no error"
+        return ""
     try:
         text = " ".join(str(error).split())
     except Exception:

@@ -202,10 +202,9 @@ class SleepQueue:
     async def _jump_or_wait(self, sleeper: Sleeper) -> None:
         with self._monitor.lock:
             version = self._monitor.version if self._may_jump(sleeper) else None
-            if not sleeper.awake:
-                sleeper.wakeup = Wakeup()
         if version is None:
             await sleeper.wakeup.wait()
+            sleeper.wakeup = Wakeup()  # before the caller looks: what happens from here on sets the new one
         else:
             await self._jump_if_quiet(sleeper, version)
 
