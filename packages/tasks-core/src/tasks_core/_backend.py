@@ -156,6 +156,7 @@ class TrioTask:
             logger.exception("Something that must not raise did so; other tasks are not affected")
         finally:
             self._done = True
+            del args  # the task is in them, and the frame of a function that failed keeps this one: a cycle
 
     def cancel(self) -> None:
         self._scope.cancel()
