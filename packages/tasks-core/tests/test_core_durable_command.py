@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 MODULE = """
+from contextlib import asynccontextmanager
+
 from core_engine import ListEngine
 from tasks_core import EngineSchemaError, EngineUnavailableError, TaskCall, durable
 
@@ -34,6 +36,12 @@ class Old(ListEngine):
 @durable(name="greet")
 async def greet(name: str) -> None:
     print("hello", name, flush=True)
+
+@asynccontextmanager
+async def lifespan():
+    print("open", flush=True)
+    yield
+    print("closed", flush=True)
 
 engine, away, gone, old, nothing = ListEngine(), Away(), Gone(), Old(), object()
 for each in (engine, away):
@@ -92,7 +100,7 @@ def test_stops_while_it_waits(folder: Path) -> None:
 @pytest.mark.parametrize(
     "target, text",
     [
-        ("shop", "names no engine. Write module:name"),
+        ("shop", "names a module only. Write module:name"),
         ("shop:missing", "the module 'shop' has no 'missing'"),
         ("shop:nothing", "is a object, not an engine"),
         ("shop:old", "EngineSchemaError: tables of an older release"),
@@ -104,6 +112,22 @@ def test_says_why_it_cannot_start(folder: Path, target: str, text: str) -> None:
     assert process.returncode == 2
     assert text in told.splitlines()[-1]
     assert "Traceback" not in told
+
+
+def test_wrong_option_is_said_in_one_line(folder: Path) -> None:
+    with command(folder, "shop:engine", "--concurrency=0") as process:
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert told.startswith("InvalidConfigError: concurrency=0")
+
+
+def test_lifespan_is_around_all_tasks(folder: Path) -> None:
+    with command(folder, "shop:engine", "--lifespan=shop:lifespan") as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["open\n", "hello ann\n"]
+        process.terminate()
+        printed, _ = process.communicate(timeout=30)
+    assert printed == "closed\n"
 
 
 def test_imports_more_modules(folder: Path) -> None:

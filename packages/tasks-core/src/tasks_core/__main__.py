@@ -7,17 +7,18 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.abc
 
 from ._engine import Engine
 from ._worker import Worker
-from .exceptions import EngineError, EngineUnavailableError
+from .exceptions import EngineUnavailableError, TasksError
 
 _logger = logging.getLogger("tasks_core")
 
@@ -31,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        engine = _load(options.engine)
+        engine = _load_engine(options.engine)
+        lifespan = nullcontext if options.lifespan is None else _load(options.lifespan)
         for module in options.import_modules:
             importlib.import_module(module)
-        anyio.run(_work, engine, options)
-    except (EngineError, _TargetError, ExceptionGroup) as caught:
+        anyio.run(_work, engine, lifespan, options)
+    except (TasksError, _TargetError, ExceptionGroup) as caught:
         error = _only_error(caught)
-        if not isinstance(error, (EngineError, _TargetError)):
+        if not isinstance(error, (TasksError, _TargetError)):
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  a command that cannot start says why
         return 2
@@ -69,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         "--shield-timeout", type=float, metavar="SECONDS", help="time for shielded tasks after that (no limit)"
     )
     worker.add_argument(
+        "--lifespan",
+        metavar="MODULE:NAME",
+        help="an async context manager function without parameters, entered around all tasks: it opens what they use",
+    )
+    worker.add_argument(
         "--import", action="append", default=[], dest="import_modules", metavar="MODULE", help="import this as well"
     )
     worker.add_argument("--log-level", default="info", metavar="LEVEL", help="least level of log lines (info)")
@@ -79,21 +86,27 @@ class _TargetError(Exception):
     """The engine is not where the command line says."""
 
 
-def _load(target: str) -> Engine:
+def _load(target: str) -> Any:
     module_name, _, attribute = target.partition(":")
     if not attribute:
-        raise _TargetError(f"{target!r} names no engine. Write module:name, as in app.main:engine")
+        raise _TargetError(f"{target!r} names a module only. Write module:name, as in app.main:engine")
     module = importlib.import_module(module_name)
     try:
-        engine = reduce(getattr, attribute.split("."), module)
+        return reduce(getattr, attribute.split("."), module)
     except AttributeError:
         raise _TargetError(f"the module {module_name!r} has no {attribute!r}") from None
+
+
+def _load_engine(target: str) -> Engine:
+    engine = _load(target)
     if not isinstance(engine, Engine):
         raise _TargetError(f"{target!r} is a {type(engine).__qualname__}, not an engine such as ProcrastinateEngine")
     return engine
 
 
-async def _work(engine: Engine, options: argparse.Namespace) -> None:
+async def _work(
+    engine: Engine, lifespan: Callable[[], AbstractAsyncContextManager[object]], options: argparse.Namespace
+) -> None:
     worker = Worker(
         engine,
         concurrency=options.concurrency,
@@ -105,6 +118,7 @@ async def _work(engine: Engine, options: argparse.Namespace) -> None:
         await group.start(_wait_for_signals, stop, group.cancel_scope)
         async with AsyncExitStack() as stack:
             if await _enter(engine, stack, stop):
+                await stack.enter_async_context(lifespan())
                 await worker.run(stop)
         group.cancel_scope.cancel()
 

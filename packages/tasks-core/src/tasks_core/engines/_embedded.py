@@ -68,7 +68,7 @@ def _get_server(path: Path) -> PostgresServer:
     if not Path(os.environ.get("XDG_RUNTIME_DIR", "/nowhere")).is_dir():
         # Else it puts a lock file in the middle of /tmp, which belongs to the first user who comes.
         runtime = Path(tempfile.gettempdir(), f"tasks-core-{os.getuid() if hasattr(os, 'getuid') else 0}")
-        runtime.mkdir(mode=0o755, exist_ok=True)
+        runtime.mkdir(mode=0o700, exist_ok=True)
         (runtime / "python_PostgresServer").mkdir(exist_ok=True)
         os.environ["XDG_RUNTIME_DIR"] = str(runtime)
     with warnings.catch_warnings():
