@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from tasks_fastapi import add_tasks, get_scheduler
 
-from . import images, orders, products, users
+from . import images, orders, payments, products, users
 from .database import open_database
 from .dependencies import CurrentShop
 from .gateway import open_gateway
@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     # FastAPI(), but with a page /docs that needs nothing from the internet.
     app = FastAPIOffline(title="Shop", description=DESCRIPTION, lifespan=lifespan)
-    add_tasks(app, grace_period=settings.grace_period)
+    add_tasks(app, grace_period=settings.grace_period, engine=payments.engine if settings.durable else None)
     for module in (users, products, images, orders):
         app.include_router(module.router)
 
@@ -91,6 +91,7 @@ async def open_shop(settings: Settings, stack: AsyncExitStack) -> Shop:
         search_index=SearchIndex(settings.data / "search.db"),
         product_cache={},
         picture_limiter=anyio.CapacityLimiter(2),
+        durable=settings.durable,
         inbox=inbox,
     )
 

@@ -5,8 +5,8 @@ The shop runs under uvicorn in a process of its own; mail server and payment gat
 is promised is checked, and named with a tick or a cross. The exit status is 1 if anything did not happen.
 """
 
-# Needs, beyond the packages of this repository: aiosmtpd, aiosqlite, fastapi-offline, httpx, pillow, python-multipart
-# and uvicorn.
+# Needs, beyond the packages of this repository: aiosmtpd, aiosqlite, fastapi-offline, httpx, pillow, python-multipart,
+# tasks-core[embedded] and uvicorn.
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the folder of this file is the package `shop`
 
-from shop.process import ShopProcess, start_shop, until
+from shop.process import ShopProcess, start_shop, start_worker, until
 from shop.sandbox import DECLINED_CARD, Inbox, SandboxGateway
 from shop.settings import Settings
 from shop.timeline import Event, Timeline, describe, render, since
@@ -179,6 +179,23 @@ async def stop_during_payment(demo: Demo) -> None:
     demo.check("the order is paid, once, in the database", is_paid(demo, response.json()["id"]))
 
 
+async def kill_behind_response(demo: Demo) -> None:
+    title("SIGKILL right behind the response: the durable payment is made by a worker")
+    settings = replace(demo.settings, durable=True)
+    async with start_shop(settings) as shop, httpx.AsyncClient(base_url=shop.url or "", timeout=20) as client:
+        response = await client.post("/orders", json=order("4242 4242 4242 4242"))
+        shop.send_signal(signal.SIGKILL)
+        await until(lambda: shop.exit_code is not None)
+    placed = response.json()["id"]
+    status = demo.select("select status from orders where id = ?", placed)
+    demo.check("the client got 201 Created", response.status_code == 201)
+    demo.check("the server was killed before anything was paid", shop.exit_code == -9 and status == [("placed",)])
+    async with start_worker(settings) as worker:
+        paid = await until(lambda: is_paid(demo, placed), seconds=60)
+    demo.check("a worker made the payment: in two tries, once", paid)
+    demo.check("the worker stopped by itself when it was told to", worker.returncode == 0)
+
+
 # ---- what the steps look at ----
 
 
@@ -241,7 +258,15 @@ def title(text: str) -> None:
 
 # ---- running the steps ----
 
-STEPS = (sign_up, change_product, upload_picture, place_order, order_with_declined_card, stop_during_payment)
+STEPS = (
+    sign_up,
+    change_product,
+    upload_picture,
+    place_order,
+    order_with_declined_card,
+    stop_during_payment,
+    kill_behind_response,
+)
 
 
 async def run(data: Path) -> int:

@@ -10,6 +10,7 @@ from tasks_fastapi import Task, Tasks, retry
 from .analytics import track_order_event
 from .dependencies import Connection, CurrentShop
 from .gateway import CardDeclinedError
+from .payments import charge_durably
 from .resources import Shop
 from .users import EmailAddress
 
@@ -45,7 +46,8 @@ async def create_order(new: NewOrder, shop: CurrentShop, connection: Connection,
 
     - **at once**: an analytics event;
     - **after the response**: a confirmation e-mail, tried three times; and the payment, tried five times and
-      *shielded*: it is finished even when the server is told to stop;
+      *shielded*: it is finished even when the server is told to stop. With `SHOP_DURABLE=1` it is stored before the
+      response, and made by a worker, even when the server is killed;
     - **after the response, if it is an error**: the stock is released. Try the card `4000 0000 0000 0002`.
     """
     total = await reserve_stock(connection, new.product_id, new.quantity)
@@ -58,6 +60,9 @@ async def create_order(new: NewOrder, shop: CurrentShop, connection: Connection,
 
     tasks.schedule(track_order_event, shop, order.id, "created")
     tasks.after_response.task(on_error=retry(attempts=3, on=ConnectionError)).schedule(send_confirmation, shop, order)
+    if shop.durable:
+        tasks.after_response.task(key=f"charge-{order.id}").schedule(charge_durably, order.id, authorisation)
+        return order
     tasks.after_response.task(
         shield=True,
         timeout=30,

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from asyncio.subprocess import PIPE, STDOUT, Process
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -92,3 +92,18 @@ async def start_shop(settings: Settings) -> AsyncIterator[ShopProcess]:
             if not await until(lambda: shop.exit_code is not None, seconds=10):
                 process.kill()
         await reading
+
+
+@asynccontextmanager
+async def start_worker(settings: Settings) -> AsyncIterator[Process]:
+    """Start a worker for durable tasks, and stop it when the block ends."""
+    command = ["-m", "tasks_core", "worker", "shop.payments:engine"]
+    environment = os.environ | settings.as_environment()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, cwd=EXAMPLES, env=environment, stdout=DEVNULL, stderr=DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        await process.wait()

@@ -29,6 +29,8 @@ class Shop:
     search_index: SearchIndex
     product_cache: dict[int, Product]
     picture_limiter: anyio.CapacityLimiter
+    durable: bool
+    """Whether a worker makes the payment."""
     inbox: Inbox | None
     """Where mail ends up when there is no real mail server."""
 

@@ -17,6 +17,8 @@ class Settings:
     """`SHOP_SMTP`: `host:port` of a mail server. Unset: one that only keeps what it gets, shown at `/inbox`."""
     gateway: str | None = None
     """`SHOP_GATEWAY`: URL of the payment gateway. Unset: one that moves no money."""
+    durable: bool = False
+    """`SHOP_DURABLE=1`: PostgreSQL keeps the payment, and a worker makes it; see `payments.py`."""
     grace_period: float = 10.0
     """`SHOP_GRACE_PERIOD`: seconds that running tasks get at shutdown. Shielded ones get as long as they need."""
 
@@ -28,6 +30,7 @@ class Settings:
             data=Path(variables.get("SHOP_DATA", cls.data)),
             smtp=variables.get("SHOP_SMTP"),
             gateway=variables.get("SHOP_GATEWAY"),
+            durable=variables.get("SHOP_DURABLE") == "1",
             grace_period=float(variables.get("SHOP_GRACE_PERIOD", cls.grace_period)),
         )
 
@@ -38,6 +41,8 @@ class Settings:
             variables["SHOP_SMTP"] = self.smtp
         if self.gateway is not None:
             variables["SHOP_GATEWAY"] = self.gateway
+        if self.durable:
+            variables["SHOP_DURABLE"] = "1"
         return variables
 
     @property

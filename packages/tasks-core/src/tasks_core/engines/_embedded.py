@@ -60,7 +60,20 @@ class EmbeddedPostgres:
             server, self._server = self._server, None
             _users[self._path] -= 1
             if server is not None and not _users[self._path]:
+                _forget_the_dead(server)
                 server.cleanup()
+
+
+def _forget_the_dead(server: PostgresServer) -> None:
+    """Processes that were killed did not say that they have left; the server would run for ever for them."""
+    users = server.global_process_id_list
+    for pid in users.get_and_add(os.getpid()):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            users.get_and_remove(pid)
+        except PermissionError:
+            pass  # somebody else's, and alive
 
 
 def _get_server(path: Path) -> PostgresServer:
