@@ -45,7 +45,9 @@ def answer_with_503(retry_after: float) -> Callable[[Any, Exception], Awaitable[
     async def answer(connection: Request | WebSocket, error: Exception) -> Response | None:
         if isinstance(connection, WebSocket):
             if connection.application_state is WebSocketState.DISCONNECTED:
-                raise RuntimeError("A task was refused when the WebSocket had been closed: nobody can be told") from error
+                raise RuntimeError(
+                    "A task was refused when the WebSocket had been closed: nobody can be told"
+                ) from error
             await connection.close(code=1013, reason=_DETAIL)
             return None
         return JSONResponse({"detail": _DETAIL}, status_code=503, headers={"Retry-After": seconds})
