@@ -86,7 +86,10 @@ class Admission:
         tickets = task._tickets
         task._tickets = tickets & LAUNCHED
         if tickets & SLOT:
-            self._give_back(self._slots)
+            slots = self._slots
+            slots.used -= 1
+            if slots.waiting:
+                self._refill(slots)
         if tickets & THREAD:
             self._give_back(self._threads)
         if tickets & LIMITER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,7 +75,7 @@ class TaskBatch(Schedulable):
         if not isinstance(phase, str) or not phase:
             raise InvalidConfigError('TaskBatch(scheduler, phase): phase must be a name, such as "after_commit"')
         self._runner = scheduler._runner
-        self._config = scheduler.config.merge(config)
+        self._config = scheduler.config if config is None else scheduler.config.merge(config)
         self._waiting: list[int] = []  # ids: a task that is cancelled while it waits is gone at once
         self._immediate = opened
         self._outcome: Outcome | None = "success" if opened else None
@@ -113,7 +114,10 @@ class TaskBatch(Schedulable):
         """
         if outcome not in ("success", "error"):
             raise InvalidConfigError(f"open({outcome!r}): outcome must be 'success' or 'error'")
-        self._runner.loop.call(self._open, outcome)
+        if self._runner.loop.here():
+            self._open(outcome)
+        else:
+            self._runner.loop.post(partial(self._open, outcome))
 
     def discard(self, reason: str) -> None:
         """Drop the tasks, and all that are scheduled into this batch later; *reason* is logged with each, at INFO."""
@@ -168,7 +172,7 @@ class TaskBatch(Schedulable):
         return [task for task in tasks if isinstance(task, DurableTask)]
 
     def _open(self, outcome: Outcome) -> None:
-        if self._keeps_transactions:
+        if self._immediate and self._keeps_transactions:
             self.submitted = outcome  # nobody has called submit(), and nobody is going to
             self._pass_on()
         if self._outcome is not None or self._discarded is not None:
@@ -176,7 +180,8 @@ class TaskBatch(Schedulable):
         self._outcome = outcome
         if hooks.batch_opened:
             notify(hooks.batch_opened, self, outcome)
-        self._pass_on()
+        if self._waiting:
+            self._pass_on()
 
     def _discard(self, reason: str) -> None:
         if self._outcome is not None or self._discarded is not None:
@@ -187,12 +192,11 @@ class TaskBatch(Schedulable):
         self._pass_on()
 
     def _pass_on(self) -> None:
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            for task_id in waiting:
-                task = self._runner.ledger.get(task_id)
-                if task is not None:
-                    self._add(task)
+        waiting, self._waiting = self._waiting, []
+        for task_id in waiting:
+            task = self._runner.ledger.get(task_id)
+            if task is not None:
+                self._add(task)
 
     def _add(self, task: Task[Any]) -> None:
         """Take a task on the thread of the loop."""
@@ -251,10 +255,7 @@ class TaskBatch(Schedulable):
         caller: FrameType,
         config: TaskConfig | None = None,
     ) -> Task[Any]:
-        runner = self._runner
-        task = new_task(runner, config, self._config, self, func, args, kwargs, caller)
-        runner.hand_over(task, self._take)
-        return task
+        return new_task(self._runner, self._take, config, self._config, self, func, args, kwargs, caller)
 
     def _configured(self, config: TaskConfig) -> Schedulable:
         if self._immediate:

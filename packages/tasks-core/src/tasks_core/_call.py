@@ -14,8 +14,8 @@ def describe(func: Callable[..., Any]) -> str:
     """Name a callable for people, without its arguments: `send_email`, `Mailer.send`, `Mailer`."""
     while isinstance(func, partial):
         func = func.func
-    name = getattr(func, "__qualname__", None) or type(func).__qualname__
-    return str(name).replace("<locals>.", "")
+    name: str = getattr(func, "__qualname__", None) or type(func).__qualname__
+    return name.replace("<locals>.", "") if "<" in name else name
 
 
 def check_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

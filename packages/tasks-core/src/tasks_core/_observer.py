@@ -147,10 +147,16 @@ def _remove(observer: TaskObserver) -> None:
         hooks.update(_observers)
 
 
-def announce(origin: object, event: str) -> None:
-    """Tell observers that *event* happened to *origin*, something that batches belong to. Free if nobody listens."""
-    if hooks.origin_event:
-        notify(hooks.origin_event, origin, event)
+def announce(origin: object, event: str) -> bool:
+    """
+    Tell observers that *event* happened to *origin*, something that batches belong to; return whether anybody listens.
+
+    Free if nobody does.
+    """
+    if not hooks.origin_event:
+        return False
+    notify(hooks.origin_event, origin, event)
+    return True
 
 
 def notify(callbacks: tuple[Callable[..., object], ...], *args: object) -> None:

@@ -100,22 +100,24 @@ class Runner:
 
     # ---- accepting ----
 
-    def accept(self, task: Task[Any]) -> None:
-        """Take a task into the books, or raise and keep nothing of it. It starts when `ready()` is called with it."""
+    def accept(self, task: Task[Any], then: Callable[[Task[Any]], object]) -> None:
+        """
+        Take a task into the books, or raise and keep nothing of it.
+
+        *then* is called with it on the thread of the loop: `ready()`, or what leads there.
+        """
         if self.stage is not Stage.OPEN:
             self._check_stage(task)
         announcing = bool(hooks.task_scheduled)
-        if not self.ledger.enter(task, here=self.loop.here(), announcing=announcing):
+        here = self.loop.here()
+        if not self.ledger.enter(task, here=here, announcing=announcing):
             raise _closed(task)
         if announcing:
             notify(hooks.task_scheduled, task)
             self.ledger.announced(task)
-
-    def hand_over(self, task: Task[Any], func: Callable[[Task[Any]], object]) -> None:
-        """Have *func* called with an accepted task on the thread of the loop."""
-        if self.loop.here():
-            func(task)
-        elif not self.loop.post(partial(func, task)):
+        if here:
+            then(task)
+        elif not self.loop.post(partial(then, task)):
             self.ledger.give_up(task, TaskState.DISCARDED, "the event loop of its scheduler was closed")
 
     def _check_stage(self, task: Task[Any]) -> None:
@@ -138,8 +140,12 @@ class Runner:
             self.attempts.start(task)  # no limit of this process is for it, and somebody waits for it
         elif hooks.hold_task and is_held(task):
             task._tickets |= HELD
-        elif not task._state.finished:  # an observer that was asked may have cancelled it
+        elif task._state.finished:
+            return  # an observer that was asked may have cancelled it
+        elif task.config.delay or task.config.limiter is not None:
             self._wait_or_enter(task, task.config.delay or 0.0)
+        else:
+            self._admission.enter(task)
 
     def _too_late(self, task: Task[Any]) -> str | None:
         """Say why shutdown has no more time for an attempt of the task, if so."""

@@ -120,6 +120,7 @@ class Schedulable(ABC):
 
 def new_task(
     runner: Runner,
+    then: Callable[[Task[Any]], object],
     config: TaskConfig | None,
     base: TaskConfig,
     batch: TaskBatch | None,
@@ -128,10 +129,14 @@ def new_task(
     kwargs: dict[str, Any],
     caller: FrameType,
 ) -> Task[Any]:
-    """Make a task that `runner` has accepted; *config* is what was said for it over *base*."""
+    """
+    Make a task that `runner` has accepted; *config* is what was said for it over *base*.
+
+    *then* is called with it on the thread of the loop.
+    """
     if isinstance(func, DurableFunction):
         check_call(func.func, args, kwargs)
-        return new_durable_task(runner, config or base, base, batch, func, args, kwargs, caller)
+        return new_durable_task(runner, then, config or base, base, batch, func, args, kwargs, caller)
     if isinstance(func, partial):
         refuse_partial(func)
     if config is None:
@@ -140,9 +145,19 @@ def new_task(
         refuse_durable_options(config)
     is_async = check_call(func, args, kwargs)
     task: Task[Any] = Task(
-        runner, func, args, kwargs, config, batch, is_async, copy_context(), caller.f_code, caller.f_lasti, runner.now()
+        runner,
+        func,
+        args,
+        kwargs,
+        config,
+        batch,
+        is_async,
+        copy_context(),
+        caller.f_code,
+        caller.f_lasti,
+        runner.clock.now(),
     )
-    runner.accept(task)
+    runner.accept(task, then)
     return task
 
 

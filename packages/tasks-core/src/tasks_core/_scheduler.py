@@ -263,9 +263,7 @@ class TaskScheduler(Schedulable):
         config: TaskConfig | None = None,
     ) -> Task[Any]:
         runner = self._runner
-        task = new_task(runner, config, self.config, None, func, args, kwargs, caller)
-        runner.hand_over(task, runner.ready)
-        return task
+        return new_task(runner, runner.ready, config, self.config, None, func, args, kwargs, caller)
 
     def _configured(self, config: TaskConfig) -> Schedulable:
         refuse_when(config)

@@ -111,11 +111,7 @@ class DurableTask(Task[Receipt]):
         )
         call = self.call
         context.run(set_context, TaskContext(call.name, call.key, 1, call.headers, task_id=task.id))
-        runner.accept(task)
-        if self._batch is None:
-            runner.ready(task)
-        else:
-            self._batch._add(task)
+        runner.accept(task, runner.ready if self._batch is None else self._batch._add)
         return Receipt("memory", str(task.id), self.call.key)
 
 
@@ -134,6 +130,7 @@ def _handler(function: DurableFunction[..., Any]) -> Callable[[Task[Any], Except
 
 def new_durable_task(
     runner: Runner,
+    then: Callable[[Task[Any]], object],
     config: TaskConfig,
     base: TaskConfig,
     batch: TaskBatch | None,
@@ -180,7 +177,7 @@ def new_durable_task(
         if config.delay:
             task.call = replace(task.call, not_before=time.time() + config.delay)
         task.transaction = engine.join(config.transaction, task.call, task._is_wanted)
-    runner.accept(task)
+    runner.accept(task, then)
     return task
 
 
