@@ -60,6 +60,7 @@ class TaskBatch(Schedulable):
         "origin",
         "phase",
         "submitted",
+        "unsubmitted",
     )
 
     def __init__(
@@ -82,7 +83,8 @@ class TaskBatch(Schedulable):
         self._discarded: str | None = None
         self._hand_over = hand_over
         self.submitted: Outcome | None = None
-        self._durable: list[DurableTask] | None = None  # those that submit() has to wait for
+        self.unsubmitted = False
+        self._durable: list[DurableTask] = []  # those that submit() has to wait for
         self.phase: str = phase
         self.origin: object = origin
 
@@ -91,6 +93,9 @@ class TaskBatch(Schedulable):
     What `submit()` was told. Durable tasks that are scheduled from then on are handed over at once, or dropped. May be
     set in place of calling `submit()` where there is nothing to wait for.
     """
+
+    unsubmitted: bool
+    """Whether there are durable tasks that `submit()` has not waited for."""
 
     @property
     def opened(self) -> bool:
@@ -123,11 +128,6 @@ class TaskBatch(Schedulable):
         """Drop the tasks, and all that are scheduled into this batch later; *reason* is logged with each, at INFO."""
         self._runner.loop.call(self._discard, reason)
 
-    @property
-    def unsubmitted(self) -> bool:
-        """Whether there are durable tasks that `submit()` has not waited for."""
-        return self._durable is not None
-
     async def submit(self, outcome: Outcome = "success") -> None:
         """
         Hand the durable tasks over to the engine, ahead of `open()`, and return when it has acknowledged them all.
@@ -153,7 +153,8 @@ class TaskBatch(Schedulable):
             self._add(task)
 
     async def _submit(self, outcome: Outcome) -> None:
-        tracked, self._durable = self._durable or [], None
+        tracked, self._durable = self._durable, []
+        self.unsubmitted = False
         meant = [task for task in self._durable_waiting() if self._immediate or _is_meant(task, outcome)]
         # Those in a transaction one after the other, last: a connection does one thing at a time.
         for task in sorted(meant, key=lambda task: task.transaction is not None):
@@ -239,7 +240,7 @@ class TaskBatch(Schedulable):
     def _take(self, task: Task[Any]) -> None:
         """Take a task that was just scheduled."""
         if isinstance(task, DurableTask) and self.submitted is None and self._hand_over == "submit":
-            self._durable = self._durable or []
+            self.unsubmitted = True
             self._durable.append(task)
         self._add(task)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack, ExitStack
 from math import inf
 from typing import Any
@@ -23,13 +24,14 @@ class Installation:
     The scheduler lives as long as a lifespan does; an application may have one lifespan after another, in tests.
     """
 
-    __slots__ = ("_embed_worker", "_options", "bound_requests_told", "scheduler", "telemetry")
+    __slots__ = ("_embed_worker", "_options", "bound_requests_told", "scheduler", "serving", "telemetry")
 
     def __init__(self, options: dict[str, Any], telemetry: Telemetry, embed_worker: int | None) -> None:
         self._options = options
         self._embed_worker = embed_worker
         self.telemetry = telemetry
         self.scheduler: TaskScheduler | None = None
+        self.serving: TaskScheduler | None = None  # the same, for new requests: not while it drains
         self.bound_requests_told = False
         self.new_scheduler()  # so that a wrong option is an error now, at the call of add_tasks()
         if embed_worker is not None:
@@ -38,6 +40,10 @@ class Installation:
     def new_scheduler(self, **options: Any) -> TaskScheduler:
         """Make a scheduler with the options that `add_tasks()` was given, and these."""
         return TaskScheduler(**{**self._options, **options})
+
+    def stop_serving(self) -> None:
+        """Bind the requests that still come to their own tasks."""
+        self.serving = None
 
     def start_worker(self, scheduler: TaskScheduler) -> None:
         """Run durable tasks in this process as well, if `add_tasks()` was told so."""
@@ -71,19 +77,17 @@ class TasksLayer:
         self.app = app
         self._installation = installation
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # Returns what is to be awaited, in place of awaiting it: one frame less around every request.
         kind = scope["type"]
         if kind == "lifespan":
-            await self._lifespan(scope, receive, send)
-            return
+            return self._lifespan(scope, receive, send)
         if kind not in ("http", "websocket") or SCOPE_KEY in scope:
-            await self.app(scope, receive, send)  # an application mounted in another one has the tasks of that
-            return
-        scheduler = self._installation.scheduler
-        if scheduler is None or scheduler.stopping.is_set():
-            await self._bound_to_request(scope, receive, send)
-        else:
-            await self._serve(scheduler, scope, receive, send)
+            return self.app(scope, receive, send)  # an application mounted in another one has the tasks of that
+        scheduler = self._installation.serving
+        if scheduler is None:
+            return self._bound_to_request(scope, receive, send)
+        return self._serve(scheduler, scope, receive, send)
 
     async def _serve(self, scheduler: TaskScheduler, scope: Scope, receive: Receive, send: Send) -> None:
         request = new_request(scheduler, scope, send)
@@ -104,6 +108,7 @@ class TasksLayer:
             async with AsyncExitStack() as stack:
                 # An exception is the server going away: like shutdown, it reaches the application after the tasks.
                 stack.push_async_exit(scheduler)
+                stack.callback(self._installation.stop_serving)
                 message = await receive()
                 if message["type"] != "lifespan.shutdown":
                     stack.pop_all()
@@ -117,7 +122,7 @@ class TasksLayer:
             await send(message)
 
         await scheduler.start(paused=True)
-        self._installation.scheduler = scheduler
+        self._installation.scheduler = self._installation.serving = scheduler
         watching = ExitStack()
         try:
             async with AsyncExitStack() as stack:
@@ -129,6 +134,7 @@ class TasksLayer:
                     stack.pop_all()
         finally:
             watching.close()
+            self._installation.stop_serving()
             self._installation.scheduler = None
 
     async def _bound_to_request(self, scope: Scope, receive: Receive, send: Send) -> None:

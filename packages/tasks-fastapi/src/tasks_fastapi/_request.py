@@ -52,12 +52,18 @@ class RequestTasks(TaskBatch):
         self.after_route = TaskBatch(scheduler, "after_route", origin=request, hand_over=when)
         self.after_response = TaskBatch(scheduler, "after_response", origin=request, hand_over=when)
 
+    def pass_barrier(self, outcome: Outcome) -> bool:
+        """Say whether there is nothing for an engine; if so, durable tasks that come later leave at once."""
+        route, response = self.after_route, self.after_response
+        if self.unsubmitted or route.unsubmitted or response.unsubmitted:
+            return False
+        self.submitted = route.submitted = response.submitted = outcome
+        return True
+
     async def submit_all(self, outcome: Outcome) -> None:
         """Hand the durable tasks of all phases over to the engine; return when it has acknowledged them."""
         for batch in (self, self.after_route, self.after_response):
-            if batch.unsubmitted:
-                await batch.submit(outcome)
-            batch.submitted = outcome
+            await batch.submit(outcome)
 
 
 class Request:
@@ -154,8 +160,9 @@ class Request:
             self.status = status = message["status"]
             self._trailers = message.get("trailers", False)
             outcome: Outcome = "success" if status < 400 else "error"
-            if self._tasks is not None:
-                await self._submit(self._tasks, outcome)
+            tasks = self._tasks
+            if tasks is not None and not tasks.pass_barrier(outcome):
+                await self._submit(tasks, outcome)
             self._open_after_route(outcome)
             await self._send(message)
             announce(self, "response_started")
@@ -196,12 +203,14 @@ class Request:
 
     def finish(self) -> None:
         """The application has returned, or raised: open every phase that is not open."""
-        self._outcome = outcome = self.outcome
+        outcome: Outcome = "success" if self._succeeded() else "error"
+        self._outcome = outcome
         self._open_after_route(outcome)
-        if self._tasks is not None:
-            if self._tasks.unsubmitted:
-                self._tasks.open(outcome)  # there was no response, and nobody else will care
-            self._tasks.after_response.open(outcome)
+        tasks = self._tasks
+        if tasks is not None:
+            if tasks.unsubmitted:
+                tasks.open(outcome)  # there was no response, and nobody else will care
+            tasks.after_response.open(outcome)
         announce(self, "request_finished")
         # Both lead back to the request, the error by the frames of its traceback: cycles.
         self._tasks = self.error = self._refusal = None
