@@ -815,7 +815,7 @@ def test_the_package_has_the_names_that_it_lists() -> None:
     for name in tasks_testing.__all__:
         assert getattr(tasks_testing, name) is not None
     with pytest.raises(AttributeError, match=r"^module 'tasks_testing' has no attribute 'recorder'$"):
-        _ = tasks_testing.recorder  # type: ignore[attr-defined]
+        _ = tasks_testing.recorder
 
 
 def test_a_run_without_it_imports_next_to_nothing() -> None:
