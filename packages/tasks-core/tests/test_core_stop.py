@@ -256,16 +256,16 @@ def test_trio_ends_while_shutdown_is_under_way() -> None:
 
 def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread has seen that the scheduler is open; when it gets to the books, they are closed."""
-    from tasks_core._loop import Loop
+    from tasks_core._ledger import Ledger
 
     looked, go_on = threading.Event(), threading.Event()
-    here = Loop.here
+    enter = Ledger.enter
 
-    def pause(loop: Loop) -> bool:
+    def pause(ledger: Ledger, task: Task[Any], *, here: bool, announcing: bool) -> bool:
         if threading.current_thread().name == "scheduling":
             looked.set()
             go_on.wait()
-        return here(loop)
+        return enter(ledger, task, here=here, announcing=announcing)
 
     errors: list[Exception] = []
 
@@ -284,7 +284,7 @@ def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(monkeyp
         thread.join()
         return scheduler
 
-    monkeypatch.setattr(Loop, "here", pause)
+    monkeypatch.setattr(Ledger, "enter", pause)
     scheduler = anyio.run(main)
     assert len(errors) == 1
     assert scheduler.statistics().scheduled == 0

@@ -81,7 +81,8 @@ class Attempts:
             # Another attempt is to see what this one saw; but not the task that scheduled this one, if there was one.
             context.run(CURRENT_TASK.set, task)
             context = context.copy()
-        task._native = self._loop.spawn(context, task.name, self._run, task)
+        name = task.config.name or getattr(task.func, "__name__", None) or "task"
+        task._native = self._loop.spawn(context, name, self._run, task)
 
     async def _run(self, task: Task[Any]) -> None:
         if task._cancel_reason is not None or task._state.finished:

@@ -32,6 +32,12 @@ class NativeTask(Protocol):
         ...
 
 
+class Spawn(Protocol):
+    """The type of `Backend.spawn`."""
+
+    def __call__(self, context: Context | None, name: str, func: AsyncFunction, *args: object) -> NativeTask: ...
+
+
 class Backend(Protocol):
     """An event loop that runs. Tasks belong to the loop, not to whoever happens to run the scheduler."""
 

@@ -239,7 +239,8 @@ class TaskBatch(Schedulable):
 
     def _take(self, task: Task[Any]) -> None:
         """Take a task that was just scheduled."""
-        if isinstance(task, DurableTask) and self.submitted is None and self._hand_over == "submit":
+        if task._submit is not None and self.submitted is None and self._hand_over == "submit":
+            assert isinstance(task, DurableTask)
             self.unsubmitted = True
             self._durable.append(task)
         self._add(task)

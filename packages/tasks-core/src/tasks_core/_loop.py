@@ -7,13 +7,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import Context
 from functools import partial
 from typing import ParamSpec
 
 import anyio
 
-from ._backend import AsyncFunction, Backend, NativeTask, current_backend
+from ._backend import Backend, Spawn, current_backend
 from ._clock import Clock
 
 P = ParamSpec("P")
@@ -28,7 +27,10 @@ class Loop:
     What is posted is done in the order of posting; one wake-up of the loop serves all that has arrived by then.
     """
 
-    __slots__ = ("_backend", "_posts", "_woken", "thread_id")
+    __slots__ = ("_backend", "_posts", "_woken", "spawn", "thread_id")
+
+    spawn: Spawn
+    """`Backend.spawn` of the loop; there when it is open."""
 
     def __init__(self) -> None:
         self._backend: Backend | None = None
@@ -40,6 +42,7 @@ class Loop:
         """Bind to the running event loop."""
         self._backend = current_backend()
         await self._backend.open()
+        self.spawn = self._backend.spawn
         self.thread_id = self._backend.thread_id
 
     async def close(self) -> None:
@@ -50,11 +53,6 @@ class Loop:
     def here(self) -> bool:
         """Whether the caller is on the thread of the loop."""
         return threading.get_ident() == self.thread_id
-
-    def spawn(self, context: Context | None, name: str, func: AsyncFunction, *args: object) -> NativeTask:
-        """Start a coroutine at the next turn; call on the thread of the loop."""
-        assert self._backend is not None
-        return self._backend.spawn(context, name, func, *args)
 
     def interrupt(self, error: KeyboardInterrupt) -> None:
         """Have the process interrupted, as Ctrl-C does."""

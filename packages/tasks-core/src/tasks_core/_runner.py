@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from ._admission import HELD, LIMITER, Admission
@@ -109,7 +110,7 @@ class Runner:
         if self.stage is not Stage.OPEN:
             self._check_stage(task)
         announcing = bool(hooks.task_scheduled)
-        here = self.loop.here()
+        here = get_ident() == self.loop.thread_id  # Loop.here(), without the call
         if not self.ledger.enter(task, here=here, announcing=announcing):
             raise _closed(task)
         if announcing:

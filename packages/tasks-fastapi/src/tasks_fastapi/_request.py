@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from threading import Lock
 from typing import Literal
 
 from starlette.types import Message, Scope, Send
@@ -13,6 +14,8 @@ from ._refusal import Refusal, tell
 
 # Headers of the request that the task is a consequence of; the trace context is seen to by tasks-core.
 _TO_WORKER = frozenset((b"x-request-id", b"x-correlation-id"))
+
+_making_phases = Lock()
 
 SCOPE_KEY = "tasks_fastapi"
 """Where the request is found in the ASGI scope; mounted applications inherit it."""
@@ -38,32 +41,76 @@ class RequestTasks(TaskBatch):
     at once (or discards it, if the task is not meant for the outcome).
     """
 
-    __slots__ = ("after_response", "after_route")
-
-    after_route: TaskBatch
-    """Opens when the endpoint has returned and the head of the response is about to be sent. Does not delay it."""
-
-    after_response: TaskBatch
-    """Opens when the last byte has been sent and every dependency has been left: what they commit is committed."""
+    __slots__ = ("_after_response", "_after_route", "_request")
 
     def __init__(self, scheduler: TaskScheduler, request: Request) -> None:
-        when = request.hand_over
-        super().__init__(scheduler, "immediate", origin=request, opened=True, hand_over=when)
-        self.after_route = TaskBatch(scheduler, "after_route", origin=request, hand_over=when)
-        self.after_response = TaskBatch(scheduler, "after_response", origin=request, hand_over=when)
+        super().__init__(scheduler, "immediate", origin=request, opened=True, hand_over=request.hand_over)
+        self._request = request
+        self._after_route: TaskBatch | None = None
+        self._after_response: TaskBatch | None = None
+
+    @property
+    def after_route(self) -> TaskBatch:
+        """Opens when the endpoint has returned and the head of the response is about to be sent. Does not delay it."""
+        batch = self._after_route
+        if batch is None:
+            with _making_phases:
+                batch = self._after_route = self._after_route or self._new_phase("after_route")
+            # Set before the phase is looked at, where it begins; looked at when the phase is there, maybe by a thread.
+            if self._request.route_outcome is not None:
+                batch.open(self._request.route_outcome)
+        return batch
+
+    @property
+    def after_response(self) -> TaskBatch:
+        """Opens when the last byte has been sent and every dependency has been left: what they commit is committed."""
+        batch = self._after_response
+        if batch is None:
+            with _making_phases:
+                batch = self._after_response = self._after_response or self._new_phase("after_response")
+            if self._request.final_outcome is not None:
+                batch.open(self._request.final_outcome)
+        return batch
+
+    def _new_phase(self, phase: str) -> TaskBatch:
+        request = self._request
+        return TaskBatch(request.scheduler, phase, origin=request, hand_over=request.hand_over)
+
+    def begin_after_route(self, outcome: Outcome, observed: bool) -> None:
+        """Open the phase, if somebody has asked for it or watches."""
+        if self._after_route is not None:
+            self._after_route.open(outcome)
+        elif observed:
+            _ = self.after_route
+
+    def begin_after_response(self, outcome: Outcome, observed: bool) -> None:
+        """Open the phase, if somebody has asked for it or watches."""
+        if self._after_response is not None:
+            self._after_response.open(outcome)
+        elif observed:
+            _ = self.after_response
 
     def pass_barrier(self, outcome: Outcome) -> bool:
         """Say whether there is nothing for an engine; if so, durable tasks that come later leave at once."""
-        route, response = self.after_route, self.after_response
-        if self.unsubmitted or route.unsubmitted or response.unsubmitted:
+        route, response = self._after_route, self._after_response
+        if (
+            self.unsubmitted
+            or (route is not None and route.unsubmitted)
+            or (response is not None and response.unsubmitted)
+        ):
             return False
-        self.submitted = route.submitted = response.submitted = outcome
+        self.submitted = outcome
+        if route is not None:
+            route.submitted = outcome
+        if response is not None:
+            response.submitted = outcome
         return True
 
     async def submit_all(self, outcome: Outcome) -> None:
         """Hand the durable tasks of all phases over to the engine; return when it has acknowledged them."""
-        for batch in (self, self.after_route, self.after_response):
-            await batch.submit(outcome)
+        for batch in (self, self._after_route, self._after_response):
+            if batch is not None:
+                await batch.submit(outcome)
 
 
 class Request:
@@ -76,16 +123,17 @@ class Request:
     __slots__ = (
         "_complete",
         "_headers",
-        "_outcome",
+        "_observed",
         "_refusal",
-        "_route_outcome",
-        "_scheduler",
         "_send",
         "_tasks",
         "_trailers",
         "error",
+        "final_outcome",
         "method",
         "path",
+        "route_outcome",
+        "scheduler",
         "status",
     )
 
@@ -96,27 +144,32 @@ class Request:
     """The status of the response; 0 until there is one."""
     error: BaseException | None
     """The exception that left the application, if one did. `None` again after `request_finished`."""
+    scheduler: TaskScheduler
+    route_outcome: Outcome | None
+    """How the route ended; set before `after_route` opens."""
+    final_outcome: Outcome | None
+    """How the request ended; set before `after_response` opens."""
 
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         self.method = scope.get("method", "WEBSOCKET")
         self.path = scope["path"]
         self.status = 0
         self.error = None
-        self._scheduler = scheduler
+        self.scheduler = scheduler
+        self._observed = False
         self._send = send
         self._complete = False
         self._refusal: Refusal | None = None
         self._headers: Iterable[tuple[bytes, bytes]] = scope.get("headers", ())
         self._trailers = False
         self._tasks: RequestTasks | None = None
-        # Set before `_tasks` is looked at, where a phase begins; looked at after `_tasks` is set, maybe by a thread.
-        self._route_outcome: Outcome | None = None
-        self._outcome: Outcome | None = None
+        self.route_outcome = None
+        self.final_outcome = None
 
     @property
     def hand_over(self) -> Literal["open", "submit", "now"]:
         """When durable tasks that are scheduled from now on leave for the engine."""
-        return "submit" if self._route_outcome is None else "now"
+        return "submit" if self.route_outcome is None else "now"
 
     @property
     def task_headers(self) -> dict[str, str]:
@@ -133,20 +186,20 @@ class Request:
         """The tasks of the request, made when first asked for."""
         tasks = self._tasks
         if tasks is None:
-            tasks = RequestTasks(self._scheduler, self)
-            if self._outcome is None:
+            tasks = RequestTasks(self.scheduler, self)
+            if self.final_outcome is None:
                 self._tasks = tasks
-            # Asked for so late: by the exit of a dependency, by a middleware, by a task.
-            if self._route_outcome is not None:
-                tasks.after_route.open(self._route_outcome)
-            if self._outcome is not None:
-                tasks.after_response.open(self._outcome)
+            if self._observed:  # and asked for late: by the exit of a dependency, by a middleware, by a task
+                if self.route_outcome is not None:
+                    tasks.begin_after_route(self.route_outcome, observed=True)
+                if self.final_outcome is not None:
+                    tasks.begin_after_response(self.final_outcome, observed=True)
         return tasks
 
     @property
     def outcome(self) -> Outcome:
         """`"error"` if an exception left the application, the status is 400 or more, or the response was cut off."""
-        return self._outcome or ("success" if self._succeeded() else "error")
+        return self.final_outcome or ("success" if self._succeeded() else "error")
 
     def _succeeded(self) -> bool:
         return self._complete and self.error is None and self.status < 400
@@ -165,7 +218,8 @@ class Request:
                 await self._submit(tasks, outcome)
             self._open_after_route(outcome)
             await self._send(message)
-            announce(self, "response_started")
+            if self._observed:
+                announce(self, "response_started")
             return
         if self._complete or not _is_last(message, self._trailers):
             await self._send(message)
@@ -178,7 +232,8 @@ class Request:
         except Exception:
             self._complete = False
             raise
-        announce(self, "response_sent")
+        if self._observed:
+            announce(self, "response_sent")
 
     async def _submit(self, tasks: RequestTasks, outcome: Outcome) -> None:
         try:
@@ -204,24 +259,27 @@ class Request:
     def finish(self) -> None:
         """The application has returned, or raised: open every phase that is not open."""
         outcome: Outcome = "success" if self._succeeded() else "error"
-        self._outcome = outcome
-        self._open_after_route(outcome)
+        if self.route_outcome is None:
+            self._open_after_route(outcome)
+        self.final_outcome = outcome
         tasks = self._tasks
         if tasks is not None:
             if tasks.unsubmitted:
                 tasks.open(outcome)  # there was no response, and nobody else will care
-            tasks.after_response.open(outcome)
-        announce(self, "request_finished")
+            tasks.begin_after_response(outcome, self._observed)
+        if self._observed:
+            announce(self, "request_finished")
         # Both lead back to the request, the error by the frames of its traceback: cycles.
         self._tasks = self.error = self._refusal = None
 
     def _open_after_route(self, outcome: Outcome) -> None:
-        if self._route_outcome is not None:
+        if self.route_outcome is not None:
             return
-        self._route_outcome = outcome
-        announce(self, "route_returned")
+        self.route_outcome = outcome
+        if self._observed:
+            announce(self, "route_returned")
         if self._tasks is not None:
-            self._tasks.after_route.open(outcome)
+            self._tasks.begin_after_route(outcome, self._observed)
 
 
 class WebSocketRequest(Request):
@@ -258,7 +316,7 @@ def new_request(scheduler: TaskScheduler, scope: Scope, send: Send) -> Request:
     """Begin a request: from now on the application finds it in the scope."""
     kind = WebSocketRequest if scope["type"] == "websocket" else Request
     request = scope[SCOPE_KEY] = kind(scheduler, scope, send)
-    announce(request, "request_started")
+    request._observed = announce(request, "request_started")
     return request
 
 
