@@ -223,6 +223,8 @@ async def test_order_is_that_of_the_events() -> None:
         )
         recorder.assert_order(work, finished(work))
         recorder.assert_order()
+        with pytest.raises(AssertionError, match=r"  ok started work\n  -> started work   it came earlier\n"):
+            recorder.assert_order(work, work)
         with pytest.raises(
             AssertionError, match=r"  ok started work\n  -> response_sent   it came earlier\n     finished wo"
         ):

@@ -206,6 +206,18 @@ def test_drain_says_what_it_waited_for(scheduler: TaskScheduler) -> None:
         recorder.drain(5)
 
 
+def test_drain_waits_for_a_request_to_come_to_the_phase_of_a_task(scheduler: TaskScheduler) -> None:
+    request = Request()
+    with record_tasks() as recorder:
+        announce(request, "request_started")
+        batch = TaskBatch(scheduler, "after_response", origin=request)
+        batch.schedule(work)
+        threading.Timer(0.05, batch.open).start()
+        recorder.drain()
+        assert recorder.in_state("succeeded").calls == [call(work)]
+        announce(request, "request_finished")
+
+
 def test_a_phase_that_nobody_opens_is_not_waited_for(scheduler: TaskScheduler) -> None:
     with record_tasks(timeout=0.1) as recorder:
         batch = TaskBatch(scheduler, "after_commit")

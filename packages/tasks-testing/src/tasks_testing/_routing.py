@@ -44,8 +44,6 @@ def owners() -> tuple[Recording, ...]:
         return active
     enclosing = {id(recording.outer) for recording in active}
     innermost = tuple(recording for recording in active if id(recording) not in enclosing)
-    if len(innermost) == 1:
-        return innermost
     current = _current.get()
     mine = tuple(recording for recording in innermost if _is_inside(recording, current))
     return mine if len(mine) == 1 else innermost
