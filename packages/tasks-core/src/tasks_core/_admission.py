@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
 from ._ledger import LAUNCHED, Ledger, log_fields, title
+from ._log import logger
 from ._task import Task
-
-logger = logging.getLogger("tasks_core")
 
 # What a task counts against: bits in Task._tickets, next to LAUNCHED.
 SLOT = 2

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from math import inf
 from types import CodeType, FrameType, TracebackType
 from typing import Any
+from weakref import ref
 
 import anyio
 
@@ -16,13 +16,12 @@ from ._admission import Admission
 from ._call import check_call
 from ._clock import Clock, clock_in_force
 from ._ledger import Ledger, LostTask, describe_loss, log_fields, title
+from ._log import logger
 from ._loop import Loop
 from ._observer import RunAttempt, hooks
 from ._retry import Retry, ask
 from ._task import CURRENT_TASK, Task, TaskState
 from ._threads import ThreadCall, WorkerThreads
-
-logger = logging.getLogger("tasks_core")
 
 
 class Attempts:
@@ -79,7 +78,7 @@ class Attempts:
         context = task._context
         if context is not None and task.config.on_error is not None:
             # Another attempt is to see what this one saw; but not the task that scheduled this one, if there was one.
-            context.run(CURRENT_TASK.set, task)
+            context.run(CURRENT_TASK.set, ref(task))
             context = context.copy()
         name = task.config.name or getattr(task.func, "__name__", None) or "task"
         task._native = self._loop.spawn(context, name, self._run, task)
@@ -90,7 +89,7 @@ class Attempts:
             # a cancellation by another thread.
             self._cancel(task)
             return
-        CURRENT_TASK.set(task)
+        CURRENT_TASK.set(ref(task))
         self._ledger.start(task)
         try:
             if task._is_async and task.config.timeout is None and not hooks.around_attempt:

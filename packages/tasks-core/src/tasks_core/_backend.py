@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import threading
 from collections.abc import Callable, Coroutine
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
 
+from ._log import logger
+
 if TYPE_CHECKING:
     import trio
-
-logger = logging.getLogger("tasks_core")
 
 AsyncFunction: TypeAlias = "Callable[..., Coroutine[Any, Any, None]]"
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import anyio
 
+from ._log import logger
 from ._observer import hooks, notify
 from ._task import Task, TaskState
 from .exceptions import TaskQueueFullError
-
-logger = logging.getLogger("tasks_core")
 
 CANCEL_CALLED = "task.cancel() was called"
 """The one reason for a cancellation that is no loss: somebody wanted it."""

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
+from types import TracebackType
 from typing import ParamSpec
 
 import anyio
 
 from ._backend import Backend, Spawn, current_backend
 from ._clock import Clock
+from ._log import logger
 
 P = ParamSpec("P")
-
-logger = logging.getLogger("tasks_core")
 
 
 class Loop:
@@ -59,15 +57,9 @@ class Loop:
         assert self._backend is not None
         self._backend.interrupt(error)
 
-    @contextmanager
-    def deadline(self, clock: Clock, at: float) -> Iterator[anyio.CancelScope]:
+    def deadline(self, clock: Clock, at: float) -> Deadline:
         """Cancel the block when *clock* says *at*; go on behind the block."""
-        with anyio.CancelScope() as scope:
-            timer = self.spawn(None, "deadline", _cancel_at, clock, at, scope)
-            try:
-                yield scope
-            finally:
-                timer.cancel()
+        return Deadline(self, clock, at)
 
     def call(self, func: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call on the thread of the loop: at once if this is it, else soon."""
@@ -100,6 +92,33 @@ class Loop:
         self._woken = False  # first: what is appended from here on wakes the loop again
         while self._posts:
             self._posts.popleft()()
+
+
+class Deadline:
+    """
+    What `Loop.deadline()` returns: a cancel scope, and a timer for it.
+
+    Not a `contextlib.contextmanager`: from Python 3.12 on, what is thrown into a generator is in a cycle afterwards.
+    """
+
+    __slots__ = ("_at", "_clock", "_loop", "_scope", "_timer")
+
+    def __init__(self, loop: Loop, clock: Clock, at: float) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._at = at
+
+    def __enter__(self) -> anyio.CancelScope:
+        self._scope = anyio.CancelScope()
+        self._scope.__enter__()
+        self._timer = self._loop.spawn(None, "deadline", _cancel_at, self._clock, self._at, self._scope)
+        return self._scope
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._timer.cancel()
+        return bool(self._scope.__exit__(exc_type, exc, traceback))
 
 
 async def _cancel_at(clock: Clock, deadline: float, scope: anyio.CancelScope) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ._log import logger
 from ._subscription import Subscription, without
 
 if TYPE_CHECKING:
     from ._batch import TaskBatch
     from ._config import Outcome
     from ._task import Task
-
-logger = logging.getLogger("tasks_core")
 
 
 class RunAttempt(Protocol):

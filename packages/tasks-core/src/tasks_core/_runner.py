@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from ._admission import HELD, LIMITER, Admission
 from ._attempt import Attempts
 from ._clock import Clock, clock_in_force
 from ._ledger import CANCEL_CALLED, Ledger, log_fields, title, unstarted
+from ._log import logger
 from ._loop import Loop
 from ._observer import hooks, is_held, notify
 from ._task import CURRENT_TASK, Task, TaskState, current_task
@@ -20,8 +21,6 @@ from .exceptions import SchedulerClosedError, SchedulerNotStartedError
 
 if TYPE_CHECKING:
     from ._submit import EngineHost
-
-logger = logging.getLogger("tasks_core")
 
 GRACE_OVER = "the grace period of the shutdown was over"
 SHIELD_OVER = "the time for shielded tasks (shield_timeout) was over"
@@ -114,8 +113,13 @@ class Runner:
         if not self.ledger.enter(task, here=here, announcing=announcing):
             raise _closed(task)
         if announcing:
-            notify(hooks.task_scheduled, task)
-            self.ledger.announced(task)
+            try:
+                notify(hooks.task_scheduled, task)
+            except BaseException:  # Ctrl-C, say: the caller gets no handle, so nobody will miss the task
+                self.loop.call(self.stop, task, "an observer was interrupted when it was told of the task")
+                raise
+            finally:
+                self.ledger.announced(task)
         if here:
             then(task)
         elif not self.loop.post(partial(then, task)):
@@ -128,7 +132,7 @@ class Runner:
                 "Enter it first: async with TaskScheduler() as scheduler: scheduler.schedule(...)"
             )
         caller = current_task()
-        if caller is None or caller._owner is not self or caller._state.finished:
+        if caller is None or caller._owner is not self:
             raise _closed(task)
 
     def ready(self, task: Task[Any]) -> None:
@@ -173,7 +177,7 @@ class Runner:
             self._admission.enter(task)
 
     async def _wait_then_enter(self, task: Task[Any], delay: float) -> None:
-        CURRENT_TASK.set(task)  # a clock can tell who sleeps
+        CURRENT_TASK.set(ref(task))  # a clock can tell who sleeps
         try:
             await self._wait(task, delay)
         except BaseException as error:

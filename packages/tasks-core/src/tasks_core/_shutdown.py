@@ -12,11 +12,10 @@ import anyio
 
 from ._admission import HELD
 from ._ledger import LossReport, LostTask, describe_loss, unstarted
+from ._log import logger
 from ._observer import hooks, notify
 from ._runner import GRACE_OVER, SHIELD_OVER, Runner, Stage
 from ._task import Task, TaskState
-
-logger = logging.getLogger("tasks_core")
 
 # Seconds between two lines that name what is being waited for, and how many tasks such a line names.
 _TELL_EVERY = 5.0

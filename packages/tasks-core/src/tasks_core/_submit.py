@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
@@ -19,6 +18,7 @@ from ._config import TaskConfig
 from ._durable import DurableFunction, TaskContext, set_context
 from ._engine import Engine, Receipt, RetryPolicy, TaskCall, engine_in_force, engine_overridden
 from ._ledger import title
+from ._log import logger
 from ._loop import Loop
 from ._retry import Retry, ask
 from ._task import Task, TaskState
@@ -34,8 +34,6 @@ from .exceptions import (
 if TYPE_CHECKING:
     from ._batch import TaskBatch
     from ._runner import Runner
-
-logger = logging.getLogger("tasks_core")
 
 OnUnavailable: TypeAlias = Literal["error", "memory"]
 """What becomes of a durable task when its engine does not acknowledge: it fails, or it runs in this process."""

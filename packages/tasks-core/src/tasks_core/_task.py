@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import count
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
+from weakref import ref
 
 import anyio.lowlevel
 
@@ -65,7 +66,8 @@ class TaskState(StrEnum):
 _PENDING = TaskState.PENDING
 
 _next_id = count(1).__next__
-CURRENT_TASK: ContextVar[Task[Any] | None] = ContextVar("tasks_core_current_task", default=None)
+# Weak, because copies of a context live on: in a timer of the event loop, cancelled or not, until it is due.
+CURRENT_TASK: ContextVar[ref[Task[Any]] | None] = ContextVar("tasks_core_current_task", default=None)
 
 
 class TaskOwner(Protocol):
@@ -163,7 +165,6 @@ class Task(Generic[T]):
         self._owner = owner
         self._batch = batch
         self._is_async = is_async
-        # The context holds a reference to the task while it runs: cleared at the end, so that no cycle is left.
         self._context: Context | None = context
         self._code = code
         self._instruction = instruction
@@ -304,9 +305,11 @@ def current_task() -> Task[Any] | None:
     Return the task that runs the caller, or `None` outside of one.
 
     Works in coroutines, in functions that run in a worker thread, and in what they call. A coroutine that a task
-    spawned by itself (with `asyncio.create_task`) counts as inside of the task.
+    spawned by itself (with `asyncio.create_task`) counts as inside of the task, until that has ended.
     """
-    return CURRENT_TASK.get()
+    current = CURRENT_TASK.get()
+    task = None if current is None else current()
+    return None if task is None or task._state.finished else task
 
 
 @lru_cache(maxsize=1024)  # shutdown may ask for a hundred thousand, all from the same few lines

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import anyio
 
 from ._durable import DurableFunction, TaskContext, registry, set_context
 from ._engine import Delivery, Engine, Redeliver, engine_in_force
+from ._log import logger
 from ._retry import Retry, ask
 from ._scheduler import TaskScheduler
 from ._task import Task, TaskState
 from ._trace import continued_span
 from .exceptions import InvalidConfigError, UnknownTaskError
-
-logger = logging.getLogger("tasks_core")
 
 # Seconds until a call is offered again whose function this process does not know: in a rolling deploy, another does.
 _UNKNOWN = 5.0
