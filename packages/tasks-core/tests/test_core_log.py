@@ -33,6 +33,7 @@ async def test_a_filter_that_raises_keeps_no_task_from_its_end(capsys: pytest.Ca
                 cancelled.cancel()
                 await cancelled.wait()
                 lost = scheduler.schedule(anyio.sleep_forever)
+                await lost.started.wait()
     finally:
         logger.removeFilter(refuse)
     assert [task.state for task in (failed, cancelled, lost)] == [
