@@ -75,9 +75,14 @@ class Admission:
 
     def enter(self, task: Task[Any]) -> None:
         """Launch the task as soon as the limits allow."""
-        if (task._is_async or self._threads.take(task)) and self._slots.take(task):
-            self._ledger.launch(task)
-            self.launch(task)
+        slots = self._slots
+        if task._is_async and slots.used < slots.limit:  # Gate.take(), without the call
+            slots.used += 1
+            task._tickets |= SLOT
+        elif not ((task._is_async or self._threads.take(task)) and slots.take(task)):
+            return
+        self._ledger.launch(task)
+        self.launch(task)
 
     def leave(self, task: Task[Any]) -> None:
         """Give back all that the task counts against, and launch those who waited for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,7 +120,7 @@ class TaskBatch(Schedulable):
         """
         if outcome not in ("success", "error"):
             raise InvalidConfigError(f"open({outcome!r}): outcome must be 'success' or 'error'")
-        if self._runner.loop.here():
+        if get_ident() == self._runner.loop.thread_id:  # Loop.here(), without the call
             self._open(outcome)
         else:
             self._runner.loop.post(partial(self._open, outcome))

@@ -9,9 +9,9 @@ from math import inf
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from tasks_core import TaskScheduler, Worker
+from tasks_core import TaskScheduler, Worker, announce
 
-from ._request import SCOPE_KEY, new_request
+from ._request import SCOPE_KEY, Request, WebSocketRequest
 from ._telemetry import Telemetry
 
 logger = logging.getLogger("tasks_fastapi")
@@ -90,7 +90,9 @@ class TasksLayer:
         return self._serve(scheduler, scope, receive, send)
 
     async def _serve(self, scheduler: TaskScheduler, scope: Scope, receive: Receive, send: Send) -> None:
-        request = new_request(scheduler, scope, send)
+        kind = WebSocketRequest if scope["type"] == "websocket" else Request
+        request = scope[SCOPE_KEY] = kind(scheduler, scope, send)
+        request.observed = announce(request, "request_started")
         try:
             await self.app(scope, receive, request.send)
         except BaseException as error:

@@ -123,14 +123,15 @@ class Request:
     __slots__ = (
         "_complete",
         "_headers",
-        "_observed",
         "_refusal",
         "_send",
         "_tasks",
         "_trailers",
         "error",
         "final_outcome",
+        "hand_over",
         "method",
+        "observed",
         "path",
         "route_outcome",
         "scheduler",
@@ -145,10 +146,14 @@ class Request:
     error: BaseException | None
     """The exception that left the application, if one did. `None` again after `request_finished`."""
     scheduler: TaskScheduler
+    hand_over: Literal["submit", "now"]
+    """When durable tasks that are scheduled from now on leave for the engine."""
     route_outcome: Outcome | None
     """How the route ended; set before `after_route` opens."""
     final_outcome: Outcome | None
     """How the request ended; set before `after_response` opens."""
+    observed: bool
+    """Whether anybody listened when the request began."""
 
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         self.method = scope.get("method", "WEBSOCKET")
@@ -156,7 +161,7 @@ class Request:
         self.status = 0
         self.error = None
         self.scheduler = scheduler
-        self._observed = False
+        self.observed = False
         self._send = send
         self._complete = False
         self._refusal: Refusal | None = None
@@ -165,11 +170,7 @@ class Request:
         self._tasks: RequestTasks | None = None
         self.route_outcome = None
         self.final_outcome = None
-
-    @property
-    def hand_over(self) -> Literal["open", "submit", "now"]:
-        """When durable tasks that are scheduled from now on leave for the engine."""
-        return "submit" if self.route_outcome is None else "now"
+        self.hand_over = "submit"
 
     @property
     def task_headers(self) -> dict[str, str]:
@@ -189,7 +190,7 @@ class Request:
             tasks = RequestTasks(self.scheduler, self)
             if self.final_outcome is None:
                 self._tasks = tasks
-            if self._observed:  # and asked for late: by the exit of a dependency, by a middleware, by a task
+            if self.observed:  # and asked for late: by the exit of a dependency, by a middleware, by a task
                 if self.route_outcome is not None:
                     tasks.begin_after_route(self.route_outcome, observed=True)
                 if self.final_outcome is not None:
@@ -218,10 +219,14 @@ class Request:
                 await self._submit(tasks, outcome)
             self._open_after_route(outcome)
             await self._send(message)
-            if self._observed:
+            if self.observed:
                 announce(self, "response_started")
             return
-        if self._complete or not _is_last(message, self._trailers):
+        if kind == "http.response.body" and not self._trailers:
+            last = not message.get("more_body", False)
+        else:
+            last = _is_last(message, self._trailers)
+        if self._complete or not last:
             await self._send(message)
             return
         # Not when the call returns: a server may tell of the end of the connection, for which Starlette cancels
@@ -232,7 +237,7 @@ class Request:
         except Exception:
             self._complete = False
             raise
-        if self._observed:
+        if self.observed:
             announce(self, "response_sent")
 
     async def _submit(self, tasks: RequestTasks, outcome: Outcome) -> None:
@@ -266,8 +271,8 @@ class Request:
         if tasks is not None:
             if tasks.unsubmitted:
                 tasks.open(outcome)  # there was no response, and nobody else will care
-            tasks.begin_after_response(outcome, self._observed)
-        if self._observed:
+            tasks.begin_after_response(outcome, self.observed)
+        if self.observed:
             announce(self, "request_finished")
         # Both lead back to the request, the error by the frames of its traceback: cycles.
         self._tasks = self.error = self._refusal = None
@@ -275,11 +280,12 @@ class Request:
     def _open_after_route(self, outcome: Outcome) -> None:
         if self.route_outcome is not None:
             return
+        self.hand_over = "now"
         self.route_outcome = outcome
-        if self._observed:
+        if self.observed:
             announce(self, "route_returned")
         if self._tasks is not None:
-            self._tasks.begin_after_route(outcome, self._observed)
+            self._tasks.begin_after_route(outcome, self.observed)
 
 
 class WebSocketRequest(Request):
@@ -291,13 +297,9 @@ class WebSocketRequest(Request):
 
     __slots__ = ("_accepted",)
 
-    @property
-    def hand_over(self) -> Literal["open", "submit", "now"]:
-        """At once: there is no response that could wait."""
-        return "now"
-
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         super().__init__(scheduler, scope, send)
+        self.hand_over = "now"  # there is no response that could wait
         self._accepted = False
 
     def _succeeded(self) -> bool:
@@ -310,14 +312,6 @@ class WebSocketRequest(Request):
             self._accepted = True
         elif message["type"] == "websocket.http.response.start":
             self.status: int = message["status"]
-
-
-def new_request(scheduler: TaskScheduler, scope: Scope, send: Send) -> Request:
-    """Begin a request: from now on the application finds it in the scope."""
-    kind = WebSocketRequest if scope["type"] == "websocket" else Request
-    request = scope[SCOPE_KEY] = kind(scheduler, scope, send)
-    request._observed = announce(request, "request_started")
-    return request
 
 
 def _is_last(message: Message, trailers: bool) -> bool:
