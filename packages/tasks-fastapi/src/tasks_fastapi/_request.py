@@ -43,6 +43,8 @@ class RequestTasks(TaskBatch):
 
     __slots__ = ("_after_response", "_after_route", "_request")
 
+    submitted: Outcome | None
+
     def __init__(self, scheduler: TaskScheduler, request: Request) -> None:
         super().__init__(scheduler, "immediate", origin=request, opened=True, hand_over=request.hand_over)
         self._request = request
