@@ -301,7 +301,7 @@ class WebSocketRequest(Request):
 
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         super().__init__(scheduler, scope, send)
-        self.hand_over = "now"  # there is no response that could wait
+        self.hand_over: Literal["submit", "now"] = "now"  # there is no response that could wait
         self._accepted = False
 
     def _succeeded(self) -> bool:
