@@ -68,7 +68,7 @@ class SandboxGateway:
     def serve(self) -> Iterator[str]:
         """Listen on a free port until the block ends."""
         with _GatewayServer(self) as server:
-            thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="payment gateway")
+            thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="payment gateway")
             thread.start()
             try:
                 yield f"http://127.0.0.1:{server.server_port}"
