@@ -72,20 +72,20 @@ NAMES: list[tuple[str, ...]] = [
 ]
 
 
-@pytest.mark.parametrize("func", FUNCTIONS, ids=lambda func: getattr(func, "__qualname__", "object"))
-async def test_arguments_are_accepted_exactly_when_python_would_bind_them(func: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: getattr(function, "__qualname__", "object"))
+async def test_arguments_are_accepted_exactly_when_python_would_bind_them(function: Callable[..., Any]) -> None:
     """The short check for ordinary functions and the one by signature say the same, for 44 ways to call each."""
     verdicts = set()
     async with TaskScheduler() as scheduler:
         for number, names in product(range(4), NAMES):
             args, kwargs = (0,) * number, dict.fromkeys(names, 0)
             try:
-                inspect.signature(func).bind(*args, **kwargs)
+                inspect.signature(function).bind(*args, **kwargs)
             except TypeError:
                 with pytest.raises(InvalidTaskError, match="cannot be called with these arguments"):
-                    scheduler.schedule(func, *args, **kwargs)
+                    scheduler.schedule(function, *args, **kwargs)
                 verdicts.add("refused")
             else:
-                scheduler.schedule(func, *args, **kwargs)
+                scheduler.schedule(function, *args, **kwargs)
                 verdicts.add("accepted")
     assert verdicts == {"refused", "accepted"}

@@ -795,8 +795,6 @@ def test_timeline(client, tasks_recorder):
             "*  after_response  #1 charge     started  attempt 3",
             "*  after_response  #1 charge     succeeded",
             " #2 POST /users -> 201",
-            "*  immediate       #2 audit*  failed*",
-            "*  after_response  #3 send_email*  held",
             "*  after_response  #3 send_email*  released",
             "*  after_response  #3 send_email*  succeeded",
             " outside of requests",
@@ -804,6 +802,10 @@ def test_timeline(client, tasks_recorder):
             "*  -               #5 sleep_forever *  cancelled",
             "*task.cancel() was called",
         ]
+    )
+    # How soon a task that starts now has its turn is for the client to say: they differ from release to release.
+    result.stdout.fnmatch_lines_random(
+        ["*  immediate       #2 audit*  failed*", "*  after_response  #3 send_email*  held"]
     )
 
 
