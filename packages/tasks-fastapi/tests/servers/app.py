@@ -36,9 +36,20 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     get_scheduler(app).schedule(ran, "startup task")
     if "TASKS_FAIL_STARTUP" in os.environ:
         raise RuntimeError("this application does not start")
-    log.note("lifespan opened")
-    yield
-    log.note("lifespan closed")
+    async with anyio.create_task_group() as background:
+        background.start_soon(note_cancellation_by_the_server)
+        log.note("lifespan opened")
+        yield
+        log.note("lifespan closed")
+        background.cancel_scope.cancel()
+
+
+async def note_cancellation_by_the_server() -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        if "lifespan closed" not in log.names():
+            log.note("lifespan cancelled")
 
 
 app = FastAPI(lifespan=lifespan)
