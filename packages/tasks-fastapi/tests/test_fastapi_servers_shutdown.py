@@ -227,7 +227,7 @@ def stop_with_short_lifespan(server_name: str, tmp_path: Path) -> ServerProcess:
 
 
 def test_hypercorn_stops_the_event_loop_when_the_lifespan_takes_too_long(tmp_path: Path) -> None:
-    """On asyncio it raises out of its main function; what was still running is cancelled, shielded or not, and named."""
+    """On asyncio it raises out of its main function: what still runs is cancelled, shielded or not, and is named."""
     with stop_with_short_lifespan("hypercorn", tmp_path) as server:
         server.wait()
         server.log.assert_order("stubborn cancelled", "precious cancelled")
