@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -12,14 +13,19 @@ import pytest
 from tasks_core.engines._embedded import EmbeddedPostgres
 
 
+@cache
+def folder() -> TemporaryDirectory[str]:
+    """The same for all modules of tests in this process, so that they share a server; removed at its exit."""
+    # Not in tmp_path: run as root, the server has another user, to whom all folders above are made readable.
+    return TemporaryDirectory(prefix="tasks-")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The address of a server that is there until the last test."""
-    # Not in tmp_path: run as root, the server has another user, to whom all folders above are made readable.
-    with TemporaryDirectory(prefix="tasks-") as folder:
-        server = EmbeddedPostgres(Path(folder, "data"))
-        yield anyio.run(server.start)
-        anyio.run(server.stop)
+    server = EmbeddedPostgres(Path(folder().name, "data"))
+    yield anyio.run(server.start)
+    anyio.run(server.stop)
 
 
 @pytest.fixture

@@ -432,6 +432,34 @@ async def test_several_schedulers_share_an_engine(engine: ProcrastinateEngine, p
     assert len(await rows(postgres, queue)) == 3
 
 
+async def connections(address: str, application: str) -> int:
+    async with await psycopg.AsyncConnection.connect(address) as connection:
+        cursor = await connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", [application]
+        )
+        row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def test_engine_is_entered_at_the_same_time(postgres: str, queue: str) -> None:
+    engine = ProcrastinateEngine(f"{postgres}&application_name={queue}", queue=queue, pool_size=1)
+
+    async def use() -> None:
+        async with engine:
+            await engine.submit(TaskCall(note.name, {"text": "x"}, "k"))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(use)
+    assert len(await rows(postgres, queue)) == 5
+
+    async def all_closed() -> bool:
+        return await connections(postgres, queue) == 0
+
+    await until(all_closed)
+
+
 async def test_embedded_server_is_started_and_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tasks_core")
     engine = ProcrastinateEngine.embedded(tmp_path / "db", pool_size=2)

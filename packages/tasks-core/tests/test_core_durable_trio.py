@@ -1,0 +1,137 @@
+"""Durable tasks from a process that runs trio: handed over in a thread, to workers that run asyncio."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import anyio
+import core_durable_functions as functions
+import psycopg
+import pytest
+from core_durable_functions import note
+from core_postgres import postgres, queue
+from tasks_core import (
+    DurableState,
+    EngineCapabilityError,
+    EngineUnavailableError,
+    TaskScheduler,
+    Worker,
+)
+from tasks_core.engines.procrastinate import ProcrastinateEngine
+
+__all__ = ("postgres", "queue")
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "trio"
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    functions.ran.clear()
+    functions.contexts.clear()
+
+
+@pytest.fixture
+def engine(postgres: str, queue: str) -> ProcrastinateEngine:
+    return ProcrastinateEngine(postgres, queue=queue, pool_size=2, heartbeat=0.2)
+
+
+def event_loops() -> list[threading.Thread]:
+    """The threads that run an event loop for others."""
+    return [thread for thread in threading.enumerate() if "portal" in thread.name]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(30):
+        while not condition():
+            await anyio.sleep(0.02)
+
+
+async def work_once(address: str, queue: str) -> None:
+    """A worker, as another process would run it: until one task is done."""
+    stop = anyio.Event()
+    async with ProcrastinateEngine(address, queue=queue) as engine, anyio.create_task_group() as group:
+        group.start_soon(Worker(engine).run, stop)
+        await until(lambda: bool(functions.ran))
+        stop.set()
+
+
+async def test_task_is_handed_over_and_run_by_a_worker_elsewhere(
+    engine: ProcrastinateEngine, postgres: str, queue: str
+) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.schedule(note, "from trio")
+        assert (await receipt.status()).state is DurableState.WAITING
+        await anyio.to_thread.run_sync(anyio.run, work_once, postgres, queue)
+        assert (await receipt.status()).state is DurableState.SUCCEEDED
+        assert len(event_loops()) == 1
+    assert functions.ran == ["from trio"]
+    assert functions.contexts[0].key == receipt.key
+    assert event_loops() == []
+
+
+async def test_keys_and_delays_are_as_elsewhere(engine: ProcrastinateEngine, queue: str) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        tasks = [scheduler.task(key=queue, delay=3600).schedule(note, "once") for _ in range(8)]
+        receipts = [await task for task in tasks]
+        assert sum(receipt.created for receipt in receipts) == 1
+        assert len({receipt.id for receipt in receipts}) == 1
+
+
+async def test_several_schedulers_share_the_thread_and_the_next_one_gets_another(engine: ProcrastinateEngine) -> None:
+    for _ in range(2):
+        async with TaskScheduler(engine=engine) as first:
+            async with TaskScheduler(engine=engine) as second:
+                await second.schedule(note, "1")
+                assert len(event_loops()) == 1
+            await first.schedule(note, "2")
+        assert event_loops() == []
+
+
+async def test_engine_that_does_not_answer_has_a_limited_time(
+    engine: ProcrastinateEngine, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks_core._submit._TIME_LIMIT", 0.3)
+    async with TaskScheduler(engine=engine) as scheduler:
+        locked, unlock = threading.Event(), threading.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, hold_table, postgres, locked, unlock)
+            await until(locked.is_set)
+            with pytest.raises(EngineUnavailableError, match=r"did not acknowledge 'note' within 0\.3 seconds"):
+                await scheduler.schedule(note, "x")
+            unlock.set()
+        monkeypatch.setattr("tasks_core._submit._TIME_LIMIT", 5.0)
+        await scheduler.schedule(note, "y")
+    assert event_loops() == []
+
+
+def hold_table(address: str, locked: threading.Event, unlock: threading.Event) -> None:
+    with psycopg.connect(address) as connection:
+        connection.execute("LOCK TABLE procrastinate_jobs IN ACCESS EXCLUSIVE MODE")
+        locked.set()
+        unlock.wait(30)
+
+
+async def test_no_server_is_an_error_at_the_start_and_leaves_no_thread() -> None:
+    with pytest.raises(EngineUnavailableError, match="PostgreSQL cannot be reached"):
+        async with TaskScheduler(engine=ProcrastinateEngine("postgresql://127.0.0.1:1/none")):
+            pytest.fail("not reached")
+    assert event_loops() == []
+
+
+async def test_transactions_are_of_asyncio(engine: ProcrastinateEngine) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        with pytest.raises(EngineCapabilityError, match="connections that run on asyncio, and this is trio"):
+            scheduler.task(transaction=object()).schedule(note, "x")
+
+
+async def test_worker_is_of_asyncio(engine: ProcrastinateEngine) -> None:
+    async with engine:
+        with pytest.RaisesGroup(pytest.RaisesExc(EngineCapabilityError, match="python -m tasks_core worker")):
+            await Worker(engine).run(anyio.Event())
