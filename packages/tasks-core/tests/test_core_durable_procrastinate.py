@@ -442,21 +442,28 @@ async def connections(address: str, application: str) -> int:
     return int(row[0])
 
 
-async def test_engine_is_entered_at_the_same_time(postgres: str, queue: str) -> None:
+async def test_entered_at_the_same_time_it_connects_once(postgres: str, queue: str) -> None:
     engine = ProcrastinateEngine(f"{postgres}&application_name={queue}", queue=queue, pool_size=1)
+    looked = anyio.Event()
+    inside: list[str] = []
 
     async def use() -> None:
         async with engine:
-            await engine.submit(TaskCall(note.name, {"text": "x"}, "k"))
+            inside.append((await engine.submit(TaskCall(note.name, {"text": "x"}, "k"))).id)
+            await looked.wait()
 
-    async with anyio.create_task_group() as group:
-        for _ in range(5):
-            group.start_soon(use)
-    assert len(await rows(postgres, queue)) == 5
+    async def all_inside() -> bool:
+        return len(inside) == 5
 
     async def all_closed() -> bool:
         return await connections(postgres, queue) == 0
 
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(use)
+        await until(all_inside)
+        assert await connections(postgres, queue) == 1
+        looked.set()
     await until(all_closed)
 
 
