@@ -6,11 +6,12 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Coroutine
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
 
+from ._context import for_another_thread
 from ._log import logger
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class AsyncioBackend:
         return asyncio.Task(func(*args), loop=self._loop, name=name, context=context)
 
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
-        self._loop.call_soon_threadsafe(callback)
+        self._loop.call_soon_threadsafe(callback, context=for_another_thread(copy_context()))
 
     def interrupt(self, error: KeyboardInterrupt) -> None:
         self._loop.call_soon(_raise, error)

@@ -12,6 +12,7 @@ from weakref import ref
 from ._admission import HELD, LIMITER, Admission
 from ._attempt import Attempts
 from ._clock import Clock, clock_in_force
+from ._context import for_another_thread
 from ._ledger import CANCEL_CALLED, Ledger, log_fields, title, unstarted
 from ._log import logger
 from ._loop import Loop
@@ -110,6 +111,9 @@ class Runner:
             self._check_stage(task)
         announcing = bool(hooks.task_scheduled)
         here = get_ident() == self.loop.thread_id  # Loop.here(), without the call
+        if not here:
+            assert task._context is not None
+            for_another_thread(task._context)
         if not self.ledger.enter(task, here=here, announcing=announcing):
             raise _closed(task)
         if announcing:

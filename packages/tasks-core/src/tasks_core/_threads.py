@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 
+from ._context import for_another_thread
 from ._loop import Loop
 
 # Seconds an idle thread waits for its next call before it ends.
@@ -127,7 +128,7 @@ class ThreadCall:
 
     def __init__(self, loop: Loop, func: Callable[[], object], ended: Callable[[ThreadCall], object]) -> None:
         self._loop = loop
-        self._context = copy_context()
+        self._context = for_another_thread(copy_context())
         self._func = func
         self._ended = ended
         self._result: object = None
