@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import MutableMapping
 from typing import Any
 
 
@@ -22,10 +21,6 @@ class SteadyLogger(logging.LoggerAdapter[logging.Logger]):
             self.logger.log(level, msg, *args, stacklevel=2, **kwargs)
         except Exception:
             sys.stderr.write(f"Logging raised, and this line is lost: {msg}\n{traceback.format_exc()}")
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Leave `extra` as it is."""
-        return msg, kwargs
 
 
 logger = SteadyLogger(logging.getLogger("tasks_core"))
