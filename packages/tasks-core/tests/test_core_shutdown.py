@@ -210,22 +210,25 @@ async def test_the_five_steps(caplog: pytest.LogCaptureFixture) -> None:
     assert said == {"5", "15", "10"}, "every five seconds"
 
 
-async def test_an_unbounded_wait_says_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("number", "said", "more"), [(12, "12 tasks", ", and 2 more"), (1, "1 task", ")")])
+async def test_an_unbounded_wait_says_what_it_waits_for(
+    number: int, said: str, more: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     closing = Closing(grace_period=0)
     scheduler = closing.scheduler
     await scheduler.start()
     gate = anyio.Event()
-    tasks = [scheduler.task(shield=True).schedule(stop_at, gate) for _ in range(12)]
+    tasks = [scheduler.task(shield=True).schedule(stop_at, gate) for _ in range(number)]
     async with anyio.create_task_group() as group:
         await closing.begin(group)
         for _ in range(20):
             await closing.advance(5)
         gate.set()
     assert {task.state for task in tasks} == {TaskState.SUCCEEDED}
-    waiting = [line for line in messages(caplog) if line.startswith("Shutdown waits for 12 tasks: 'stop_at' #")]
+    waiting = [line for line in messages(caplog) if line.startswith(f"Shutdown waits for {said}: 'stop_at' #")]
     assert len(waiting) == 20
-    assert waiting[0].endswith(", and 2 more")
+    assert waiting[0].endswith(more)
 
 
 async def test_an_infinite_grace_period() -> None:

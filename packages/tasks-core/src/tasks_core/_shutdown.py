@@ -181,7 +181,8 @@ class Shutdown:
         named = ", ".join(str(describe_loss(task, task.state, "")) for task in live[:_TELL_AT_MOST])
         more = f", and {len(live) - _TELL_AT_MOST} more" if len(live) > _TELL_AT_MOST else ""
         left = "" if deadline == inf else f" for at most {deadline - self._runner.clock.now():.1f} s"
-        logger.info("Shutdown waits%s for %d tasks: %s%s", left, len(live), named, more)
+        noun = "task" if len(live) == 1 else "tasks"
+        logger.info("Shutdown waits%s for %d %s: %s%s", left, len(live), noun, named, more)
 
     def _stop(self, condition: Callable[[Task[Any]], bool], reason: str) -> None:
         for task in self._runner.ledger.live():
