@@ -62,9 +62,25 @@ def add_tasks(
         app: A FastAPI or Starlette application. One that is mounted in another uses the tasks of the outer one; adding
             tasks to it as well is harmless, and lets it answer with 503, too.
 
-        config, grace_period, shield_timeout, max_concurrency, max_pending, max_threads, clock, engine, on_unavailable:
-            as `tasks_core.TaskScheduler` takes them. The two times must fit into those that the server and the
-            orchestrator give.
+        config: What tasks inherit when `.task(...)` does not say otherwise.
+
+        grace_period: Seconds at shutdown for all tasks to finish. With `shield_timeout`, it must fit into the time that
+            the server and the orchestrator give.
+
+        shield_timeout: Seconds for shielded tasks after that (`None`: as long as they need).
+
+        max_concurrency: How many tasks run at once; the others wait, in the order of scheduling (`None`: no limit).
+
+        max_pending: How many tasks may wait to start; then `schedule()` raises `TaskQueueFullError` (`None`: no limit).
+
+        max_threads: How many plain functions run at once, each in a thread.
+
+        clock: Where all waits come from.
+
+        engine: What keeps durable tasks. It is entered and left with the scheduler.
+
+        on_unavailable: What becomes of a durable task when the engine does not acknowledge it within 5 seconds:
+            `"error"`, the response is 503; `"memory"`, it runs in this process like any other task.
 
         embed_worker: How many durable tasks this process runs at once by itself, next to serving requests. Default:
             none; a worker process does: `python -m tasks_core worker app.main:engine`.
