@@ -210,7 +210,7 @@ async def test_the_five_steps(caplog: pytest.LogCaptureFixture) -> None:
     assert said == {"5", "15", "10"}, "every five seconds"
 
 
-@pytest.mark.parametrize(("number", "said", "more"), [(12, "12 tasks", ", and 2 more"), (1, "1 task", ")")])
+@pytest.mark.parametrize("number, said, more", [(12, "12 tasks", ", and 2 more"), (1, "1 task", ")")])
 async def test_an_unbounded_wait_says_what_it_waits_for(
     number: int, said: str, more: str, caplog: pytest.LogCaptureFixture
 ) -> None:
