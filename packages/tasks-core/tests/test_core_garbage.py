@@ -24,7 +24,6 @@ class Argument:
 
 @pytest.fixture(autouse=True)
 def without_the_collector() -> Iterator[None]:
-    gc.collect()
     gc.disable()
     with quiet():
         yield
