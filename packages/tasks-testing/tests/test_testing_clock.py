@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import weakref
 from collections.abc import Callable
 from threading import Thread
 
@@ -223,3 +224,32 @@ async def test_a_forgotten_clock_stops_watching() -> None:
         gc.collect()
         await scheduler.schedule(anyio.lowlevel.checkpoint)
         assert watchers() == before
+
+
+async def test_a_clock_is_forgotten_whatever_its_last_tasks_know() -> None:
+    async def use(clock: VirtualClock) -> None: ...
+
+    before = watchers()
+    async with TaskScheduler(clock=VirtualClock(), grace_period=0) as scheduler:
+        for target in (TaskBatch(scheduler, "never"), scheduler.task(delay=60)):
+            clock = VirtualClock()
+            target.schedule(use, clock)
+    del clock, scheduler, target
+    async with TaskScheduler() as other:
+        gc.collect()
+        await other.schedule(anyio.lowlevel.checkpoint)
+    assert watchers() <= before
+
+
+async def test_a_clock_keeps_no_task_of_a_phase_that_is_still_to_open() -> None:
+    clock = VirtualClock()
+    async with TaskScheduler(clock=clock) as scheduler:
+        batch = TaskBatch(scheduler, "later")
+        first, second = batch.schedule(anyio.lowlevel.checkpoint), batch.schedule(anyio.lowlevel.checkpoint)
+        gone = weakref.ref(first)
+        first.cancel()
+        del first
+        gc.collect()
+        assert gone() is None
+        batch.open()
+        await second

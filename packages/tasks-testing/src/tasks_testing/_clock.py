@@ -49,7 +49,7 @@ class VirtualClock:
         self._live = LiveTasks()
         self._queue = SleepQueue(self._monitor, self._live, start)
         self._queue.auto_until = inf if auto else -inf
-        watcher = _Watcher(weakref.ref(self), self._monitor, self._live, self._queue)
+        watcher = _Watcher(weakref.ref(self))
         watcher.subscription = observe(watcher)
 
     def now(self) -> float:
@@ -80,6 +80,12 @@ class VirtualClock:
         """
         await self._monitor.arun(self._queue.advancing(seconds, _TIMEOUT, self._stuck))
 
+    def _note(self, change: Callable[[LiveTasks, T], None], subject: T) -> None:
+        with self._monitor.lock:
+            change(self._live, subject)
+        self._monitor.changed()
+        self._queue.nudge()
+
     def _stuck(self) -> Exception:
         tasks = ", ".join(f"{task.name!r} (scheduled at {task.where})" for task in self._live)
         return TimeoutError(
@@ -95,34 +101,30 @@ class _Watcher(TaskObserver):
     """
     Keeps the books about live tasks, as long as there is a clock that wants to know.
 
-    It does not hold the clock, and goes when it finds the clock gone. A finalizer could not close the subscription: it
-    runs in the middle of anything, also of `observe()`.
+    It holds neither the clock nor the books, in which tasks are that may hold the clock, and goes when it finds the
+    clock gone. A finalizer could not close the subscription: it runs in the middle of anything, also of `observe()`.
     """
 
     subscription: Subscription
 
-    def __init__(self, clock: weakref.ref[VirtualClock], monitor: Monitor, live: LiveTasks, queue: SleepQueue) -> None:
+    def __init__(self, clock: weakref.ref[VirtualClock]) -> None:
         self._clock = clock
-        self._monitor = monitor
-        self._live = live
-        self._queue = queue
 
     def task_scheduled(self, task: Task[Any]) -> None:
-        if self._clock() is None:
-            self.subscription.close()
-        self._note(self._live.add, task)
+        self._note(LiveTasks.add, task)
 
     def task_finished(self, task: Task[Any]) -> None:
-        self._note(self._live.remove, task)
-        self._queue.nudge()
+        self._note(LiveTasks.remove, task)
 
     def batch_opened(self, batch: TaskBatch, outcome: Outcome) -> None:
-        self._note(self._live.open, batch)
+        self._note(LiveTasks.open, batch)
 
     def batch_discarded(self, batch: TaskBatch, reason: str) -> None:
-        self._note(self._live.open, batch)
+        self._note(LiveTasks.open, batch)
 
-    def _note(self, change: Callable[[T], None], subject: T) -> None:
-        with self._monitor.lock:
-            change(subject)
-        self._monitor.changed()
+    def _note(self, change: Callable[[LiveTasks, T], None], subject: T) -> None:
+        clock = self._clock()
+        if clock is None:
+            self.subscription.close()
+        else:
+            clock._note(change, subject)

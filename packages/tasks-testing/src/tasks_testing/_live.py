@@ -19,7 +19,7 @@ class LiveTasks:
     def __init__(self) -> None:
         self._live: dict[int, Task[Any]] = {}
         self._resting: dict[int, Task[Any]] = {}
-        self._unopened: dict[int, list[Task[Any]]] = {}
+        self._unopened: dict[int, dict[int, Task[Any]]] = {}
 
     def __len__(self) -> int:
         return len(self._live)
@@ -34,11 +34,11 @@ class LiveTasks:
             self._live[task.id] = task
         else:
             self._resting[task.id] = task
-            self._unopened.setdefault(id(batch), []).append(task)
+            self._unopened.setdefault(id(batch), {})[task.id] = task
 
     def open(self, batch: TaskBatch) -> None:
         """The phase of some tasks has opened, or never will."""
-        for task in self._unopened.pop(id(batch), ()):
+        for task in self._unopened.pop(id(batch), {}).values():
             self.wake(task)
 
     def rest(self, task: Task[Any]) -> None:
@@ -55,3 +55,6 @@ class LiveTasks:
         """Forget a finished task."""
         self._live.pop(task.id, None)
         self._resting.pop(task.id, None)
+        unopened = self._unopened.get(id(task.batch), {})
+        if unopened.pop(task.id, None) is not None and not unopened:
+            del self._unopened[id(task.batch)]
