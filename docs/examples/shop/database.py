@@ -13,7 +13,9 @@ import anyio
 
 logger = logging.getLogger("shop.database")
 
+# In one transaction: whole or not at all, and written to the disk once.
 _SCHEMA = """
+begin immediate;
 create table if not exists users (id integer primary key, email text not null unique, name text not null);
 create table if not exists products (
     id integer primary key, name text not null, price integer not null, stock integer not null check (stock >= 0)
@@ -27,6 +29,7 @@ create table if not exists audit (
     id integer primary key, at text not null default current_timestamp, entry text not null
 );
 insert or ignore into products values (1, 'Teapot', 2490, 20), (2, 'Cup', 690, 50), (3, 'Sugar bowl', 1150, 10);
+commit;
 """
 
 
