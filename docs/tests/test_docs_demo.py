@@ -48,7 +48,9 @@ def test_passes_all_its_checks(demo: subprocess.CompletedProcess[str]) -> None:
         ("POST /images → 201", ["▶ generate_thumbnails", "LAST BYTE IS SENT"]),
         ("POST /images → 201", ["▶ update_search_index", "■ update_search_index succeeded"]),
         ("POST /orders → 201", ["▶ track_order_event", "ENDPOINT HAS RETURNED", "■ release_stock discarded"]),
-        ("POST /orders → 201", ["↻ charge fails in attempt 1", "▶ charge starts attempt 2", "■ charge succeeded"]),
+        ("POST /orders → 201", ["▶ charge_durably", "■ charge_durably is stored", "ENDPOINT HAS RETURNED"]),
+        ("POST /orders → 201", ["LAST BYTE IS SENT", "■ shop.charge failed: ConnectionError"]),
+        ("POST /orders → 201", ["■ shop.charge failed", "▶ shop.charge starts attempt 2", "■ shop.charge succeeded"]),
         ("POST /orders → 402", ["LAST BYTE IS SENT", "▶ release_stock", "■ release_stock succeeded"]),
     ],
 )
@@ -75,7 +77,16 @@ def test_columns_are_relative_to_the_moments_of_the_request(demo: subprocess.Com
 def test_payment_ends_before_the_pool_is_closed(demo: subprocess.CompletedProcess[str]) -> None:
     """The table of the shutdown shows it, and so do the checks."""
     _, _, shutdown = demo.stdout.partition("since SIGTERM")
-    order = [shutdown.find(text) for text in ("Shutting down", "■ charge", "Tasks drained", "Database pool closed")]
+    order = [
+        shutdown.find(text) for text in ("Shutting down", "■ shop.charge", "Tasks drained", "Database pool closed")
+    ]
     assert -1 not in order, shutdown
     assert sorted(order) == order, shutdown
     assert "✓ it ended BEFORE the database pool closed" in shutdown
+
+
+def test_payment_of_a_server_that_was_killed_is_made_by_a_worker(demo: subprocess.CompletedProcess[str]) -> None:
+    """The last step kills the server behind its response."""
+    _, _, killed = demo.stdout.partition("SIGKILL right behind the response")
+    assert "✓ the server was killed before anything was paid" in killed
+    assert "✓ a worker made the payment: in two tries, once" in killed

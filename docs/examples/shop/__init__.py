@@ -6,8 +6,8 @@ app.py        puts it together: lifespan, add_tasks(), routers
 users.py      sign-up             after the response: a welcome e-mail
 products.py   a page and a cache  after the route: the audit log; after the response: the cache is invalidated
 images.py     uploaded pictures   at once: thumbnails and the search index
-orders.py     orders              at once: analytics; after the response: e-mail, a shielded payment with retries;
-                                  after an error: the stock is released
+orders.py     orders              at once: analytics; after the response: e-mail; after an error: the stock is released
+payments.py   payments            durable: stored before the response begins, made by a worker, with retries
 resources.py  what endpoints and tasks work with, made once in the lifespan
 database.py   a pool of SQLite connections, and the dependency that commits
 mail.py, gateway.py, search.py, analytics.py   the outside world

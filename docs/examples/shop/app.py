@@ -40,11 +40,15 @@ def create_app(settings: Settings) -> FastAPI:
             await anyio.Path(settings.data / folder).mkdir(parents=True, exist_ok=True)
         async with AsyncExitStack() as stack:
             stack.enter_context(record(settings.timeline, loggers=(*LOGGERS, "uvicorn.error")))
-            yield {"shop": await open_shop(settings, stack)}
+            shop = await open_shop(settings, stack)
+            payments.share(shop.database, shop.gateway)
+            yield {"shop": shop}
 
     # FastAPI(), but with a page /docs that needs nothing from the internet.
     app = FastAPIOffline(title="Shop", description=DESCRIPTION, lifespan=lifespan)
-    add_tasks(app, grace_period=settings.grace_period, engine=payments.engine if settings.durable else None)
+    engine = payments.engine if settings.durable else None
+    workers = settings.workers if settings.durable else 0
+    add_tasks(app, grace_period=settings.grace_period, engine=engine, embed_worker=workers or None)
     for module in (users, products, images, orders):
         app.include_router(module.router)
 

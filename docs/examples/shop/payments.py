@@ -1,14 +1,17 @@
 """
-The payment as a durable task: `SHOP_DURABLE=1` has it kept by PostgreSQL, and made by a worker.
+Payments: durable tasks, which PostgreSQL keeps and a worker makes.
 
-`python -m tasks_core worker shop.payments:engine`, in the folder `docs/examples`.
+The worker is part of the web process, or one of its own, in the folder `docs/examples`:
+`python -m tasks_core worker shop.payments:engine`.
 """
 
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
 
-from tasks_core import RetryPolicy, durable
+from tasks_core import RetryPolicy, Task, durable
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
 from .database import Database, open_database
@@ -19,7 +22,15 @@ logger = logging.getLogger("shop.payments")
 
 SETTINGS = Settings.from_environment()
 
+# A PostgreSQL that a wheel brings along. In production: ProcrastinateEngine("postgresql://...")
 engine = ProcrastinateEngine.embedded(SETTINGS.data / "postgres")
+
+
+async def note_failed_payment(task: Task[Any], exception: Exception) -> None:
+    """After the last attempt: leave it to a person. Returning nothing has the failure logged as well."""
+    order_id, _ = task.args
+    async with open_resources() as (database, _):
+        await mark_as_failed(database, order_id)
 
 
 @durable(
@@ -27,19 +38,45 @@ engine = ProcrastinateEngine.embedded(SETTINGS.data / "postgres")
     retry=RetryPolicy(attempts=5, on=ConnectionError, backoff=0.2),
     shield=True,
     timeout=30,
+    on_error=note_failed_payment,
 )
 async def charge_durably(order_id: int, authorisation: str) -> None:
-    """Take the money, and note it. May run more than once: the gateway knows the authorisation."""
+    """Take the money. Gets what can be stored: a worker may be another process, perhaps on another machine."""
     async with open_resources() as (database, gateway):
-        receipt = await gateway.capture(authorisation)
-        async with database.transaction() as connection:
-            await connection.execute("update orders set status = 'paid', receipt = ? where id = ?", (receipt, order_id))
+        await take_money(database, gateway, order_id, authorisation)
+
+
+async def take_money(database: Database, gateway: PaymentGateway, order_id: int, authorisation: str) -> None:
+    """Take the money, and note it. May run more than once: the gateway knows the authorisation."""
+    receipt = await gateway.capture(authorisation)
+    async with database.transaction() as connection:
+        await connection.execute("update orders set status = 'paid', receipt = ? where id = ?", (receipt, order_id))
     logger.info("Order %d is paid", order_id)
+
+
+async def mark_as_failed(database: Database, order_id: int) -> None:
+    """Have the order say that nobody was able to take the money."""
+    async with database.transaction() as connection:
+        await connection.execute("update orders set status = 'payment failed' where id = ?", (order_id,))
+
+
+# ---- what a worker works with ----
+
+_shared: ContextVar[tuple[Database, PaymentGateway] | None] = ContextVar("_shared", default=None)
+
+
+def share(database: Database, gateway: PaymentGateway) -> None:
+    """Let the worker of this process have what the application has opened; called in its lifespan."""
+    _shared.set((database, gateway))
 
 
 @asynccontextmanager
 async def open_resources() -> AsyncIterator[tuple[Database, PaymentGateway]]:
-    """A worker is another process, perhaps on another machine: it opens what the payment needs."""
+    """Lend what the application shares. A worker in a process of its own opens some for each payment."""
+    shared = _shared.get()
+    if shared is not None:
+        yield shared
+        return
     assert SETTINGS.gateway is not None, "The worker needs SHOP_GATEWAY, the URL of the payment gateway"
     async with open_database(SETTINGS.data / "shop.db") as database, open_gateway(SETTINGS.gateway) as gateway:
         yield database, gateway

@@ -30,7 +30,7 @@ class Shop:
     product_cache: dict[int, Product]
     picture_limiter: anyio.CapacityLimiter
     durable: bool
-    """Whether a worker makes the payment."""
+    """Whether PostgreSQL keeps payments, and a worker makes them."""
     inbox: Inbox | None
     """Where mail ends up when there is no real mail server."""
 

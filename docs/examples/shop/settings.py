@@ -17,8 +17,10 @@ class Settings:
     """`SHOP_SMTP`: `host:port` of a mail server. Unset: one that only keeps what it gets, shown at `/inbox`."""
     gateway: str | None = None
     """`SHOP_GATEWAY`: URL of the payment gateway. Unset: one that moves no money."""
-    durable: bool = False
-    """`SHOP_DURABLE=1`: PostgreSQL keeps the payment, and a worker makes it; see `payments.py`."""
+    durable: bool = True
+    """`SHOP_DURABLE=0`: payments are tasks in memory, for a shop without PostgreSQL; see `payments.py`."""
+    workers: int = 4
+    """`SHOP_WORKERS`: how many payments this process makes at once; with 0 it leaves them to a worker process."""
     grace_period: float = 10.0
     """`SHOP_GRACE_PERIOD`: seconds that running tasks get at shutdown. Shielded ones get as long as they need."""
 
@@ -30,19 +32,23 @@ class Settings:
             data=Path(variables.get("SHOP_DATA", cls.data)),
             smtp=variables.get("SHOP_SMTP"),
             gateway=variables.get("SHOP_GATEWAY"),
-            durable=variables.get("SHOP_DURABLE") == "1",
+            durable=variables.get("SHOP_DURABLE") != "0",
+            workers=int(variables.get("SHOP_WORKERS", cls.workers)),
             grace_period=float(variables.get("SHOP_GRACE_PERIOD", cls.grace_period)),
         )
 
     def as_environment(self) -> dict[str, str]:
         """Return the variables that make another process have the same settings."""
-        variables = {"SHOP_DATA": str(self.data), "SHOP_GRACE_PERIOD": str(self.grace_period)}
+        variables = {
+            "SHOP_DATA": str(self.data),
+            "SHOP_DURABLE": str(int(self.durable)),
+            "SHOP_WORKERS": str(self.workers),
+            "SHOP_GRACE_PERIOD": str(self.grace_period),
+        }
         if self.smtp is not None:
             variables["SHOP_SMTP"] = self.smtp
         if self.gateway is not None:
             variables["SHOP_GATEWAY"] = self.gateway
-        if self.durable:
-            variables["SHOP_DURABLE"] = "1"
         return variables
 
     @property

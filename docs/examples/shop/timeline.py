@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TextIO
 
-from tasks_core import Outcome, Task, TaskBatch, TaskObserver, observe
+from tasks_core import DurableTask, Outcome, Task, TaskBatch, TaskObserver, TaskState, current_context, observe
 from tasks_fastapi import Request
 
 _request_number: ContextVar[int | None] = ContextVar("_request_number", default=None)
@@ -49,6 +49,7 @@ class Recorder(TaskObserver, logging.Handler):
         self._file = file
         self._file_lock = Lock()  # tasks are scheduled, and lines are logged, from threads as well
         self._numbers = count(1)
+        self._requests_of_keys: dict[str, int | None] = {}
 
     def origin_event(self, origin: object, event: str) -> None:
         """A request has come a step further."""
@@ -63,10 +64,13 @@ class Recorder(TaskObserver, logging.Handler):
 
     def task_scheduled(self, task: Task[Any]) -> None:
         """A task is in the books."""
-        self._write_task("task_scheduled", task, "is scheduled")
+        self._write_task("task_scheduled", task, "is scheduled", self._request_of(task))
 
     def task_started(self, task: Task[Any]) -> None:
-        """An attempt begins."""
+        """An attempt begins, or a durable task is handed over."""
+        if isinstance(task, DurableTask):
+            self._write_task("task_started", task, "is handed over to PostgreSQL")
+            return
         attempt = "starts" if task.attempts == 1 else f"starts attempt {task.attempts}"
         self._write_task("task_started", task, f"{attempt} ({task.phase})" if task.phase == "immediate" else attempt)
 
@@ -76,16 +80,27 @@ class Recorder(TaskObserver, logging.Handler):
         self._write_task("task_retrying", task, text)
 
     def task_finished(self, task: Task[Any]) -> None:
-        """A task has ended, in one way or another."""
-        reason = f": {task.reason}" if task.reason else ""
-        self._write_task("task_finished", task, f"{task.state}{reason}")
+        """A task has ended, in one way or another. A durable one is stored; who runs it is another task."""
+        reason = task.reason or (task.exception and type(task.exception).__name__)
+        state = "is stored" if isinstance(task, DurableTask) and task.state is TaskState.SUCCEEDED else task.state
+        self._write_task("task_finished", task, f"{state}: {reason}" if reason else state)
 
     def emit(self, record: logging.LogRecord) -> None:
         """A line is logged."""
         self._write(Event(kind="log", text=record.getMessage(), name=record.name))
 
-    def _write_task(self, kind: str, task: Task[Any], text: str) -> None:
-        self._write(Event(kind=kind, text=text, task=task.id, name=task.name, phase=task.phase or ""))
+    def _request_of(self, task: Task[Any]) -> int | None:
+        """What the worker runs belongs to the request that has stored it, which the key of the call tells."""
+        if isinstance(task, DurableTask):
+            self._requests_of_keys[task.call.key] = _request_number.get()
+        try:
+            return self._requests_of_keys.get(current_context().key)
+        except LookupError:
+            return _request_number.get()
+
+    def _write_task(self, kind: str, task: Task[Any], text: str, request: int | None = None) -> None:
+        phase = task.phase or ""
+        self._write(Event(kind=kind, text=text, request=request, task=task.id, name=task.name, phase=phase))
 
     def _write(self, event: Event) -> None:
         # One short line to the cache of the operating system: nothing that could hold up the event loop.

@@ -52,7 +52,7 @@ def gateway() -> SandboxGateway:
 def settings(tmp_path: Path, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setattr("shop.app.log_to_stderr", lambda: None)  # pytest shows the log
     with gateway.serve() as url:
-        yield Settings(data=tmp_path, gateway=url)
+        yield Settings(data=tmp_path, gateway=url, durable=False)  # payments in memory: all but one test is about those
 
 
 @pytest.fixture
@@ -422,7 +422,7 @@ def test_payment_survives_the_shutdown(
 def test_payment_by_a_worker(
     settings: Settings, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch, tasks_recorder: TasksRecorder
 ) -> None:
-    """With `SHOP_DURABLE=1` the payment is handed over with the order, and made by whoever runs a worker."""
+    """With PostgreSQL, as by default, the payment is handed over with the order, and made by whoever runs a worker."""
     monkeypatch.setattr(payments, "SETTINGS", settings)
     with TestClient(create_app(replace(settings, durable=True))) as client:
         client.post("/orders", json=TWO_TEAPOTS)
