@@ -72,6 +72,14 @@ async def unshielded(path: str) -> None:
     await _wait(path)
 
 
+@durable
+async def hands_on(text: str) -> None:
+    context = current_context()
+    receipt = await context.scheduler.task(key=f"{context.key}-note").schedule(note, text)
+    here = await context.scheduler.schedule(str.upper, text)
+    ran.append((receipt.key, here, context.scheduler.stopping.is_set()))
+
+
 waiting: dict[str, anyio.Event] = {}
 released: dict[str, anyio.Event] = {}
 

@@ -34,15 +34,20 @@ class ListEngine:
         self.log: list[str] = []
         self.progress: list[Json] = []
         self.on_submit: Callable[[TaskCall], object] | None = None
+        self._users = 0
 
     async def __aenter__(self) -> Self:
-        self.log.append("entered")
+        self._users += 1
+        if self._users == 1:
+            self.log.append("entered")
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
-        self.log.append("left")
+        self._users -= 1
+        if not self._users:
+            self.log.append("left")
 
     def join(self, transaction: Any, call: TaskCall, wanted: Callable[[], bool], /) -> Any:
         if not isinstance(transaction, str):

@@ -372,6 +372,7 @@ async def test_in_memory_when_the_engine_is_away(caplog: pytest.LogCaptureFixtur
         await scheduler.schedule(flaky, 1)
     assert functions.ran == ["hello", "flaky"] or functions.ran == ["flaky", "hello"]
     assert functions.contexts[0].key == "k"
+    assert functions.contexts[0].scheduler is scheduler
     assert "runs in this process, and is lost if that ends" in caplog.text
     assert scheduler.report is not None
     assert scheduler.report.clean

@@ -13,7 +13,7 @@ import anyio
 import core_durable_functions as functions
 import psycopg
 import pytest
-from core_durable_functions import flaky, note, plain, shielded, unshielded
+from core_durable_functions import flaky, hands_on, note, plain, shielded, unshielded
 from core_postgres import postgres, queue
 from psycopg.rows import dict_row
 from sqlalchemy import text
@@ -98,6 +98,19 @@ async def test_acknowledged_task_is_run_by_a_worker(engine: ProcrastinateEngine)
         assert (await receipt.status()).attempts == 1
     assert functions.ran == ["hello"]
     assert functions.contexts[0].key == receipt.key
+
+
+async def test_task_hands_on_to_the_next(engine: ProcrastinateEngine) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.schedule(hands_on, "x")
+        async with working(engine):
+
+            async def both() -> bool:
+                return len(functions.ran) == 2
+
+            await until(both)
+            await ends(receipt, DurableState.SUCCEEDED)
+    assert functions.contexts[0].key == f"{receipt.key}-note"
 
 
 async def test_retries_are_deliveries(engine: ProcrastinateEngine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import anyio
 import core_durable_functions as functions
 import pytest
-from core_durable_functions import asks_again, flaky, note, plain, shielded, unshielded
+from core_durable_functions import asks_again, flaky, hands_on, note, plain, shielded, unshielded
 from core_engine import ListEngine
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -32,10 +33,12 @@ def _forget() -> Iterator[None]:
 async def working(engine: ListEngine, **options: Any) -> AsyncIterator[anyio.Event]:
     """A worker, stopped at the end of the block at the latest."""
     stop = anyio.Event()
-    async with anyio.create_task_group() as group:
-        group.start_soon(Worker(engine, **options).run, stop)
-        yield stop
-        stop.set()
+    async with engine:
+        engine.log.clear()
+        async with anyio.create_task_group() as group:
+            group.start_soon(Worker(engine, **options).run, stop)
+            yield stop
+            stop.set()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -65,7 +68,31 @@ async def test_runs_what_was_handed_over() -> None:
     assert "hello" in functions.ran
     assert (1, (2,), 1.0, {}, False) in functions.ran
     assert (functions.contexts[0].key, functions.contexts[0].attempt) == (key, 1)
-    assert sorted(engine.log) == ["done core_durable_functions:note", "done plain"]
+    assert sorted(engine.log) == ["done core_durable_functions:note", "done plain", "left"]
+
+
+async def test_what_follows_goes_into_the_scheduler_of_the_worker() -> None:
+    """A durable function to the engine, and before the task that asks for it has ended; another one runs here."""
+    engine = ListEngine()
+    await hand_over(engine, (hands_on, "x"))
+    key = engine.calls[0].key
+    async with working(engine):
+        await until(lambda: len(functions.ran) == 2)
+        await until(lambda: len(engine.log) == 4)
+    assert (f"{key}-note", "X", False) in functions.ran
+    assert "x" in functions.ran
+    assert functions.contexts[0].key == f"{key}-note"
+    assert engine.log.index(f"has {note.name}") < engine.log.index(f"done {hands_on.name}")
+
+
+async def test_scheduler_of_a_task_is_not_kept_alive_by_its_context() -> None:
+    engine = ListEngine()
+    await hand_over(engine, (note, "x"))
+    async with working(engine):
+        await until(says(engine, f"done {note.name}"))
+    gc.collect()
+    with pytest.raises(LookupError, match=f"The scheduler that ran '{note.name}' has ended"):
+        _ = functions.contexts[0].scheduler
 
 
 async def test_former_name_is_known() -> None:
@@ -139,7 +166,7 @@ async def test_stop_gives_unshielded_tasks_back_and_lets_shielded_ones_end() -> 
         await until(says(engine, f"again {unshielded.name} in 0"))
         functions.released["shielded"].set()
     assert functions.ran == ["shielded"]
-    assert engine.log == [f"again {unshielded.name} in 0", f"done {shielded.name}"]
+    assert engine.log == [f"again {unshielded.name} in 0", f"done {shielded.name}", "left"]
 
 
 async def test_grace_period_lets_everything_end() -> None:
@@ -150,7 +177,7 @@ async def test_grace_period_lets_everything_end() -> None:
         await functions.waiting["x"].wait()
         stop.set()
         functions.released["x"].set()
-    assert engine.log == [f"done {unshielded.name}"]
+    assert engine.log == [f"done {unshielded.name}", "left"]
 
 
 async def test_cancellation_stops_the_worker_without_grace() -> None:
@@ -162,7 +189,7 @@ async def test_cancellation_stops_the_worker_without_grace() -> None:
             group.start_soon(Worker(engine, grace_period=60.0).run, anyio.Event())
             await functions.waiting["x"].wait()
             group.cancel_scope.cancel()
-    assert engine.log == [f"again {unshielded.name} in 0"]
+    assert engine.log == ["entered", f"again {unshielded.name} in 0", "left"]
 
 
 async def test_does_not_start_beside_an_override(caplog: pytest.LogCaptureFixture) -> None:

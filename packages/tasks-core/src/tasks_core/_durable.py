@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from types import FunctionType
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from ._call import describe
 from ._codec import ArgumentCodec, Json
@@ -15,6 +15,9 @@ from ._config import TaskConfig, TaskErrorHandler
 from ._engine import RetryPolicy
 from ._task import current_task
 from .exceptions import InvalidConfigError, NotAddressableError, UnknownTaskError
+
+if TYPE_CHECKING:
+    from ._scheduler import TaskScheduler
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -243,9 +246,32 @@ class TaskContext:
     """1 for the first run; more if it failed, or if the worker that ran it died."""
     headers: Mapping[str, str]
     """What travelled with the call: `traceparent`, `x-request-id`."""
+    find_scheduler: Callable[[], TaskScheduler | None] = field(repr=False)
     save_progress: Callable[[Json], Awaitable[None]] | None = field(default=None, repr=False)
     task_id: int | None = field(default=None, repr=False)
     """Set where attempts are counted by a task of this process, and not by an engine."""
+
+    @property
+    def scheduler(self) -> TaskScheduler:
+        """
+        The scheduler that runs the task, for what is to follow; it has the engine that the task came from.
+
+        ```python
+        context = current_context()
+        await context.scheduler.task(key=f"{context.key}-receipt").schedule(send_receipt, order_id)
+        ```
+
+        Awaited, a durable task is stored before this one has succeeded, and the key keeps it single if this one runs
+        again. Other functions run in this process, and are lost with it. `scheduler.stopping` is set when the worker is
+        told to stop.
+
+        Raises:
+            LookupError: the scheduler has ended.
+        """
+        scheduler = self.find_scheduler()
+        if scheduler is None:
+            raise LookupError(f"The scheduler that ran {self.name!r} has ended")
+        return scheduler
 
     async def report_progress(self, progress: Json) -> None:
         """Have `receipt.status()` say how far the task is: any JSON value. Does nothing where no engine keeps it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from math import inf
 from types import FrameType, TracebackType
 from typing import Any, Self
+from weakref import ref
 
 import anyio
 
@@ -125,7 +126,7 @@ class TaskScheduler(Schedulable):
             inf if max_concurrency is None else max_concurrency,
             inf if max_pending is None else max_pending,
             max_threads,
-            None if engine is None else EngineHost(engine, on_unavailable),
+            None if engine is None else EngineHost(engine, on_unavailable, ref(self)),
         )
 
     async def start(self, *, paused: bool = False) -> None:

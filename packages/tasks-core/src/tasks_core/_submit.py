@@ -34,6 +34,7 @@ from .exceptions import (
 if TYPE_CHECKING:
     from ._batch import TaskBatch
     from ._runner import Runner
+    from ._scheduler import TaskScheduler
 
 OnUnavailable: TypeAlias = Literal["error", "memory"]
 """What becomes of a durable task when its engine does not acknowledge: it fails, or it runs in this process."""
@@ -108,7 +109,9 @@ class DurableTask(Task[Receipt]):
             runner.now(),
         )
         call = self.call
-        context.run(set_context, TaskContext(call.name, call.key, 1, call.headers, task_id=task.id))
+        assert runner.host is not None  # it has said what to do
+        found = runner.host.find_scheduler
+        context.run(set_context, TaskContext(call.name, call.key, 1, call.headers, found, task_id=task.id))
         runner.accept(task, runner.ready if self._batch is None else self._batch._add)
         return Receipt("memory", str(task.id), self.call.key)
 
@@ -229,9 +232,11 @@ def _headers(batch: TaskBatch | None) -> dict[str, str]:
 class EngineHost:
     """Keeps an engine entered for as long as a scheduler lives, in one native task."""
 
-    __slots__ = ("_closed", "_error", "_native", "_opened", "_stop", "engine", "on_unavailable")
+    __slots__ = ("_closed", "_error", "_native", "_opened", "_stop", "engine", "find_scheduler", "on_unavailable")
 
-    def __init__(self, engine: Engine, on_unavailable: OnUnavailable) -> None:
+    def __init__(
+        self, engine: Engine, on_unavailable: OnUnavailable, find_scheduler: Callable[[], TaskScheduler | None]
+    ) -> None:
         if not isinstance(engine, Engine):
             raise InvalidConfigError(
                 "engine must have the methods of tasks_core.Engine, as in engine=ProcrastinateEngine('postgresql://...')"
@@ -240,6 +245,7 @@ class EngineHost:
             raise InvalidConfigError(f"on_unavailable={on_unavailable!r}: on_unavailable must be 'error' or 'memory'")
         self.engine = engine
         self.on_unavailable = on_unavailable
+        self.find_scheduler = find_scheduler
         self._native: NativeTask | None = None
         self._error: BaseException | None = None
 

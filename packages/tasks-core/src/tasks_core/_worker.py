@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import ref
 
 import anyio
 
@@ -31,9 +32,10 @@ class Worker:
     A command does the same, with signals: `python -m tasks_core worker app.main:engine --concurrency 32`.
 
     Each delivery is a task of a scheduler, so that observers, timeouts, threads for plain functions and the rules of
-    shutdown are the same as everywhere. Stopping takes no more calls; those that run have `grace_period` seconds; then
-    the ones without `shield` are cancelled and go back to the queue, and the shielded ones have `shield_timeout`
-    seconds more. A plain function cannot be stopped: its call goes back to the queue although it may still be running.
+    shutdown are the same as everywhere; what follows from a task goes into `current_context().scheduler`. Stopping
+    takes no more calls; those that run have `grace_period` seconds; then the ones without `shield` are cancelled and go
+    back to the queue, and the shielded ones have `shield_timeout` seconds more. A plain function cannot be stopped: its
+    call goes back to the queue although it may still be running.
 
     Args:
         engine: Where the calls come from; entered by the caller.
@@ -67,6 +69,7 @@ class Worker:
             grace_period=self._grace_period,
             shield_timeout=self._shield_timeout,
             max_threads=self._concurrency,
+            engine=self._engine,
         )
 
     async def run(self, stop: anyio.Event) -> None:
@@ -129,7 +132,14 @@ class _Attempt:
         if self._scheduler.stopping.is_set():
             raise Redeliver(0.0, failed=False)  # taken at the very moment of the stop
         set_context(
-            TaskContext(call.name, call.key, self._delivery.attempt, call.headers, self._delivery.report_progress)
+            TaskContext(
+                call.name,
+                call.key,
+                self._delivery.attempt,
+                call.headers,
+                ref(self._scheduler),
+                self._delivery.report_progress,
+            )
         )
         task = self._scheduler.task(
             name=call.name,
