@@ -1,8 +1,8 @@
 """
 Durable tasks with real processes, a real PostgreSQL and a real `kill -9`; and what handing a task over costs.
 
-    python packages/tasks-core/benchmarks/durable.py
-    python packages/tasks-core/benchmarks/durable.py --short web worker
+    hatch run durable
+    hatch run durable --short web worker
 
 - web: the web process is killed as soon as the bytes of the response have arrived: no task is lost. Tasks in memory
   are, in the same test: the kill is a real one.

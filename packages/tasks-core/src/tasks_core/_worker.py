@@ -42,7 +42,9 @@ class Worker:
 
         concurrency: How many run at once.
 
-        grace_period, shield_timeout: as `TaskScheduler` takes them.
+        grace_period: Seconds for all tasks to finish, as `TaskScheduler` takes it.
+
+        shield_timeout: Seconds for shielded tasks after that (`None`: as long as they need).
     """
 
     __slots__ = ("_concurrency", "_engine", "_grace_period", "_scheduler", "_shield_timeout", "_unknown")
