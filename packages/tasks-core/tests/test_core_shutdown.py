@@ -210,6 +210,21 @@ async def test_the_five_steps(caplog: pytest.LogCaptureFixture) -> None:
     assert said == {"5", "15", "10"}, "every five seconds"
 
 
+async def test_an_event_loop_that_was_busy_when_the_grace_period_ended_does_not_move_the_second_bound() -> None:
+    closing = Closing(grace_period=10, shield_timeout=20)
+    await closing.scheduler.start()
+    shielded = closing.scheduler.task(shield=True).schedule(anyio.sleep_forever)
+    async with anyio.create_task_group() as group:
+        await closing.begin(group)
+        await closing.advance(16)
+        await closing.advance(13.75)
+        assert shielded.state is TaskState.RUNNING
+        await closing.advance(0.25)
+    assert shielded.reason == "the time for shielded tasks (shield_timeout) was over"
+    assert closing.scheduler.report is not None
+    assert closing.scheduler.report.duration == 30
+
+
 @pytest.mark.parametrize("number, said, more", [(12, "12 tasks", ", and 2 more"), (1, "1 task", ")")])
 async def test_an_unbounded_wait_says_what_it_waits_for(
     number: int, said: str, more: str, caplog: pytest.LogCaptureFixture

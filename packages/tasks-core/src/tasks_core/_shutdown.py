@@ -127,7 +127,8 @@ class Shutdown:
         await self._wait_until(self._began + self._grace_period)
 
         runner.stage = Stage.SHIELDED_ONLY
-        bound = runner.clock.now() + self._shield_timeout  # before the next line, which may take its time
+        # Before the next line, which may take its time; and from when the grace period was over, seen late or not.
+        bound = min(runner.clock.now(), self._began + self._grace_period) + self._shield_timeout
         self._stop(_is_not_shielded, GRACE_OVER)
         await self._wait_for_shielded(bound)
         self._end(SHIELD_OVER)
