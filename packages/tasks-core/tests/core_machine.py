@@ -1,0 +1,540 @@
+"""A machine that does anything to a scheduler, in any order, and looks whether its promises hold."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import pytest
+from core_support import Workers, in_thread
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tasks_core import (
+    SchedulerClosedError,
+    ShutdownReport,
+    Task,
+    TaskBatch,
+    TaskErrorHandler,
+    TaskObserver,
+    TaskQueueFullError,
+    TaskScheduler,
+    TaskState,
+    current_task,
+    observe,
+    retry,
+)
+from tasks_testing import VirtualClock
+
+GRACE_PERIOD, SHIELD_TIMEOUT = 8.0, 16.0
+STEPS = (0.5, 1.0, 4.0, 10.0)
+CANCEL_CALLED = "task.cancel() was called"
+GRACE_OVER = "the grace period of the shutdown was over"
+SHIELD_OVER = "the time for shielded tasks (shield_timeout) was over"
+
+# What the caller of schedule() had set; each task is given the same object as its argument.
+caller: ContextVar[object] = ContextVar("caller", default=None)
+
+
+class Watcher(TaskObserver):
+    """Notes what must not happen; the machine looks at it after each step."""
+
+    def __init__(self, machine: SchedulerMachine) -> None:
+        self.machine = machine
+        self.finished: Counter[int] = Counter()
+        self.grace_over = False
+        self.wrong: list[str] = []
+
+    def hold_task(self, task: Task[Any]) -> bool:
+        return self.machine.scheduler.owns(task) and task.name == "held"
+
+    def task_started(self, task: Task[Any]) -> None:
+        machine = self.machine
+        if not machine.scheduler.owns(task):
+            return
+        batch, when = task.batch, task.config.when or "success"
+        self.unless(batch is None or batch.opened, task, "started before its phase")
+        self.unless(batch is None or when in ("always", batch.outcome), task, "is not for this outcome")
+        self.unless(task.id not in machine.cancelled_unstarted, task, "started after it was cancelled")
+        self.unless(not self.finished[task.id], task, "started after its end")
+        self.unless(task.name != "held" or task.id in machine.released, task, "started while it was held")
+        self.unless(task.config.shielded or not self.grace_over, task, "started after the grace period")
+        self.unless(caller.get() is task.args[0], task, "started in the context of another call")
+        self.unless(not machine.overtaken(task), task, "started ahead of an older one")
+        limited = [t for t in machine.tasks if t.config.limiter is not None and t.state is TaskState.RUNNING]
+        self.unless(len(limited) <= 1, task, "did not wait for its limiter")
+
+    def task_finished(self, task: Task[Any]) -> None:
+        if not self.machine.scheduler.owns(task):
+            return
+        self.finished[task.id] += 1
+        self.unless(task.state.finished, task, "has not ended")
+        if task.reason == GRACE_OVER:
+            self.grace_over = True
+            self.unless(self.machine.closed_for(GRACE_PERIOD), task, "had less than the grace period")
+            self.unless(not task.config.shielded, task, "was shielded")
+        if task.reason == SHIELD_OVER:
+            self.unless(self.machine.closed_for(GRACE_PERIOD + SHIELD_TIMEOUT), task, "had less than its time")
+
+    def unless(self, right: bool, task: Task[Any], what: str) -> None:
+        if not right:
+            self.wrong.append(f"{task} {what}")
+
+
+class Lines(logging.Handler):
+    """The lines of the log in place of all other handlers, by the task that they are about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: defaultdict[int | None, list[str]] = defaultdict(list)
+        self.logger = logging.getLogger("tasks_core")
+        self.before = self.logger.level
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.of[getattr(record, "task_id", None)].append(record.getMessage())
+
+    def open(self) -> None:
+        self.logger.addHandler(self)
+        self.logger.setLevel(logging.INFO)
+        self.logger.propagate = False
+
+    def close(self) -> None:
+        self.logger.removeHandler(self)
+        self.logger.setLevel(self.before)
+        self.logger.propagate = True
+        super().close()
+
+
+async def handle_badly(task: Task[Any], error: Exception) -> None:
+    raise RuntimeError("handler failed")
+
+
+def handle_plainly(task: Task[Any], error: Exception) -> bool:
+    return True
+
+
+async def handle_for_long(task: Task[Any], error: Exception) -> None:
+    await task.func.__self__.last_gate.wait()  # type: ignore[attr-defined]  # they are methods of the machine
+
+
+HANDLERS: list[TaskErrorHandler | None] = [
+    None,
+    retry(attempts=3, backoff=1),
+    retry(attempts=2, backoff=0),
+    handle_badly,
+    handle_for_long,
+    handle_plainly,
+]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Drives a scheduler from another thread than that of its event loop."""
+
+    backend = "asyncio"
+    use_uvloop = False
+
+    # ---- before and after ----
+
+    @initialize(
+        max_concurrency=st.sampled_from([None, 1, 2]),
+        max_pending=st.sampled_from([None, 4]),
+        max_threads=st.sampled_from([1, 2]),
+        drains=st.booleans(),
+    )
+    def enter(self, max_concurrency: int | None, max_pending: int | None, max_threads: int, drains: bool) -> None:
+        self.workers = Workers()
+        self.lines = Lines()
+        self.lines.open()
+        options = {"use_uvloop": True} if self.use_uvloop else {}
+        self.portal_manager = anyio.from_thread.start_blocking_portal(self.backend, options)
+        self.portal = self.portal_manager.__enter__()
+        self.clock = VirtualClock(auto=False)
+        self.max_concurrency, self.max_pending, self.max_threads = max_concurrency, max_pending, max_threads
+        self.drains = drains
+        self.scheduler = TaskScheduler(
+            clock=self.clock,
+            grace_period=GRACE_PERIOD,
+            shield_timeout=SHIELD_TIMEOUT,
+            max_concurrency=max_concurrency,
+            max_pending=max_pending,
+            max_threads=max_threads,
+        )
+        self.limiter = anyio.CapacityLimiter(1)
+        self.tasks: list[Task[Any]] = []
+        self.batches: list[TaskBatch] = []
+        self.cancelled: set[int] = set()
+        self.cancelled_unstarted: set[int] = set()
+        self.released: set[int] = set()
+        self.in_line: set[int] = set()
+        self.closing: list[Any] = []
+        self.closing_since = 0.0
+        self.leave_threads = threading.Event()
+        self.lock = threading.Lock()
+        self.in_threads = self.most_in_threads = 0
+        self.watcher = Watcher(self)
+        self.subscription = observe(self.watcher)
+        self.loop_thread = self.on_loop(threading.get_ident)
+        self.on_loop(self.make_gates)
+        self.portal.call(self.scheduler.start)
+
+    def make_gates(self) -> None:
+        self.gate, self.last_gate = anyio.Event(), anyio.Event()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "portal"):
+            return
+        try:
+            if self.drains and not self.closing:
+                self.drain()
+            self.close()
+            self.close()
+            self.leave_threads.set()
+            for _ in range(200):
+                if self.closing[0].done():
+                    break
+                self.clock.advance(1)
+                self.rest()
+            reports = [closing.result(timeout=10) for closing in self.closing]
+            assert all(report is reports[0] for report in reports)
+            self.rest()
+            self.check_the_end(reports[0])
+        finally:
+            self.subscription.close()
+            self.leave_threads.set()
+            self.portal_manager.__exit__(None, None, None)
+            self.lines.close()
+
+    def drain(self) -> None:
+        """Take everything out of the way: each task has to end by itself."""
+        for batch in self.batches:
+            batch.open()
+        for task in self.tasks:
+            self.released.add(task.id)
+            task.release()
+        self.on_loop(self.gate.set)
+        self.on_loop(self.last_gate.set)
+        self.leave_threads.set()
+
+        def all_have_ended() -> bool:
+            self.clock.advance(5)
+            self.rest()
+            return all(task.state.finished for task in self.tasks)
+
+        self.eventually(all_have_ended, "a task does not end although nothing is in its way")
+        for task in self.tasks:
+            if task.state is TaskState.CANCELLED:
+                assert task.id in self.cancelled
+            if task.state is TaskState.DISCARDED:
+                assert task.batch is not None, "there is no other reason than an outcome"
+
+    def check_the_end(self, report: ShutdownReport) -> None:
+        assert self.watcher.wrong == []
+        numbers = self.scheduler.statistics()
+        ends = Counter(task.state for task in self.tasks)
+        assert numbers.pending == numbers.running == numbers.retrying == 0
+        assert numbers.scheduled == len(self.tasks) == sum(ends.values())
+        assert numbers.succeeded == ends[TaskState.SUCCEEDED]
+        assert numbers.failed == ends[TaskState.FAILED]
+        assert numbers.cancelled == ends[TaskState.CANCELLED]
+        assert numbers.discarded == ends[TaskState.DISCARDED]
+        assert self.watcher.finished == Counter({task.id: 1 for task in self.tasks})
+        for task in self.tasks:
+            self.check_its_end(task)
+        lost = Counter(task.id for task in report.lost)
+        assert set(lost.values()) <= {1}
+        assert set(lost) <= {task.id for task in self.tasks if task.lost}
+        assert report.duration <= GRACE_PERIOD + SHIELD_TIMEOUT + STEPS[-1], "bounded, but for a step of the clock"
+        assert self.limiter.borrowed_tokens == 0
+        for call in (lambda: self.scheduler.schedule(self.succeed, None), lambda: self.on_loop(self.schedule_late)):
+            with pytest.raises(SchedulerClosedError):
+                call()
+        for thread in self.workers.alive():
+            thread.join(10)
+        assert self.workers.alive() == []
+
+    def check_its_end(self, task: Task[Any]) -> None:
+        assert (task.reason is None) is (task.state in (TaskState.SUCCEEDED, TaskState.FAILED))
+        assert (task.state is TaskState.DISCARDED) <= (task.attempts == 0)
+        assert (task.reason == CANCEL_CALLED) <= (task.id in self.cancelled)
+        lines = self.lines.of[task.id]
+        match task.state:
+            case TaskState.SUCCEEDED:
+                assert task.result() is task.args[0]
+            case TaskState.FAILED:
+                failed = [line for line in lines if line.endswith(f" failed in attempt {task.attempts}")]
+                assert len(failed) == 1 or task.config.on_error is handle_plainly
+            case state:
+                assert len([line for line in lines if f" was {state}: " in line]) == 1, "a loss has a line"
+
+    def schedule_late(self) -> None:
+        self.scheduler.schedule(self.succeed, None)
+
+    # ---- what the watcher asks ----
+
+    def closed_for(self, seconds: float) -> bool:
+        return bool(self.closing) and self.clock.now() >= self.closing_since + seconds
+
+    def overtaken(self, task: Task[Any]) -> bool:
+        """Whether an older task waits for the only place, in the same line; of two places, trio takes any first."""
+        if self.max_concurrency != 1 or task.attempts > 1 or task.id not in self.in_line:
+            return False
+        older = [t for t in self.tasks if t.id in self.in_line and t.id < task.id]
+        return any(t.state is TaskState.PENDING for t in older)
+
+    # ---- what tasks do ----
+
+    async def succeed(self, mark: object) -> object:
+        await anyio.lowlevel.checkpoint()
+        return mark
+
+    async def fail(self, mark: object) -> object:
+        raise ValueError("failed on purpose")
+
+    async def exit(self, mark: object) -> object:
+        raise SystemExit(1)
+
+    async def wait_at_gate(self, mark: object) -> object:
+        if not self.last_gate.is_set():
+            await self.gate.wait()
+        return mark
+
+    async def follow_up(self, mark: object) -> object:
+        self.add(self.scheduler, self.succeed)
+        return mark
+
+    async def follow_up_shielded_late(self, mark: object) -> object:
+        await self.wait_at_gate(mark)
+        self.add(self.scheduler.task(shield=True), self.succeed)
+        return mark
+
+    def work(self, mark: object, func: Callable[[], object]) -> object:
+        with self.lock:
+            self.in_threads += 1
+            self.most_in_threads = max(self.most_in_threads, self.in_threads)
+        try:
+            func()
+        finally:
+            with self.lock:
+                self.in_threads -= 1
+        if caller.get() is not mark:
+            self.watcher.wrong.append("a thread had the context of another call")
+        return mark
+
+    def succeed_plainly(self, mark: object) -> object:
+        return self.work(mark, lambda: None)
+
+    def fail_plainly(self, mark: object) -> object:
+        def fail() -> None:
+            raise ValueError("failed on purpose")
+
+        return self.work(mark, fail)
+
+    def block(self, mark: object) -> object:
+        return self.work(mark, self.leave_threads.wait)
+
+    def follow_up_plainly(self, mark: object) -> object:
+        return self.work(mark, lambda: self.add(self.scheduler, self.succeed_plainly))
+
+    KINDS = (
+        "succeed",
+        "fail",
+        "exit",
+        "wait_at_gate",
+        "follow_up",
+        "follow_up_shielded_late",
+        "succeed_plainly",
+        "fail_plainly",
+        "block",
+        "follow_up_plainly",
+    )
+
+    # ---- steps ----
+
+    def add(self, target: Any, func: Callable[[object], Any]) -> Task[Any] | None:
+        here = threading.get_ident() == self.loop_thread
+        mark = object()
+        token = caller.set(mark)
+        try:
+            task: Task[Any] = target.schedule(func, mark)
+        except SchedulerClosedError:
+            if not self.closing or (here and current_task() is not None):
+                self.watcher.wrong.append("refused before the end, or in a task that runs")
+            return None
+        except TaskQueueFullError:
+            if self.max_pending is None or (here and self.scheduler.statistics().pending < self.max_pending):
+                self.watcher.wrong.append("refused although the queue is not full")
+            return None
+        finally:
+            caller.reset(token)
+        self.tasks.append(task)
+        if here and self.stands_in_line(task):
+            self.in_line.add(task.id)
+        return task
+
+    def stands_in_line(self, task: Task[Any]) -> bool:
+        """Whether a place is all that the task waits for; a function waits for a thread first."""
+        config, waits_for_phase = task.config, task.batch is not None and not task.batch.opened
+        waits = waits_for_phase or config.delay is not None or config.limiter is not None or task.name == "held"
+        return not waits and task.func.__name__ not in ("succeed_plainly", "fail_plainly", "block", "follow_up_plainly")
+
+    def on_loop(self, func: Callable[[], Any]) -> Any:
+        async def call() -> Any:
+            return func()
+
+        return self.portal.call(call)
+
+    @rule(
+        kind=st.sampled_from(KINDS),
+        thread=st.booleans(),
+        batch=st.integers(-3, 3),
+        shield=st.booleans(),
+        delay=st.sampled_from([None, None, 1, 30]),
+        timeout=st.sampled_from([None, 3]),
+        on_error=st.sampled_from(HANDLERS),
+        limited=st.sampled_from([False, False, True]),
+        held=st.sampled_from([False, False, False, True]),
+        when=st.sampled_from([None, "error", "always"]),
+        cancel=st.sampled_from([None, None, None, "here", "in a thread"]),
+    )
+    def schedule(
+        self,
+        kind: str,
+        thread: bool = False,
+        batch: int = -1,
+        shield: bool = False,
+        delay: float | None = None,
+        timeout: float | None = None,
+        on_error: TaskErrorHandler | None = None,
+        limited: bool = False,
+        held: bool = False,
+        when: Any = None,
+        cancel: str | None = None,
+    ) -> None:
+        options: dict[str, Any] = {"shield": shield, "delay": delay, "timeout": timeout, "on_error": on_error}
+        target: Any = self.scheduler
+        if 0 <= batch < len(self.batches):
+            target, options["when"] = self.batches[batch], when
+        if limited:
+            options["limiter"] = self.limiter
+        if held:
+            options["name"] = "held"
+
+        def call() -> None:
+            task = self.add(target.task(**options), getattr(self, kind))
+            if task is not None and cancel is not None and not thread:
+                # The event loop has no chance to start it, also where another thread is the one to cancel it.
+                task.cancel() if cancel == "here" else in_thread(task.cancel)
+                self.cancelled.add(task.id)
+                self.cancelled_unstarted.add(task.id)
+
+        call() if thread else self.on_loop(call)
+
+    @rule()
+    def make_batch(self) -> None:
+        if len(self.batches) < 4:
+            self.batches.append(TaskBatch(self.scheduler, f"phase {len(self.batches)}"))
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data(), how=st.sampled_from(["success", "error", "discard"]), thread=st.booleans())
+    def end_batch(self, data: st.DataObject, how: Any, thread: bool) -> None:
+        batch = data.draw(st.sampled_from(self.batches))
+
+        def call() -> None:
+            if how == "discard":
+                batch.discard("not wanted")
+            else:
+                batch.open(how)
+
+        call() if thread else self.on_loop(call)
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data(), thread=st.booleans())
+    def cancel(self, data: st.DataObject, thread: bool) -> None:
+        task = self.tasks[data.draw(st.integers(0, len(self.tasks) - 1))]
+
+        def cancel() -> None:
+            self.cancelled.add(task.id)
+            task.cancel()
+            if task.state is TaskState.CANCELLED and not task.attempts:
+                self.cancelled_unstarted.add(task.id)
+
+        cancel() if thread else self.on_loop(cancel)
+
+    @precondition(lambda self: any(task.name == "held" for task in self.tasks))
+    @rule(data=st.data(), thread=st.booleans())
+    def release(self, data: st.DataObject, thread: bool) -> None:
+        task = data.draw(st.sampled_from([task for task in self.tasks if task.name == "held"]))
+        if task.batch is None or task.batch.opened:  # before, there is nothing to release
+            self.released.add(task.id)
+        task.release() if thread else self.on_loop(task.release)
+
+    @rule(seconds=st.sampled_from(STEPS))
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def open_gate(self) -> None:
+        def call() -> None:
+            self.gate.set()
+            self.gate = anyio.Event()
+
+        self.on_loop(call)
+
+    @rule()
+    def rest(self) -> None:
+        self.portal.call(anyio.wait_all_tasks_blocked)
+        if self.max_pending is not None:
+            most = self.max_pending
+            # Not at any moment: a task that has been given its place is pending until it starts.
+            self.eventually(lambda: self.scheduler.statistics().pending <= most, "more tasks wait than may")
+
+    @rule()
+    def close(self) -> None:
+        if not self.closing:
+            self.closing_since = self.clock.now()
+        self.closing.append(self.portal.start_task_soon(self.scheduler.aclose))
+
+    # ---- promises ----
+
+    def eventually(self, condition: Callable[[], bool], otherwise: str) -> None:
+        began = time.monotonic()
+        while not condition():
+            assert time.monotonic() < began + 10, otherwise
+            time.sleep(0.001)
+
+    @invariant()
+    def numbers_add_up(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        n = self.scheduler.statistics()
+        alive = n.pending + n.running + n.retrying
+        assert n.scheduled == alive + n.succeeded + n.failed + n.cancelled + n.discarded
+        assert sum(n.by_phase.values()) == alive
+
+    @invariant()
+    def limits_hold(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        running = self.on_loop(lambda: self.scheduler.statistics().running)
+        assert self.max_concurrency is None or running <= self.max_concurrency
+        assert self.most_in_threads <= self.max_threads
+
+    @invariant()
+    def nothing_went_wrong(self) -> None:
+        if hasattr(self, "watcher"):
+            assert self.watcher.wrong == []
+
+
+class UvloopSchedulerMachine(SchedulerMachine):
+    use_uvloop = True
+
+
+class TrioSchedulerMachine(SchedulerMachine):
+    backend = "trio"
