@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,30 @@ async def test_stop_puts_unshielded_tasks_back(engine: ProcrastinateEngine) -> N
         async with working(engine):
             await ends(back, DurableState.SUCCEEDED)
     assert functions.ran == ["shielded", "unshielded"]
+
+
+async def test_worker_stops_when_its_cancellation_gets_lost_in_a_query(
+    engine: ProcrastinateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does on Python 3.11, in whose `asyncio.wait_for()` psycopg waits, when the answer comes at that moment."""
+    lost = anyio.Event()
+    answer = anyio.Event()
+    execute = psycopg.AsyncConnection.execute
+
+    async def execute_and_lose_cancellation(self: Any, query: Any, *args: Any, **options: Any) -> Any:
+        cursor = await execute(self, query, *args, **options)
+        if "SET last_heartbeat = now()" in str(query) and not lost.is_set():
+            answer.set()
+            with suppress(asyncio.CancelledError):
+                await anyio.sleep_forever()
+            lost.set()
+        return cursor
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "execute", execute_and_lose_cancellation)
+    with anyio.fail_after(30):
+        async with working(engine):
+            await answer.wait()
+    assert lost.is_set()
 
 
 async def _die(address: str, receipt: Receipt) -> None:

@@ -16,6 +16,7 @@ from procrastinate import App, BaseRetryStrategy, JobContext, PsycopgConnector, 
 from procrastinate.connector import Notify
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
+from procrastinate.worker import Worker as ProcrastinateWorker
 from psycopg_pool import AsyncConnectionPool
 
 from tasks_core import Delivery, Json, Redeliver, RetryPolicy, RunDelivery, TaskCall
@@ -79,6 +80,7 @@ class _Work:
         self._slots = asyncio.Semaphore(concurrency)
         self._running: set[int] = set()
         self._lost = asyncio.Event()
+        self._over = False
         self._connector = _PatientConnector(self._lost.set, stopping)
         self._app = self._new_app()
 
@@ -94,38 +96,48 @@ class _Work:
     async def work(self) -> None:
         await self._connector.open_async(self._pool)
         watch = asyncio.create_task(self._watch(), name="tasks watch")
-        workers: set[asyncio.Task[None]] = set()
+        workers: dict[asyncio.Task[None], ProcrastinateWorker] = {}
         stop = asyncio.create_task(self._stopping.wait(), name="tasks stop")
         try:
             while not stop.done():
                 self._lost.clear()
-                workers.add(worker := asyncio.create_task(self._run_worker(), name="tasks worker"))
+                worker = self._new_worker()
+                run = asyncio.create_task(self._run_worker(worker), name="tasks worker")
+                workers[run] = worker
                 lost = asyncio.create_task(self._lost.wait())
-                await asyncio.wait((worker, lost, stop), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((run, lost, stop), return_when=asyncio.FIRST_COMPLETED)
                 lost.cancel()
                 # One that has lost the database ends when its tasks have; others take its place at once.
-                workers = {worker for worker in workers if not worker.done()}
+                workers = {run: worker for run, worker in workers.items() if not run.done()}
                 if not stop.done():
                     await asyncio.wait((stop,), timeout=_RECONNECT)
         finally:
-            for worker in workers:
-                worker.cancel()  # which it takes for a request to stop, and waits for its tasks
+            # A cancellation alone may get lost: when a query ends at that very moment, asyncio.wait_for() of Python 3.11,
+            # in which older releases of psycopg wait, returns as if nothing had been. So each is told as well.
+            for run, worker in workers.items():
+                worker.stop()  # type: ignore[no-untyped-call]  # procrastinate does not say that it returns nothing
+                run.cancel()  # which it takes for another request to stop, and waits for its tasks
             stop.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+            self._over = True
             watch.cancel()
             await asyncio.gather(watch, stop, return_exceptions=True)
 
-    async def _run_worker(self) -> None:
+    def _new_worker(self) -> ProcrastinateWorker:
+        return ProcrastinateWorker(
+            self._app,
+            queues=[self._options.queue],
+            name="tasks_core",
+            concurrency=self._concurrency,
+            fetch_job_polling_interval=_POLL,
+            install_signal_handlers=False,
+            update_heartbeat_interval=self._options.heartbeat,
+            stalled_worker_timeout=self._options.heartbeat * _MISSED,
+        )
+
+    async def _run_worker(self, worker: ProcrastinateWorker) -> None:
         try:
-            await self._app.run_worker_async(
-                queues=[self._options.queue],
-                name="tasks_core",
-                concurrency=self._concurrency,
-                fetch_job_polling_interval=_POLL,
-                install_signal_handlers=False,
-                update_heartbeat_interval=self._options.heartbeat,
-                stalled_worker_timeout=self._options.heartbeat * _MISSED,
-            )
+            await worker.run()  # type: ignore[no-untyped-call]  # as above
         except Exception as error:
             if _is_outage(error):
                 logger.warning("The worker lost its database (%s) and tries again", type(error.__cause__).__name__)
@@ -173,7 +185,7 @@ class _Work:
 
     async def _watch(self) -> None:
         """Keep the own tasks from being taken for dead, and put back those of the dead."""
-        while True:
+        while not self._over:
             try:
                 async with self._pool.connection() as connection:
                     await connection.execute(KEEP_ALIVE, {"running": list(self._running)})
