@@ -112,7 +112,7 @@ class _Work:
                 if not stop.done():
                     await asyncio.wait((stop,), timeout=_RECONNECT)
         finally:
-            # A cancellation alone may get lost: when a query ends at that very moment, asyncio.wait_for() of Python 3.11,
+            # A cancellation alone may get lost: when a query ends at that very moment, wait_for() of Python 3.11,
             # in which older releases of psycopg wait, returns as if nothing had been. So each is told as well.
             for run, worker in workers.items():
                 worker.stop()  # type: ignore[no-untyped-call]  # procrastinate does not say that it returns nothing
