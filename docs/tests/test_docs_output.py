@@ -6,6 +6,7 @@ Renew the kept output with `pytest docs/tests --update-examples`.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import signal
@@ -72,6 +73,36 @@ def test_failing_assertion(request: pytest.FixtureRequest) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     begin, end = done.stdout.index("failing_test.py:"), done.stdout.index("=== short test summary")
     compare("failing_test.txt", done.stdout[begin:end].rstrip("=\n") + "\n", request)
+
+
+PACKAGES = Path(__file__).parents[2] / "packages"
+LEVELS = {"critical", "error", "exception", "info", "log", "warning"}
+
+
+def messages() -> list[str]:
+    """Return what the packages may log, as format strings; not what is for debugging."""
+    calls = [
+        node
+        for package in ("tasks-core", "tasks-fastapi")
+        for module in (PACKAGES / package / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and re.fullmatch(r"_?logger\.(\w+)", ast.unparse(node.func))
+    ]
+    texts = [
+        next(arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS
+    ]
+    assert len(texts) > 20
+    return texts
+
+
+def test_every_line_is_explained() -> None:
+    """The page about the log has each line that the packages can write, with something in place of what varies."""
+    page = (EXAMPLES.parent / "content" / "operate" / "logs.md").read_text(encoding="utf-8")
+    page = " ".join((page + (OUTPUT / "log_lines.txt").read_text(encoding="utf-8")).split())
+    pieces = [(text, piece.strip()) for text in messages() for piece in re.split(r"%[a-z]", text)]
+    assert [text for text, piece in pieces if piece not in page] == []
 
 
 @pytest.fixture
