@@ -232,9 +232,8 @@ async def test_a_clock_is_forgotten_whatever_its_last_tasks_know() -> None:
     before = watchers()
     async with TaskScheduler(clock=VirtualClock(), grace_period=0) as scheduler:
         for target in (TaskBatch(scheduler, "never"), scheduler.task(delay=60)):
-            clock = VirtualClock()
-            target.schedule(use, clock)
-    del clock, scheduler, target
+            target.schedule(use, VirtualClock())
+    del scheduler, target
     async with TaskScheduler() as other:
         gc.collect()
         await other.schedule(anyio.lowlevel.checkpoint)

@@ -2,20 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
 
 import anyio
 import core_durable_functions as functions
 import pytest
 from core_durable_functions import flaky, note, plain, untyped
 from fastapi import FastAPI
+from pydantic import AfterValidator
 from starlette.testclient import TestClient
-from tasks_core import ArgumentCodecError, DurableState, EngineUnavailableError, TaskScheduler
+from tasks_core import (
+    ArgumentCodecError,
+    DurableFunction,
+    DurableState,
+    EngineUnavailableError,
+    RetryPolicy,
+    TaskScheduler,
+    current_context,
+    durable,
+)
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_fastapi import Tasks, add_tasks
-from tasks_testing import TasksRecorder, call
+from tasks_testing import Call, TasksRecorder, call, call_like, record_tasks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`")
+
+
+HIGHEST = 9
+
+
+def check_number(number: int) -> int:
+    if number > HIGHEST:
+        raise ValueError
+    return number
+
+
+@durable
+async def take(number: Annotated[int, AfterValidator(check_number)]) -> None: ...
+
+
+@durable(name="hangs")
+async def hangs() -> None:
+    await anyio.sleep_forever()
+
+
+@durable(name="hangs_shielded", shield=True)
+async def hangs_shielded() -> None:
+    await anyio.sleep_forever()
+
+
+@durable
+async def half_way() -> None:
+    await current_context().report_progress(50)
+
+
+async def follow_up() -> None: ...
+
+
+@durable(retry=RetryPolicy(attempts=2, backoff=0))
+async def leave_more_behind(attempts: int) -> None:
+    scheduler = current_context().scheduler
+    await scheduler.schedule(follow_up)
+    await scheduler.schedule(note, "handed over by a run")
+    if current_context().attempt < attempts:
+        raise ConnectionError
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +86,10 @@ def client(tasks_recorder: TasksRecorder) -> Iterator[TestClient]:
     async def endpoint(tasks: Tasks) -> None:
         tasks.after_response.schedule(note, "hello")
         tasks.after_response.task(when="error").schedule(note, "error")
+
+    @app.post("/hangs")
+    async def hang(tasks: Tasks) -> None:
+        tasks.schedule(hangs)
 
     with TestClient(app) as client:
         yield client
@@ -84,15 +140,193 @@ async def test_on_an_event_loop(tasks_recorder: TasksRecorder) -> None:
 
 
 @pytest.mark.anyio
-async def test_failures_are_retried_and_the_last_one_is_a_failed_task(tasks_recorder: TasksRecorder) -> None:
-    tasks_recorder.expect_failure(flaky.name)
+async def test_an_attempt_that_is_delivered_again_is_a_retry(tasks_recorder: TasksRecorder) -> None:
     async with TaskScheduler() as scheduler:
-        receipts = [await scheduler.schedule(flaky, failures) for failures in (2, 9)]
-        with anyio.fail_after(10):
-            await tasks_recorder.arun_durable()
-        states = [await receipt.status() for receipt in receipts]
-    assert [(state.state, state.attempts) for state in states] == [
-        (DurableState.SUCCEEDED, 3),
-        (DurableState.FAILED, 3),
+        receipt = await scheduler.schedule(flaky, 2)
+        await tasks_recorder.arun_durable()
+    task = tasks_recorder.one(flaky.name)
+    assert (task.state, task.attempts, task.result) == ("succeeded", 3, None)
+    assert [(event.kind, event.attempt, event.detail) for event in task.events] == [
+        ("scheduled", 0, ""),
+        ("started", 1, ""),
+        ("retried", 1, "in 0 s (skipped)"),
+        ("started", 2, ""),
+        ("retried", 2, "in 0 s (skipped)"),
+        ("started", 3, ""),
+        ("succeeded", 3, ""),
     ]
+    assert (await receipt.status()).attempts == 3
+
+
+@pytest.mark.anyio
+async def test_a_failure_for_good_is_one_failed_task(tasks_recorder: TasksRecorder) -> None:
+    async with TaskScheduler() as scheduler:
+        receipt = await scheduler.schedule(flaky, 9)
+        await tasks_recorder.arun_durable()
+    task = tasks_recorder.assert_failed(flaky, ConnectionResetError, times=1)
+    assert (task.name, task.attempts) == (flaky.name, 3)
+    assert ((await receipt.status()).state, (await receipt.status()).attempts) == (DurableState.FAILED, 3)
     assert functions.reported == [(flaky.name, 3, "ConnectionResetError")]
+
+
+RUN = flaky.name
+HANDED_OVER = "flaky"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "target, meant",
+    [
+        (flaky, [HANDED_OVER, RUN]),
+        (call(flaky, 9), [HANDED_OVER, RUN]),
+        (call_like(flaky, failures=9), [HANDED_OVER, RUN]),
+        (flaky.func, [HANDED_OVER, RUN]),
+        (RUN, [RUN]),
+        (call(flaky, 8), []),
+        (note, []),
+    ],
+)
+async def test_a_durable_function_and_its_name_are_targets(
+    target: Callable[..., Any] | Call[Any] | str, meant: list[str]
+) -> None:
+    with record_tasks(failures="ignore") as recorder:
+        async with TaskScheduler() as scheduler:
+            scheduler.schedule(flaky, 9)
+            await recorder.adrain()
+            await recorder.arun_durable()
+    assert [task.name for task in recorder.of(target)] == meant
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("target", [flaky, call(flaky, 9), RUN, None])
+async def test_a_failure_for_good_can_be_expected(target: Callable[..., Any] | Call[Any] | str | None) -> None:
+    with record_tasks() as recorder:
+        recorder.expect_failure(target, ConnectionResetError)
+        async with TaskScheduler() as scheduler:
+            await scheduler.schedule(flaky, 9)
+            await recorder.arun_durable()
+
+
+async def fail_for_good(recorder: TasksRecorder) -> str:
+    """Return where the task that fails was handed over, as messages show it."""
+    async with TaskScheduler() as scheduler:
+        path, _, line = scheduler.schedule(flaky, 9).where.rpartition(":")
+        await recorder.adrain()
+        await recorder.arun_durable()
+    return f"{Path(path).relative_to(Path.cwd())}:{line}"
+
+
+@pytest.mark.anyio
+async def test_the_hint_about_a_failure_works_when_it_is_pasted() -> None:
+    hint = "tasks_recorder.assert_failed(flaky, ConnectionResetError)"
+    recording = record_tasks()
+    where = await fail_for_good(recording.__enter__())
+    with pytest.raises(AssertionError) as failure:
+        recording.__exit__(None, None, None)
+    assert str(failure.value).startswith(
+        "1 background task failed, and the test does not expect it\n"
+        f"  #2 {RUN}: flaky(9)  durable  failed, scheduled at {where}\n"
+    )
+    assert f"\n  hint: where it should fail, write {hint};\n" in str(failure.value)
+
+    with record_tasks() as tasks_recorder:
+        await fail_for_good(tasks_recorder)
+        exec(hint, {"tasks_recorder": tasks_recorder, "flaky": flaky})
+
+
+@pytest.mark.anyio
+async def test_attempts_of_a_run_can_be_made_to_fail(tasks_recorder: TasksRecorder) -> None:
+    tasks_recorder.fail(RUN, ConnectionError("down"), times=2)
+    async with TaskScheduler() as scheduler:
+        await scheduler.schedule(flaky, 0)
+        await tasks_recorder.arun_durable(times=2)
+    assert [(task.attempts, task.state) for task in tasks_recorder.of(RUN)] == [(3, "succeeded"), (1, "succeeded")]
+    assert functions.ran == ["flaky", "flaky"]
+
+
+@pytest.mark.anyio
+async def test_what_was_not_run_is_told_so(tasks_recorder: TasksRecorder) -> None:
+    async with TaskScheduler() as scheduler:
+        await scheduler.schedule(plain, 1)
+        with pytest.raises(
+            AssertionError,
+            match=r"^durable: expected plain\(1\) to have run, it did not\n"
+            r"  closest:  #1 plain\(1\)  -  succeeded  in another phase\n"
+            r"  hint: it was handed over, and has not been run: tasks_recorder\.run_durable\(\)$",
+        ):
+            tasks_recorder.durable_runs.assert_ran(call(plain, 1))
+        await tasks_recorder.arun_durable()
+    assert tasks_recorder.durable_runs.assert_ran(plain, times=1).phase == "durable"
+    assert tasks_recorder.durable_runs.calls == [call(plain, 1)]
+
+
+@pytest.mark.anyio
+async def test_what_is_held_is_run(tasks_recorder: TasksRecorder) -> None:
+    tasks_recorder.hold()
+    async with TaskScheduler() as scheduler:
+        await scheduler.schedule(note, "x")
+        await tasks_recorder.arun_durable()
+    tasks_recorder.assert_ran(note.name, times=1)
+
+
+@pytest.mark.anyio
+async def test_a_run_may_schedule_what_is_a_task_of_its_own(tasks_recorder: TasksRecorder) -> None:
+    async with TaskScheduler() as scheduler:
+        await scheduler.schedule(leave_more_behind, 2)
+        await tasks_recorder.arun_durable()
+    assert tasks_recorder.one(leave_more_behind.name).attempts == 2
+    assert [task.name for task in tasks_recorder.of(follow_up)] == ["follow_up", "follow_up"]
+    assert tasks_recorder.of(note.name).calls == [call(note, "handed over by a run")] * 2
+
+
+@pytest.mark.anyio
+async def test_progress_is_kept(tasks_recorder: TasksRecorder) -> None:
+    async with TaskScheduler() as scheduler:
+        receipt = await scheduler.schedule(half_way)
+        await tasks_recorder.arun_durable()
+    assert (await receipt.status()).progress == 50
+
+
+@pytest.mark.anyio
+async def test_a_transaction_may_be_anything(tasks_recorder: TasksRecorder) -> None:
+    async with TaskScheduler() as scheduler:
+        await scheduler.task(transaction=object()).schedule(note, "x")
+    assert len(tasks_recorder.durable_calls) == 1
+
+
+STUCK = (
+    r"run_durable\(\) waited 0\.05 s, and a durable task has not ended\n"
+    r"  #2 hangs: hangs\(\)  cancelled, scheduled at .*test_testing_durable\.py:\d+$"
+)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("function", [hangs, hangs_shielded])
+async def test_a_run_that_hangs_is_told(function: DurableFunction[[], None]) -> None:
+    with record_tasks() as recorder:
+        async with TaskScheduler() as scheduler:
+            receipt = await scheduler.schedule(function)
+            with pytest.raises(AssertionError, match="^a" + STUCK.replace("hangs", function.__name__)):
+                await recorder.arun_durable(times=2, timeout=0.05)
+            assert (await receipt.status()).state is DurableState.WAITING
+            recorder.stub(function.name)
+            await recorder.arun_durable()
+        assert [task.state for task in recorder.durable_runs] == ["cancelled", "succeeded"]
+
+
+def test_a_run_that_hangs_is_told_without_an_event_loop(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    client.post("/hangs")
+    with pytest.raises(AssertionError, match="^" + STUCK):
+        tasks_recorder.run_durable(timeout=0.05)
+
+
+@pytest.mark.anyio
+async def test_arguments_that_do_not_arrive_are_an_error(
+    tasks_recorder: TasksRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with TaskScheduler() as scheduler:
+        await scheduler.schedule(take, 5)
+        monkeypatch.setattr(f"{__name__}.HIGHEST", 4)
+        with pytest.raises(ExceptionGroup) as failure:
+            await tasks_recorder.arun_durable()
+    assert isinstance(failure.value.exceptions[0], ArgumentCodecError)

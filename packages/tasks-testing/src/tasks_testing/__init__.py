@@ -5,7 +5,7 @@ Start reading at `_recorder.py` (what a test can do) and `_recording.py` (the ob
 are imported when they are asked for: pytest imports this package in every run, also in those without background tasks.
 
 ```text
-_show ── _call ── _record ── _routing
+_show ── _call ── _delivered ── _record ── _routing
 _monitor ── _live ── _sleepers ── _clock
 _recording ── _control ── _filter ── _explain ── _order ── _judge ── _view
 _durable ── _settings ── _timeline ── _verdict ── _virtual ── _recorder

@@ -8,6 +8,8 @@ from functools import partial
 from types import MethodType
 from typing import Any, ClassVar, Generic, ParamSpec, TypeAlias, TypeVar, overload
 
+from tasks_core import DurableFunction
+
 from ._show import function_name, show, show_arguments
 
 P = ParamSpec("P")
@@ -197,6 +199,8 @@ def unwrap(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...],
             case MethodType():
                 args = (fn.__self__, *args)
                 fn = fn.__func__
+            case DurableFunction():  # a worker runs what is inside
+                fn = fn.func
             case _:
                 return fn, args, kwargs
 

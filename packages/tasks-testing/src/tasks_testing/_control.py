@@ -119,7 +119,7 @@ class Control(TaskObserver):
     def hold_task(self, task: Task[Any]) -> bool:
         recorded = self._recording.find(task)
         with self._recording.monitor.lock:
-            if recorded is None or not self._is_held(recorded):
+            if recorded is None or recorded._run is not None or not self._is_held(recorded):
                 return False
             self._recording.hold(recorded)
             return True

@@ -19,7 +19,11 @@ from tasks_core import (
     RunDelivery,
     TaskCall,
     Worker,
+    current_task,
 )
+
+from ._delivered import DurableRun
+from ._recording import Recording
 
 
 class KeptCalls:
@@ -28,11 +32,12 @@ class KeptCalls:
     name = "tasks-testing"
     capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "status", "progress"))
 
-    def __init__(self) -> None:
+    def __init__(self, recording: Recording) -> None:
         self.calls: list[TaskCall] = []
+        self._recording = recording
         self._ids: dict[str, int] = {}
+        self._places: list[str] = []
         self._states: list[DurableStatus] = []
-        self._waiting: list[int] = []
         self._times = 1
 
     async def __aenter__(self) -> Self:
@@ -49,10 +54,12 @@ class KeptCalls:
         known = self._ids.get(call.key)
         if known is not None:
             return Receipt(self.name, str(known), call.key, False, self.status)
+        handing_over = current_task()
+        assert handing_over is not None, "an engine is given calls by the tasks that hand them over"
         number = self._ids[call.key] = len(self.calls)
         self.calls.append(call)
+        self._places.append(handing_over.where)
         self._states.append(DurableStatus(DurableState.WAITING, 0))
-        self._waiting.append(number)
         return Receipt(self.name, str(number), call.key, True, self.status)
 
     async def status(self, number: str) -> DurableStatus:
@@ -61,13 +68,17 @@ class KeptCalls:
     async def run(self, times: int) -> None:
         """Run what is waiting, *times* times each; also what those tasks hand over."""
         self._times = times
-        await Worker(self).run(anyio.Event())
+        async with self:
+            await Worker(self, shield_timeout=0).run(anyio.Event())
 
     async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
-        while self._waiting:
-            number = self._waiting.pop(0)
+        while not stopping.is_set() and (number := self._next()) is not None:
             for _ in range(self._times):
                 await self._deliver(run, number)
+
+    def _next(self) -> int | None:
+        waiting = (number for number, status in enumerate(self._states) if status.state is DurableState.WAITING)
+        return next(waiting, None)
 
     async def _deliver(self, run: RunDelivery, number: int) -> None:
         """Deliver until the task succeeds or fails for good; pauses take no time."""
@@ -76,19 +87,25 @@ class KeptCalls:
             self._states[number] = DurableStatus(DurableState.RUNNING, counts["attempts"], progress)
 
         counts: Counter[str] = Counter()
+        durable_run = DurableRun(self._places[number])
         while True:
             counts["attempts"] += 1
             delivery = Delivery(self.calls[number], counts["attempts"], counts["failures"], report_progress)
             try:
-                await run(delivery)
+                with durable_run.next_attempt():
+                    await run(delivery)
             except Redeliver as again:
                 if again.failed:
                     counts["failures"] += 1
+                    self._recording.attempt_failed(durable_run, again.delay)
                     continue
-                state = DurableState.WAITING  # no function of this name in this process
+                state = DurableState.WAITING  # the worker was stopped
             except Exception:
-                state = DurableState.FAILED  # reported as what became of the task that ran it
+                if durable_run.task is None:
+                    raise
+                state = DurableState.FAILED
             else:
                 state = DurableState.SUCCEEDED
             break
+        self._recording.run_ended(durable_run)
         self._states[number] = DurableStatus(state, counts["attempts"], self._states[number].progress)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ._call import Call, Target, base_function, show_difference, target_function
+from ._delivered import PHASE
 from ._filter import Part
 from ._monitor import in_event_loop
-from ._record import RecordedTask, is_meant
+from ._record import RecordedTask, is_meant, written
 from ._recording import HELD_TO_THE_END, Recording
 from ._show import function_name, number_of, shorten, show_error, show_where
 
@@ -123,7 +124,7 @@ def _hint_for(recording: Recording, task: RecordedTask[Any]) -> str:
     reason = _waits_for(recording, task)
     if reason:
         return reason
-    name = function_name(task.call.fn)
+    name = written(task)
     match task.state:
         case "failed":
             expectation = f"assert_failed({name}, {type(task.error).__name__})"
@@ -139,7 +140,7 @@ def _hint_for(recording: Recording, task: RecordedTask[Any]) -> str:
 
 def _waits_for(recording: Recording, task: RecordedTask[Any]) -> str:
     """Say what a task waits for that will not come by itself."""
-    name = function_name(task.call.fn)
+    name = written(task)
     due = recording.queue.due_at(task.handle)
     if task.state == "held":
         return f"it is held: tasks_recorder.release({name}) starts it"
@@ -162,6 +163,8 @@ def _waits_for(recording: Recording, task: RecordedTask[Any]) -> str:
 def _hint_for_outsider(part: Part, task: RecordedTask[Any]) -> str:
     if part.phase is None or task.phase == part.phase:
         return f"it is {part.why_not(task)}; scheduled at {show_where(task.where)}"
+    if part.phase == PHASE:
+        return "it was handed over, and has not been run: tasks_recorder.run_durable()"
     wanted = {"immediate": "tasks.schedule(...)"}.get(part.phase, f"tasks.{part.phase}.schedule(...)")
     return f"found in phase {task.phase or '-'}: use {wanted} at {show_where(task.where)}?"
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from tasks_core import Task
 
-from ._call import Call, Target, matches
-from ._show import show_error
+from ._call import Call, Target, base_function, matches
+from ._delivered import PHASE, DurableRun
+from ._show import function_name, show_error
 
 if TYPE_CHECKING:
     from tasks_core import TaskBatch
@@ -111,11 +112,18 @@ class TaskEvent:
 class RecordedTask(Generic[R]):
     """A task that was scheduled while the recording was on."""
 
-    def __init__(self, number: int, seq: int, handle: Task[R], request: RecordedRequest | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        seq: int,
+        handle: Task[R],
+        request: RecordedRequest | None,
+        run: DurableRun | None = None,
+    ) -> None:
         self.id = number
         """1 for the first one of the recording."""
         self.handle = handle
-        """What `schedule()` returned."""
+        """What `schedule()` returned; for a run of a durable task, the task of its last attempt."""
         self.request = request
         """The request that it belongs to; `None` if it was scheduled outside of one."""
         self.call: Call[R] = Call(handle.func, handle.args, handle.kwargs)
@@ -127,6 +135,7 @@ class RecordedTask(Generic[R]):
         self.reason: str | None = None
         """Why it was cancelled or dropped."""
         self._seq = seq
+        self._run = run
         self._progress: State = "scheduled"
         self._held = False
         self._lost = False  # shutdown, or something outside of the test, ended it
@@ -145,8 +154,12 @@ class RecordedTask(Generic[R]):
 
     @property
     def phase(self) -> str | None:
-        """A `Phase`, the name of a `TaskBatch` of your own, or `None` if it was scheduled into a scheduler."""
-        return self.handle.phase
+        """
+        A `Phase`, the name of a `TaskBatch` of your own, or `None` if it was scheduled into a scheduler.
+
+        That of a run of a durable task is `"durable"`.
+        """
+        return self.handle.phase if self._run is None else PHASE
 
     @property
     def batch(self) -> TaskBatch | None:
@@ -159,8 +172,8 @@ class RecordedTask(Generic[R]):
 
     @property
     def where(self) -> str:
-        """The `file:line` that scheduled it."""
-        return self.handle.where
+        """The `file:line` that scheduled it; a run of a durable task has that of the handing over."""
+        return self.handle.where if self._run is None else self._run.where
 
     @property
     def opened(self) -> bool:
@@ -210,3 +223,10 @@ class RecordedTask(Generic[R]):
 def is_meant(task: RecordedTask[Any], target: Target | None) -> bool:
     """Whether *target* names the task; `None` names all."""
     return target is None or matches(target, task.name, task.call)
+
+
+def written(task: RecordedTask[Any]) -> str:
+    """Return what names the task in the code of a test: its function, or its name if the function has none."""
+    name = function_name(base_function(task.call.fn))
+    has_name = hasattr(base_function(task.call.fn), "__qualname__") and name.replace(".", "").isidentifier()
+    return name if has_name else repr(task.name)

@@ -12,6 +12,7 @@ from tasks_core import Subscription, TaskCall, override_engine
 
 from ._call import Target, check_target, show_target
 from ._control import Control, holding
+from ._delivered import PHASE
 from ._durable import KeptCalls
 from ._explain import show_unsettled
 from ._filter import Part, Window
@@ -57,7 +58,7 @@ class TasksRecorder(TaskView):
         self._settings = settings
         self._recording = recording
         self._control = Control(recording)
-        self._kept = KeptCalls()
+        self._kept = KeptCalls(recording)
         self._engine_override: Subscription | None = None
         self._verdict = Verdict(recording, settings)
         self.clock = RecorderClock(recording, self._timeout)
@@ -315,26 +316,50 @@ class TasksRecorder(TaskView):
         """What was handed over by durable tasks, as an engine gets it: names, and arguments as JSON."""
         return tuple(self._kept.calls)
 
-    def run_durable(self, *, times: int = 1) -> None:
+    @property
+    def durable_runs(self) -> TaskView:
+        """
+        The runs of durable tasks: one task each, with all its attempts, whichever request handed it over.
+
+        Anywhere else, the function of a durable task means both: the task that hands it over, and its runs.
+        """
+        return self.in_phase(PHASE)
+
+    def run_durable(self, *, times: int = 1, timeout: float | None = None) -> None:
         """
         Run the durable tasks that were handed over and have not been run yet, as a worker would, and wait for them.
 
         While a recorder is on, no engine is needed: it keeps what is handed over, after the same way through JSON. The
-        runs are recorded as tasks of their own, by the name of the durable function; retries come without a pause.
+        runs are recorded as `durable_runs`. Retries come without a pause, and `hold()` holds nothing up here. Errors of
+        tasks are not raised, but reported at the end of the test.
 
         Args:
             times: How often to run each. Durable tasks run at least once, and now and then twice: with 2, a task that
                 does harm then is found.
 
+            timeout: Seconds of real time; `None`: the timeout of the recorder.
+
         Raises:
+            AssertionError: a task still runs after *timeout* seconds. It is cancelled, and back among those to be run.
             RuntimeError: an event loop runs in this thread: write `await tasks_recorder.arun_durable()`.
         """
+        __tracebackhide__ = True
         _refuse_to_block("run_durable", "arun_durable")
-        anyio.run(self._kept.run, times)
+        anyio.run(self._run_durable, "run_durable", times, timeout)
 
-    async def arun_durable(self, *, times: int = 1) -> None:
+    async def arun_durable(self, *, times: int = 1, timeout: float | None = None) -> None:  # noqa: ASYNC109  the twin
         """Do what `run_durable()` does, in a test that runs on an event loop."""
-        await self._kept.run(times)
+        __tracebackhide__ = True
+        await self._run_durable("arun_durable", times, timeout)
+
+    async def _run_durable(self, method: str, times: int, timeout: float | None) -> None:  # noqa: ASYNC109  as above
+        __tracebackhide__ = True
+        limit = self._limit(timeout)
+        with anyio.move_on_after(limit) as scope:
+            await self._kept.run(times)
+        if scope.cancelled_caught:
+            told = show_unsettled(self._recording, self.durable_runs.in_state("cancelled"))
+            raise AssertionError(f"{method}() waited {limit:g} s, and a durable task has not ended\n{told}")
 
     # ---- policy ----
 

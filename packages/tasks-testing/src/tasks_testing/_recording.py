@@ -14,6 +14,7 @@ from tasks_core import Outcome, Task, TaskBatch, TaskObserver, TaskState, observ
 
 from . import _routing
 from ._call import Target, check_target
+from ._delivered import DurableRun, run_of_next_task
 from ._live import LiveTasks
 from ._monitor import Monitor, in_event_loop
 from ._record import EventKind, RecordedRequest, RecordedTask, State, TaskEvent, is_meant
@@ -172,11 +173,17 @@ class Recording(TaskObserver):
         if self not in owners:
             return
         with self.monitor.lock:
+            run = run_of_next_task()
+            if run is not None and run.task is not None:
+                self._deliver_again(run.task, handle)
+                return
             if len(owners) > 1:
                 self.unattributed.append(f"{handle.name!r}, scheduled at {handle.where}")
             origin = None if handle.batch is None else handle.batch.origin
             request = self._request_of(origin) if hasattr(origin, "method") and hasattr(origin, "path") else None
-            task = RecordedTask(len(self.tasks) + 1, next_seq(), handle, request)
+            task = RecordedTask(len(self.tasks) + 1, next_seq(), handle, request, run)
+            if run is not None:
+                run.task = task
             if in_event_loop():
                 task._loop_thread = threading.get_ident()
             self.tasks.append(task)
@@ -207,8 +214,10 @@ class Recording(TaskObserver):
         if task is not None and not task.terminal:
             with self.monitor.lock:
                 task.error = handle.exception
-                task._lost = handle.lost and not task._held
-                if task._held and handle.state is TaskState.DISCARDED:
+                task._lost = handle.lost and not task._held and task._run is None
+                if task._run is not None and handle.state is TaskState.FAILED:
+                    pass  # whether there is another attempt is for the engine to say
+                elif task._held and handle.state is TaskState.DISCARDED:
                     self._end(task, "dropped", HELD_TO_THE_END)
                 elif handle in self._too_late:
                     task._lost = self.auto
@@ -216,6 +225,27 @@ class Recording(TaskObserver):
                 else:
                     self._end(task, _ENDS[handle.state], handle.reason)
         self.queue.finished(handle)
+
+    def attempt_failed(self, run: DurableRun, delay: float) -> None:
+        """An attempt of a durable task has failed, and the engine will deliver it again."""
+        with self.monitor.lock:
+            if run.task is not None:
+                run.task._progress = "waiting"
+                self._note("retried", run.task, error=run.task.error, detail=f"in {delay:g} s (skipped)")
+
+    def _deliver_again(self, task: RecordedTask[Any], handle: Task[Any]) -> None:
+        self.live.remove(task.handle)
+        task.handle = handle
+        self._by_handle[handle.id] = task
+        self.live.add(handle)
+        self._let_run(task)
+        self.monitor.changed()
+
+    def run_ended(self, run: DurableRun) -> None:
+        """A durable task is not delivered again; if its last attempt has failed, so has the task."""
+        with self.monitor.lock:
+            if run.task is not None and not run.task.terminal:
+                self._end(run.task, "failed", None)
 
     def _end(self, task: RecordedTask[Any], kind: EventKind, reason: str | None) -> None:
         task._progress = cast("State", kind)

@@ -10,10 +10,10 @@ from typing import Any
 
 from ._call import Target
 from ._monitor import Steps, Wait, in_event_loop
-from ._record import RecordedTask, is_meant
+from ._record import RecordedTask, is_meant, written
 from ._recording import Recording
 from ._settings import Settings
-from ._show import function_name, number_of, show_where
+from ._show import number_of, show_where
 
 # How many frames of the traceback of a task are shown, the innermost.
 _FRAMES = 3
@@ -70,7 +70,7 @@ class Verdict:
             return
         self._told.update(task.id for task in failed)
         first = failed[0]
-        what = f"{function_name(first.call.fn)}, {type(first.error).__name__}"
+        what = f"{written(first)}, {type(first.error).__name__}"
         yield "\n".join(
             [
                 f"{number_of(len(failed), 'background task')} failed, and the test does not expect it",
@@ -123,7 +123,7 @@ class Verdict:
                     f"{number_of(len(live), 'task')} still running at the end of the test",
                     *map(_describe, live),
                     "  hint: wait for it with tasks_recorder.drain() or 'await tasks_recorder.adrain()',",
-                    f"        or say that it may run on: allow_running({function_name(live[0].call.fn)})",
+                    f"        or say that it may run on: allow_running({written(live[0])})",
                 ]
             )
 
