@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import anyio
-from tasks_core import Retry, RetryPolicy, Task, TaskContext, current_context, durable
+import anyio.lowlevel
+from tasks_core import Retry, RetryPolicy, Task, TaskContext, current_context, current_task, durable
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 ran: list[Any] = []
 contexts: list[TaskContext] = []
@@ -78,6 +82,28 @@ async def hands_on(text: str) -> None:
     receipt = await context.scheduler.task(key=f"{context.key}-note").schedule(note, text)
     here = await context.scheduler.schedule(str.upper, text)
     ran.append((receipt.key, here, context.scheduler.stopping.is_set()))
+
+
+@durable
+async def reports() -> None:
+    await current_context().report_progress({"done": 1})
+    ran.append("reported")
+
+
+@durable
+async def cancels_itself() -> None:
+    task = current_task()
+    assert task is not None
+    task.cancel()
+    await anyio.lowlevel.checkpoint()
+
+
+@durable
+async def odd(thread: threading.Thread) -> None: ...
+
+
+@durable
+async def hidden(price: Decimal) -> None: ...
 
 
 waiting: dict[str, anyio.Event] = {}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Self
 from uuid import uuid4
 
 import anyio
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tasks_core.engines._embedded import EmbeddedPostgres
 
 
@@ -32,3 +37,53 @@ def postgres() -> Iterator[str]:
 def queue() -> str:
     """A queue for one test: its tasks are seen by its workers only."""
     return f"test-{uuid4().hex[:12]}"
+
+
+class Wire:
+    """Leads to the server, and can be cut: for those who come through it, the server is away then."""
+
+    def __init__(self, address: str) -> None:
+        self._server = f"{conninfo_to_dict(address)['host']}/.s.PGSQL.5432"
+        self._folder = TemporaryDirectory(prefix="tasks-")
+        self._socket = f"{self._folder.name}/.s.PGSQL.5432"
+        self.address = make_conninfo(address, host=self._folder.name)
+        self._listener: asyncio.Server | None = None
+        self._ends: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Self:
+        await self.mend()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.cut()
+        self._folder.cleanup()
+
+    async def mend(self) -> None:
+        """Let everybody through."""
+        self._listener = await asyncio.start_unix_server(self._lead, self._socket)
+
+    async def cut(self) -> None:
+        """Break all connections, and refuse new ones."""
+        assert self._listener is not None
+        self._listener.close()
+        os.unlink(self._socket)  # noqa: PTH108  nothing that could block a loop
+        while self._ends:
+            self._ends.pop().transport.abort()
+        await asyncio.sleep(0)
+
+    async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        of_server, to_server = await asyncio.open_unix_connection(self._server)
+        self._ends |= {writer, to_server}
+        await asyncio.gather(_carry(reader, to_server), _carry(of_server, writer))
+        self._ends -= {writer, to_server}
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+    except ConnectionError:
+        pass  # cut
+    writer.close()

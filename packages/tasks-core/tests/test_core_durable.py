@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import anyio
 import core_durable_functions as functions
 import pytest
-from core_durable_functions import Line, flaky, note, plain, rich, untyped
+from core_durable_functions import Line, flaky, hidden, note, odd, plain, reports, rich, untyped
 from core_engine import ListEngine
 from tasks_core import (
     ArgumentCodecError,
     DurableFunction,
+    DurableState,
     DurableTask,
     EngineCapabilityError,
     EngineNotConfiguredError,
@@ -180,6 +184,21 @@ async def test_argument_of_another_type_fails_at_the_call() -> None:
             scheduler.schedule(plain)  # type: ignore[call-overload]
 
 
+async def test_annotation_that_cannot_travel_fails_at_the_call() -> None:
+    async with TaskScheduler(engine=ListEngine()) as scheduler:
+        with pytest.raises(ArgumentCodecError, match="odd: parameter 'thread' is annotated Thread, which JSON cannot"):
+            scheduler.schedule(odd, threading.current_thread())
+
+
+async def test_annotation_for_type_checkers_only_is_plain_json() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        await scheduler.schedule(hidden, 1.5)  # type: ignore[call-overload]  # as a checker says
+        with pytest.raises(ArgumentCodecError, match=r"parameter 'price' was given a decimal\.Decimal"):
+            scheduler.schedule(hidden, Decimal(1))
+    assert engine.calls[0].args == {"price": 1.5}
+
+
 async def test_backslashes_before_u0000_are_a_text_like_any_other() -> None:
     assert untyped.codec.encode(("\\u0000",), {}) == {"value": "\\u0000"}
 
@@ -208,6 +227,32 @@ for bad in ({1}, (1,), float("nan"), {1: 2}):
     raise SystemExit(repr(bad))
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_trace_travels_where_opentelemetry_is_installed_only() -> None:
+    """In a process of its own, in which it cannot be imported: all the same, a task is handed over, and runs."""
+    code = """
+import sys
+sys.modules["opentelemetry"] = None
+import anyio
+from core_engine import ListEngine
+from core_durable_functions import note, ran
+from tasks_core import TaskScheduler, Worker
+async def main():
+    engine, stop = ListEngine(), anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler:
+        await scheduler.schedule(note, "x")
+    assert engine.calls[0].headers == {}, engine.calls[0].headers
+    async with anyio.create_task_group() as group:
+        group.start_soon(Worker(engine).run, stop)
+        with anyio.fail_after(30):
+            while not ran:
+                await anyio.sleep(0.01)
+        stop.set()
+anyio.run(main)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_import_is_light() -> None:
@@ -293,6 +338,7 @@ async def test_durable_function_inside_of_a_partial_is_refused() -> None:
     async with TaskScheduler(engine=ListEngine()) as scheduler:
         with pytest.raises(NotAddressableError, match=r"schedule\(note, \.\.\.\)"):
             scheduler.schedule(partial(note, "x"))
+        assert await scheduler.schedule(partial(top, "another partial")) == "another partial"
 
 
 async def test_limits_of_the_process_do_not_keep_a_call_from_being_handed_over() -> None:
@@ -339,6 +385,35 @@ async def test_engine_that_cannot_be_entered_keeps_the_scheduler_from_starting()
             pytest.fail("not reached")
 
 
+async def test_cancelled_while_it_waits_for_the_engine() -> None:
+    class Slow(ListEngine):
+        async def __aenter__(self) -> Slow:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self.log.append("given up")
+            return self
+
+    engine = Slow()
+    async with anyio.create_task_group() as group:
+        group.start_soon(TaskScheduler(engine=engine).start)
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+    await anyio.wait_all_tasks_blocked()
+    assert engine.log == ["given up"]
+
+
+async def test_engine_that_cannot_be_left_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Stuck(ListEngine):
+        async def __aexit__(self, *_: object) -> None:
+            raise ConnectionResetError("in the middle of good-bye")
+
+    async with TaskScheduler(engine=Stuck()) as scheduler:
+        await scheduler.schedule(note, "x")
+    assert "The engine list could not be left" in caplog.text
+    assert "in the middle of good-bye" in caplog.text
+
+
 # ---- an engine that does not acknowledge ----
 
 
@@ -376,6 +451,34 @@ async def test_in_memory_when_the_engine_is_away(caplog: pytest.LogCaptureFixtur
     assert "runs in this process, and is lost if that ends" in caplog.text
     assert scheduler.report is not None
     assert scheduler.report.clean
+
+
+async def test_in_memory_it_is_retried_and_reported_as_on_a_worker() -> None:
+    async with TaskScheduler(engine=ListEngine(down=True), on_unavailable="memory") as scheduler:
+        receipt = await scheduler.schedule(flaky, 9)
+        await scheduler.schedule(reports)  # to nobody
+        assert (await receipt.status()).state is DurableState.GONE
+    assert functions.reported == [("flaky", 3, "ConnectionResetError")]
+    assert functions.ran == ["reported"]
+
+
+async def test_shutdown_that_is_bounded_says_that_a_task_was_not_handed_over() -> None:
+    engine = ListEngine()
+    engine.gate = anyio.Event()
+    caught: list[EngineUnavailableError] = []
+
+    async def submit(batch: TaskBatch) -> None:
+        with pytest.raises(EngineUnavailableError, match="'note' was not handed over to list: ") as error:
+            await batch.submit()
+        caught.append(error.value)
+
+    scheduler = TaskScheduler(engine=engine, grace_period=0, shield_timeout=0)
+    async with anyio.create_task_group() as group, scheduler:
+        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        batch.schedule(note, "x")
+        group.start_soon(submit, batch)
+        await anyio.wait_all_tasks_blocked()
+    assert len(caught) == 1
 
 
 # ---- batches ----

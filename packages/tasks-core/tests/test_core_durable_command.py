@@ -5,13 +5,18 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tasks_core.__main__ import main
 
 MODULE = """
+import signal
 from contextlib import asynccontextmanager
 
+import anyio
 from core_engine import ListEngine
 from tasks_core import EngineSchemaError, EngineUnavailableError, TaskCall, durable
 
@@ -22,11 +27,13 @@ class Away(ListEngine):
         self.tries += 1
         if self.tries == 1:
             raise EngineUnavailableError("not there yet")
-        print("entered", flush=True)
+        if self.tries == 2:
+            print("entered", flush=True)
         return self
 
 class Gone(ListEngine):
     async def __aenter__(self):
+        print("not there", flush=True)
         raise EngineUnavailableError("not there at all")
 
 class Old(ListEngine):
@@ -37,49 +44,75 @@ class Old(ListEngine):
 async def greet(name: str) -> None:
     print("hello", name, flush=True)
 
+@durable(name="greet and stop")
+async def greet_and_stop(name: str, signals: int) -> None:
+    print("hello", name, flush=True)
+    for _ in range(signals):
+        signal.raise_signal(signal.SIGTERM)
+    if signals > 1:
+        await anyio.sleep_forever()
+
 @asynccontextmanager
 async def lifespan():
     print("open", flush=True)
     yield
     print("closed", flush=True)
 
-engine, away, gone, old, nothing = ListEngine(), Away(), Gone(), Old(), object()
-for each in (engine, away):
-    each.calls.append(TaskCall("greet", {"name": "ann"}, "k"))
+@asynccontextmanager
+async def broken():
+    raise ValueError("no such resource")
+    yield
+
+def with_call(engine, function, /, **arguments):
+    engine.calls.append(TaskCall(function, arguments, "k"))
+    return engine
+
+engine, away = (with_call(engine, "greet", name="ann") for engine in (ListEngine(), Away()))
+stopping = with_call(ListEngine(), "greet and stop", name="bob", signals=1)
+impatient = with_call(ListEngine(), "greet and stop", name="eve", signals=2)
+gone, old, nothing = Gone(), Old(), object()
 """
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "shop.py").write_text(MODULE)
+    (tmp_path / "durable_shop.py").write_text(MODULE)
     (tmp_path / "core_engine.py").write_text((Path(__file__).parent / "core_engine.py").read_text())
     return tmp_path
 
 
-def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+# ---- in a process of its own ----
+
+
+@contextmanager
+def command(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
         [sys.executable, "-m", "tasks_core", "worker", *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_runs_tasks_until_a_signal(folder: Path, signal_number: signal.Signals) -> None:
-    with command(folder, "shop:engine", "--concurrency=2") as process:
+    with command(folder, "durable_shop:engine", "--concurrency=2") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "hello ann\n"
         process.send_signal(signal_number)
         _, told = process.communicate(timeout=30)
     assert process.returncode == 0, told
-    assert "Worker takes tasks from list: 1 functions, 2 at once" in told
+    assert "Worker takes tasks from list: 2 functions, 2 at once" in told
     assert "Stopping: no more tasks are taken" in told
 
 
 def test_waits_for_an_engine_that_is_away(folder: Path) -> None:
-    with command(folder, "shop:away") as process:
+    with command(folder, "durable_shop:away") as process:
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(2)] == ["entered\n", "hello ann\n"]
         process.terminate()
@@ -89,51 +122,74 @@ def test_waits_for_an_engine_that_is_away(folder: Path) -> None:
 
 
 def test_stops_while_it_waits(folder: Path) -> None:
-    with command(folder, "shop:gone") as process:
-        assert process.stderr is not None
-        assert "not there at all" in process.stderr.readline()
+    with command(folder, "durable_shop:gone") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "not there\n"
         process.terminate()
-        assert process.wait(timeout=30) == 0
-        process.stderr.close()
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 0, told
+    assert "not there at all" in told
+
+
+def test_says_why_it_cannot_start(folder: Path) -> None:
+    with command(folder, "durable_shop:missing") as process:
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert told.splitlines() == ["TargetError: the module 'durable_shop' has no 'missing'"]
+
+
+# ---- in this process ----
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    yield folder
+    for module in ("durable_shop", "more"):
+        sys.modules.pop(module, None)
+
+
+def test_stops_itself(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker", "durable_shop:stopping"]) == 0
+    assert capsys.readouterr().out == "hello bob\n"
+
+
+def test_second_signal_ends_the_grace_period(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker", "durable_shop:impatient", "--grace-period=600"]) == 0
+    assert capsys.readouterr().out == "hello eve\n"
+    engine = sys.modules["durable_shop"].impatient
+    assert "again greet and stop in 0" in engine.log
+
+
+def test_lifespan_is_around_all_tasks(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker", "durable_shop:stopping", "--lifespan=durable_shop:lifespan"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["open", "hello bob", "closed"]
+
+
+def test_imports_more_modules(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "more.py").write_text("print('imported')")
+    assert main(["worker", "durable_shop:stopping", "--import", "more"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["imported", "hello bob"]
+
+
+def test_error_that_is_not_its_own_is_not_hidden(here: Path) -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="no such resource"), flatten_subgroups=True):
+        main(["worker", "durable_shop:engine", "--lifespan=durable_shop:broken"])
 
 
 @pytest.mark.parametrize(
-    "target, text",
+    "arguments, text",
     [
-        ("shop", "names a module only. Write module:name"),
-        ("shop:missing", "the module 'shop' has no 'missing'"),
-        ("shop:nothing", "is a object, not an engine"),
-        ("shop:old", "EngineSchemaError: tables of an older release"),
+        (["durable_shop"], "TargetError: 'durable_shop' names a module only. Write module:name"),
+        (["durable_shop:nothing"], "TargetError: 'durable_shop:nothing' is a object, not an engine"),
+        (["durable_shop:old"], "EngineSchemaError: tables of an older release"),
+        (["durable_shop:engine", "--concurrency=0"], "InvalidConfigError: concurrency=0"),
     ],
 )
-def test_says_why_it_cannot_start(folder: Path, target: str, text: str) -> None:
-    with command(folder, target) as process:
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert text in told.splitlines()[-1]
-    assert "Traceback" not in told
-
-
-def test_wrong_option_is_said_in_one_line(folder: Path) -> None:
-    with command(folder, "shop:engine", "--concurrency=0") as process:
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert told.startswith("InvalidConfigError: concurrency=0")
-
-
-def test_lifespan_is_around_all_tasks(folder: Path) -> None:
-    with command(folder, "shop:engine", "--lifespan=shop:lifespan") as process:
-        assert process.stdout is not None
-        assert [process.stdout.readline() for _ in range(2)] == ["open\n", "hello ann\n"]
-        process.terminate()
-        printed, _ = process.communicate(timeout=30)
-    assert printed == "closed\n"
-
-
-def test_imports_more_modules(folder: Path) -> None:
-    (folder / "more.py").write_text("print('imported', flush=True)")
-    with command(folder, "shop:engine", "--import", "more") as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "imported\n"
-        process.terminate()
-        process.communicate(timeout=30)
+def test_says_what_is_wrong_in_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    assert main(["worker", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(text)

@@ -11,13 +11,13 @@ from typing import Any
 import anyio
 import core_durable_functions as functions
 import pytest
-from core_durable_functions import asks_again, flaky, hands_on, note, plain, shielded, unshielded
+from core_durable_functions import asks_again, cancels_itself, flaky, hands_on, note, plain, shielded, unshielded
 from core_engine import ListEngine
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from tasks_core import InvalidConfigError, TaskCall, TaskScheduler, Worker, override_engine
+from tasks_core import InvalidConfigError, RunDelivery, TaskCall, TaskScheduler, Worker, override_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -167,6 +167,45 @@ async def test_stop_gives_unshielded_tasks_back_and_lets_shielded_ones_end() -> 
         functions.released["shielded"].set()
     assert functions.ran == ["shielded"]
     assert engine.log == [f"again {unshielded.name} in 0", f"done {shielded.name}", "left"]
+
+
+async def test_call_that_is_taken_at_the_moment_of_the_stop_goes_back() -> None:
+    class Late(ListEngine):
+        async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
+            await stopping.wait()
+            await self._deliver(run, self.calls.pop(), {})
+
+    engine = Late()
+    await hand_over(engine, (note, "x"))
+    async with working(engine) as stop:
+        stop.set()
+    assert engine.log == [f"again {note.name} in 0", "left"]
+    assert functions.ran == []
+
+
+async def test_engine_may_cancel_a_delivery() -> None:
+    class Impatient(ListEngine):
+        async def _deliver(self, run: RunDelivery, call: TaskCall, attempts: dict[str, list[int]]) -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(super()._deliver, run, call, attempts)
+                await functions.waiting["x"].wait()
+                group.cancel_scope.cancel()
+            self.log.append("cancelled")
+
+    engine = Impatient()
+    await hand_over(engine, (unshielded, "x"))
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    async with working(engine, grace_period=60.0):
+        await until(says(engine, "cancelled"))
+    assert engine.log == ["cancelled", "left"]
+    assert functions.ran == []
+
+
+async def test_task_that_is_cancelled_is_failed() -> None:
+    engine = ListEngine()
+    await hand_over(engine, (cancels_itself,))
+    async with working(engine):
+        await until(says(engine, f"failed {cancels_itself.name} TaskCancelledError"))
 
 
 async def test_grace_period_lets_everything_end() -> None:

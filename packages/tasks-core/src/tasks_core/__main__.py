@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for module in options.import_modules:
             importlib.import_module(module)
         anyio.run(_work, engine, lifespan, options)
-    except (TasksError, _TargetError, ExceptionGroup) as caught:
+    except (TasksError, TargetError, ExceptionGroup) as caught:
         error = _only_error(caught)
-        if not isinstance(error, (TasksError, _TargetError)):
+        if not isinstance(error, (TasksError, TargetError)):
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  a command that cannot start says why
         return 2
@@ -82,25 +82,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _TargetError(Exception):
+class TargetError(Exception):
     """The engine is not where the command line says."""
 
 
 def _load(target: str) -> Any:
     module_name, _, attribute = target.partition(":")
     if not attribute:
-        raise _TargetError(f"{target!r} names a module only. Write module:name, as in app.main:engine")
+        raise TargetError(f"{target!r} names a module only. Write module:name, as in app.main:engine")
     module = importlib.import_module(module_name)
     try:
         return reduce(getattr, attribute.split("."), module)
     except AttributeError:
-        raise _TargetError(f"the module {module_name!r} has no {attribute!r}") from None
+        raise TargetError(f"the module {module_name!r} has no {attribute!r}") from None
 
 
 def _load_engine(target: str) -> Engine:
     engine = _load(target)
     if not isinstance(engine, Engine):
-        raise _TargetError(f"{target!r} is a {type(engine).__qualname__}, not an engine such as ProcrastinateEngine")
+        raise TargetError(f"{target!r} is a {type(engine).__qualname__}, not an engine such as ProcrastinateEngine")
     return engine
 
 

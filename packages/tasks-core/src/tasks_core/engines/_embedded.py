@@ -51,15 +51,15 @@ class EmbeddedPostgres:
         return self._server.get_uri()
 
     async def stop(self) -> None:
-        """Let go of the server."""
-        if self._server is not None:
-            await anyio.to_thread.run_sync(self._stop)
+        """Let go of the server that was started."""
+        await anyio.to_thread.run_sync(self._stop)
 
     def _stop(self) -> None:
         with _lock:
             server, self._server = self._server, None
+            assert server is not None
             _users[self._path] -= 1
-            if server is not None and not _users[self._path]:
+            if not _users[self._path]:
                 _forget_the_dead(server)
                 server.cleanup()
 

@@ -72,15 +72,7 @@ async def prepare_schema(connection: AsyncConnection[Any], *, apply: bool) -> No
         await connection.execute(_LOCK)
         if apply:
             await _apply(connection)
-        if missing := await _missing(connection):
-            raise EngineSchemaError(
-                f"The database lacks {', '.join(missing)}, which tasks-core and this release of procrastinate need. "
-                + (
-                    "It has tables of an older procrastinate: run the migrations that its documentation lists"
-                    if await _exists(connection)
-                    else "Let the engine create them once: ProcrastinateEngine(..., apply_schema=True)"
-                )
-            )
+        await _check(connection)
 
 
 async def _apply(connection: AsyncConnection[Any]) -> None:
@@ -89,6 +81,19 @@ async def _apply(connection: AsyncConnection[Any]) -> None:
         logger.info("Created the tables of procrastinate in the database of the durable tasks")
     if await _missing(connection) == [_OURS]:
         await connection.execute(_KEYS)
+
+
+async def _check(connection: AsyncConnection[Any]) -> None:
+    missing = await _missing(connection)
+    if not missing:
+        return
+    if await _exists(connection):
+        advice = "It has tables of an older procrastinate: run the migrations that its documentation lists"
+    else:
+        advice = "Let the engine create them once: ProcrastinateEngine(..., apply_schema=True)"
+    raise EngineSchemaError(
+        f"The database lacks {', '.join(missing)}, which tasks-core and this release of procrastinate need. {advice}"
+    )
 
 
 async def _exists(connection: AsyncConnection[Any]) -> bool:
