@@ -26,6 +26,7 @@ from shop.app import create_app
 from shop.dependencies import CurrentShop, get_connection
 from shop.images import generate_thumbnails, update_search_index
 from shop.orders import Order, charge, release_stock, send_confirmation
+from shop.payments import charge_durably
 from shop.products import Product, invalidate_product_cache, write_audit_entry
 from shop.resources import Shop
 from shop.sandbox import DECLINED_CARD, SandboxGateway
@@ -419,23 +420,41 @@ def test_payment_survives_the_shutdown(
         assert database.execute("select status, receipt from orders").fetchall() == [("paid", "R-A-1")]
 
 
-def test_payment_by_a_worker(
-    settings: Settings, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch, tasks_recorder: TasksRecorder
-) -> None:
-    """With PostgreSQL, as by default, the payment is handed over with the order, and made by whoever runs a worker."""
+# ---- a payment that a worker makes ----
+
+
+@pytest.fixture
+def durable_client(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """With PostgreSQL, as by default; the recorder stands in for it."""
     monkeypatch.setattr(payments, "SETTINGS", settings)
     with TestClient(create_app(replace(settings, durable=True))) as client:
-        client.post("/orders", json=TWO_TEAPOTS)
-        tasks_recorder.assert_not_scheduled(charge)
-        (kept,) = tasks_recorder.durable_calls
-        assert (kept.name, kept.key) == ("shop.charge", "charge-1")
-        assert status_of_order(client) == "placed"
+        yield client
 
-        tasks_recorder.expect_failure("shop.charge", ConnectionError)  # the gateway hangs up on the first try
-        tasks_recorder.run_durable(times=2)
-        assert gateway.tries["A-1"] == 3
-        assert gateway.captured == {"A-1": "R-A-1"}
-        assert status_of_order(client) == "paid"
+
+def test_payment_by_a_worker(
+    durable_client: TestClient, gateway: SandboxGateway, tasks_recorder: TasksRecorder
+) -> None:
+    """The payment is handed over with the order. Made twice, as may happen, it takes the money once."""
+    durable_client.post("/orders", json=TWO_TEAPOTS)
+    tasks_recorder.assert_not_scheduled(charge)
+    (kept,) = tasks_recorder.durable_calls
+    assert (kept.name, kept.key) == ("shop.charge", "charge-1")
+    assert status_of_order(durable_client) == "placed"
+
+    tasks_recorder.run_durable(times=2)
+    assert [run.attempts for run in tasks_recorder.durable_runs] == [2, 1]  # the gateway hangs up on the first try
+    assert gateway.tries["A-1"] == 3
+    assert gateway.captured == {"A-1": "R-A-1"}
+    assert status_of_order(durable_client) == "paid"
+
+
+def test_payment_by_a_worker_is_given_up(durable_client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    durable_client.post("/orders", json=TWO_TEAPOTS)
+    tasks_recorder.fail(charge_durably, ConnectionError("the gateway hung up"), times=None)
+    tasks_recorder.run_durable()
+    tasks_recorder.durable_runs.assert_failed(charge_durably, ConnectionError)
+    assert tasks_recorder.durable_runs.one(charge_durably).attempts == 5
+    assert status_of_order(durable_client) == "payment failed"
 
 
 # ---- a test on an event loop ----
