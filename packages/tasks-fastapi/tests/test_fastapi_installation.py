@@ -26,6 +26,7 @@ from tasks_fastapi import (
     add_tasks,
     get_scheduler,
     get_tasks,
+    request_tasks,
 )
 
 pytestmark = pytest.mark.anyio
@@ -224,3 +225,19 @@ async def test_a_request_that_outlives_the_beginning_of_shutdown_is_told() -> No
         assert scheduler.closed
         go_on.set()
     assert b"was scheduled after shutdown began" in answers[0]
+
+
+async def test_another_dependency_can_take_the_place_of_the_tasks() -> None:
+    app = FastAPI()
+    others: list[object] = []
+
+    async def instead() -> str:
+        return "instead"
+
+    @app.get("/")
+    async def endpoint(tasks: Tasks) -> None:
+        others.append(tasks)
+
+    app.dependency_overrides[request_tasks] = instead
+    await request(app)
+    assert others == ["instead"]

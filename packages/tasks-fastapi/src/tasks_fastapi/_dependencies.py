@@ -15,7 +15,9 @@ async def request_tasks(connection: HTTPConnection) -> RequestTasks:
     return get_tasks(connection)
 
 
-Tasks: TypeAlias = Annotated[RequestTasks, Depends(request_tasks)]
+# With a scope, FastAPI need not find out for each request whether the function is a generator. "request", because
+# dependencies of both scopes may depend on it.
+Tasks: TypeAlias = Annotated[RequestTasks, Depends(request_tasks, scope="request")]
 """
 The tasks of the current request: a parameter of endpoints and dependencies, in HTTP routes and WebSockets alike.
 
@@ -24,5 +26,5 @@ The tasks of the current request: a parameter of endpoints and dependencies, in 
 async def create_user(email: str, tasks: Tasks) -> User: ...
 ```
 
-It is `Annotated[RequestTasks, Depends(request_tasks)]`. The order of parameters does not matter.
+It is `Annotated[RequestTasks, Depends(request_tasks, scope="request")]`. The order of parameters does not matter.
 """
