@@ -162,3 +162,19 @@ async def test_the_configuration_of_a_batch_applies_to_its_tasks() -> None:
         batch.open("success")
         await wanted
     assert dropped.state is TaskState.DISCARDED
+
+
+async def test_a_sibling_has_the_same_origin_and_configuration_and_a_moment_of_its_own() -> None:
+    async with TaskScheduler(config=TaskConfig(timeout=7)) as scheduler:
+        batch = TaskBatch(scheduler, "after_commit", origin="session", config=TaskConfig(name="mail"))
+        batch.open()
+        sibling = batch.sibling("after_rollback")
+        task = sibling.schedule(noop)
+        assert (task.phase, task.name, task.config.timeout) == ("after_rollback", "mail", 7)
+        assert (sibling.origin, sibling.outcome) == ("session", None)
+        assert scheduler.owns(task)
+        await anyio.wait_all_tasks_blocked()
+        assert states(task) == [TaskState.PENDING]
+        sibling.discard("the transaction was committed")
+        assert states(task) == [TaskState.DISCARDED]
+        await batch.schedule(noop)

@@ -261,11 +261,11 @@ def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(monkeyp
     looked, go_on = threading.Event(), threading.Event()
     enter = Ledger.enter
 
-    def pause(ledger: Ledger, task: Task[Any], *, here: bool, announcing: bool) -> bool:
+    def pause(ledger: Ledger, task: Task[Any], here: bool, announcing: bool) -> bool:
         if threading.current_thread().name == "scheduling":
             looked.set()
             go_on.wait()
-        return enter(ledger, task, here=here, announcing=announcing)
+        return enter(ledger, task, here, announcing)
 
     errors: list[Exception] = []
 

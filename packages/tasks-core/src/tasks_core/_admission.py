@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from math import inf
 from typing import Any
 
 from ._ledger import LAUNCHED, Ledger, log_fields, title
@@ -57,7 +58,7 @@ class Admission:
     In this order, because a task that waits for a thread must not take a slot from a coroutine that could run.
     """
 
-    __slots__ = ("_ledger", "_max_concurrency", "_slots", "_threads", "launch")
+    __slots__ = ("_ledger", "_max_concurrency", "_slots", "_threads", "_unlimited", "launch")
 
     launch: Callable[[Task[Any]], None]
     """Starts the next attempt of a task."""
@@ -67,26 +68,27 @@ class Admission:
         self._max_concurrency = max_concurrency
         self._slots = Gate(SLOT, 0)  # until resume()
         self._threads = Gate(THREAD, max_threads)
+        self._unlimited = False
 
     def resume(self) -> None:
         """Begin to let tasks through."""
         self._slots.limit = self._max_concurrency
+        self._unlimited = self._max_concurrency == self._ledger.max_pending == inf
         self._refill(self._slots)
 
     def enter(self, task: Task[Any]) -> None:
         """Launch the task as soon as the limits allow."""
-        slots = self._slots
-        if task._is_async and slots.used < slots.limit:  # Gate.take(), without the call
-            slots.used += 1
-            task._tickets |= SLOT
-        elif not ((task._is_async or self._threads.take(task)) and slots.take(task)):
-            return
-        self._ledger.launch(task)
+        if not (self._unlimited and task._is_async):  # else there is nothing to count
+            if not ((task._is_async or self._threads.take(task)) and self._slots.take(task)):
+                return
+            self._ledger.launch(task)
         self.launch(task)
 
     def leave(self, task: Task[Any]) -> None:
         """Give back all that the task counts against, and launch those who waited for it."""
         tickets = task._tickets
+        if not tickets:
+            return
         task._tickets = tickets & LAUNCHED
         if tickets & SLOT:
             slots = self._slots

@@ -20,7 +20,7 @@ from ._log import logger
 from ._loop import Loop
 from ._observer import RunAttempt, hooks
 from ._retry import Retry, ask
-from ._task import CURRENT_TASK, Task, TaskState
+from ._task import CURRENT_TASK, SUCCEEDED, Task, TaskState
 from ._threads import ThreadCall, WorkerThreads
 
 
@@ -75,12 +75,12 @@ class Attempts:
 
     def start(self, task: Task[Any]) -> None:
         """Start an attempt at the next turn of the loop."""
-        context = task._context
-        if context is not None and task.config.on_error is not None:
+        config, context = task.config, task._context
+        if config.on_error is not None and context is not None:
             # Another attempt is to see what this one saw; but not the task that scheduled this one, if there was one.
             context.run(CURRENT_TASK.set, ref(task))
             context = context.copy()
-        name = task.config.name or getattr(task.func, "__name__", None) or "task"
+        name = config.name or getattr(task.func, "__name__", None) or "task"
         task._native = self._loop.spawn(context, name, self._run, task)
 
     async def _run(self, task: Task[Any]) -> None:
@@ -100,7 +100,7 @@ class Attempts:
             # A task is nobody's child: whatever it raises, SystemExit included, has to end here.
             await self._end_badly(task, error)
         else:
-            self._end(task, TaskState.SUCCEEDED)
+            self._end(task, SUCCEEDED)
         finally:
             del task  # the frame is kept, through `f_back`, by that of a function that failed: a cycle
 

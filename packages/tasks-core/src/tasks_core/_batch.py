@@ -6,17 +6,19 @@ from collections.abc import Callable
 from functools import partial
 from threading import get_ident
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ._config import Outcome, TaskConfig
 from ._observer import hooks, notify
 from ._schedule import ConfiguredSchedule, Schedulable, new_task, refuse_when
 from ._submit import DurableTask, check_submitted
-from ._task import Task
+from ._task import PENDING, Task
 from .exceptions import InvalidConfigError
 
 if TYPE_CHECKING:
     from ._scheduler import TaskScheduler
+
+HandOver: TypeAlias = Literal["open", "submit", "now"]
 
 
 class TaskBatch(Schedulable):
@@ -72,7 +74,7 @@ class TaskBatch(Schedulable):
         origin: object = None,
         config: TaskConfig | None = None,
         opened: bool = False,
-        hand_over: Literal["open", "submit", "now"] = "open",
+        hand_over: HandOver = "open",
     ) -> None:
         if not isinstance(phase, str) or not phase:
             raise InvalidConfigError('TaskBatch(scheduler, phase): phase must be a name, such as "after_commit"')
@@ -88,6 +90,36 @@ class TaskBatch(Schedulable):
         self._durable: list[DurableTask] = []  # those that submit() has to wait for
         self.phase: str = phase
         self.origin: object = origin
+
+    def sibling(self, phase: str, hand_over: HandOver = "open") -> TaskBatch:
+        """
+        Make a batch for another moment of the same thing: with the scheduler, the configuration and the origin of this
+        one, and not open. What becomes of this one does not matter to it.
+
+        ```python
+        after_rollback = after_commit.sibling("after_rollback")
+        ```
+
+        Args:
+            phase: What the moment is called.
+
+            hand_over: As `TaskBatch` takes it.
+        """
+        # Not by calling the class, which checks its arguments and costs twice as much: a request makes one or two.
+        batch = TaskBatch.__new__(TaskBatch)
+        batch._runner = self._runner
+        batch._config = self._config
+        batch._waiting = []
+        batch._immediate = False
+        batch._outcome = None
+        batch._discarded = None
+        batch._hand_over = hand_over
+        batch.submitted = None
+        batch.unsubmitted = False
+        batch._durable = []
+        batch.phase = phase
+        batch.origin = self.origin
+        return batch
 
     submitted: Outcome | None
     """
@@ -201,9 +233,7 @@ class TaskBatch(Schedulable):
                 self._add(task)
 
     def _add(self, task: Task[Any]) -> None:
-        """Take a task on the thread of the loop."""
-        if task._state.finished:
-            return  # cancelled before the request of another thread got here
+        """Take a task that has not started, on the thread of the loop."""
         if task._submit is not None and self._add_durable(task):
             return
         if self._discarded is not None:
@@ -240,6 +270,8 @@ class TaskBatch(Schedulable):
 
     def _take(self, task: Task[Any]) -> None:
         """Take a task that was just scheduled."""
+        if task._state is not PENDING:
+            return  # cancelled before the request of another thread got here
         if task._submit is not None and self.submitted is None and self._hand_over == "submit":
             assert isinstance(task, DurableTask)
             self.unsubmitted = True
@@ -271,6 +303,7 @@ class TaskBatch(Schedulable):
 
 
 def _is_meant(task: Task[Any], outcome: Outcome) -> bool:
-    if isinstance(task, DurableTask) and task.stored:
-        return True  # what is committed is committed
-    return (task.config.when or "success") in ("always", outcome)
+    when = task.config.when or "success"
+    if when == outcome or when == "always":
+        return True
+    return isinstance(task, DurableTask) and task.stored  # what is committed is committed

@@ -26,6 +26,10 @@ def check_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
         InvalidTaskError: *func* is not callable, is a coroutine or a generator function, or does not take
             these arguments.
     """
+    if type(func) is FunctionType and not kwargs:  # what is scheduled most often
+        code = func.__code__
+        if code.co_flags & _KIND == CO_COROUTINE and code.co_argcount == len(args) and not code.co_kwonlyargcount:
+            return True
     function, given = func, len(args)
     if type(func) is MethodType:
         function, given = func.__func__, given + 1
@@ -43,6 +47,7 @@ def check_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
 
 # Functions that have to be asked for their signature.
 _UNUSUAL = CO_VARARGS | CO_VARKEYWORDS | CO_GENERATOR | CO_ASYNC_GENERATOR
+_KIND = _UNUSUAL | CO_COROUTINE
 
 
 def _fit(function: FunctionType, given: int, kwargs: Mapping[str, Any]) -> bool:

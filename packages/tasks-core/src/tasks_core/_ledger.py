@@ -14,7 +14,7 @@ import anyio
 
 from ._log import logger
 from ._observer import hooks, notify
-from ._task import Task, TaskState
+from ._task import RUNNING, Task, TaskState
 from .exceptions import TaskQueueFullError
 
 CANCEL_CALLED = "task.cancel() was called"
@@ -84,19 +84,19 @@ class Ledger:
         "_few",
         "_launched",
         "_lock",
-        "_max_pending",
         "_tasks",
         "_totals",
         "_unannounced",
         "_wake",
         "closed",
         "losses",
+        "max_pending",
     )
 
     def __init__(self, max_pending: float) -> None:
         # Reentrant: a finalizer or a signal handler that calls schedule() may run in the middle of it.
         self._lock = RLock()
-        self._max_pending = max_pending
+        self.max_pending = max_pending
         self._tasks: dict[int, Task[Any]] = {}  # in the order of scheduling
         self._totals = {state: 0 for state in TaskState if state.finished}
         self._launched = 0  # Invariant: how many of _tasks have the bit LAUNCHED
@@ -117,13 +117,13 @@ class Ledger:
         """Return a snapshot of the tasks that are not finished, oldest first."""
         return list(self._tasks.values())
 
-    def enter(self, task: Task[Any], *, here: bool, announcing: bool) -> bool:
+    def enter(self, task: Task[Any], here: bool, announcing: bool) -> bool:
         """
         Accept a task; false when the books are closed. *here*: on the thread of the loop.
 
         With *announcing*, the caller owes a call of `announced()`; observers do not hear of the task's end before.
         """
-        if here and self._max_pending == inf and not self.closed:  # the short way, without the lock
+        if here and self.max_pending == inf and not self.closed:  # the short way, without the lock
             if announcing:
                 self._unannounced.add(task.id)
             self._tasks[task.id] = task
@@ -132,10 +132,10 @@ class Ledger:
             if self.closed:
                 return False
             waiting = len(self._tasks) - self._launched
-            if waiting >= self._max_pending:
+            if waiting >= self.max_pending:
                 raise TaskQueueFullError(
                     f"{task.name!r} was not accepted: {waiting} tasks are waiting to start, and "
-                    f"max_pending={self._max_pending}. Raise max_pending, or schedule less at once"
+                    f"max_pending={self.max_pending}. Raise max_pending, or schedule less at once"
                 )
             if announcing:
                 self._unannounced.add(task.id)
@@ -168,7 +168,7 @@ class Ledger:
 
     def start(self, task: Task[Any]) -> None:
         """Note that an attempt begins."""
-        task._state = TaskState.RUNNING
+        task._state = RUNNING
         task.attempts += 1
         if task._started is not None:
             task._started.set()

@@ -17,7 +17,7 @@ from ._ledger import CANCEL_CALLED, Ledger, log_fields, title, unstarted
 from ._log import logger
 from ._loop import Loop
 from ._observer import hooks, is_held, notify
-from ._task import CURRENT_TASK, Task, TaskState, current_task
+from ._task import CURRENT_TASK, PENDING, Task, TaskState, current_task
 from .exceptions import SchedulerClosedError, SchedulerNotStartedError
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class Stage(IntEnum):
     ENDING = 5
     """The time for shielded tasks is over too."""
     CLOSED = 6
+
+
+_OPEN = Stage.OPEN  # looked up once, because every task passes by here
 
 
 class Runner:
@@ -107,27 +110,31 @@ class Runner:
 
         *then* is called with it on the thread of the loop: `ready()`, or what leads there.
         """
-        if self.stage is not Stage.OPEN:
+        if self.stage is not _OPEN:
             self._check_stage(task)
-        announcing = bool(hooks.task_scheduled)
         here = get_ident() == self.loop.thread_id  # Loop.here(), without the call
         if not here:
             assert task._context is not None
             for_another_thread(task._context)
-        if not self.ledger.enter(task, here=here, announcing=announcing):
+        if hooks.task_scheduled:
+            self._enter_and_announce(task, here)
+        elif not self.ledger.enter(task, here, False):
             raise _closed(task)
-        if announcing:
-            try:
-                notify(hooks.task_scheduled, task)
-            except BaseException:  # Ctrl-C, say: the caller gets no handle, so nobody will miss the task
-                self.loop.call(self.stop, task, "an observer was interrupted when it was told of the task")
-                raise
-            finally:
-                self.ledger.announced(task)
         if here:
             then(task)
         elif not self.loop.post(partial(then, task)):
             self.ledger.give_up(task, TaskState.DISCARDED, "the event loop of its scheduler was closed")
+
+    def _enter_and_announce(self, task: Task[Any], here: bool) -> None:
+        if not self.ledger.enter(task, here, True):
+            raise _closed(task)
+        try:
+            notify(hooks.task_scheduled, task)
+        except BaseException:  # Ctrl-C, say: the caller gets no handle, so nobody will miss the task
+            self.loop.call(self.stop, task, "an observer was interrupted when it was told of the task")
+            raise
+        finally:
+            self.ledger.announced(task)
 
     def _check_stage(self, task: Task[Any]) -> None:
         if self.stage <= Stage.STARTING:
@@ -141,20 +148,20 @@ class Runner:
 
     def ready(self, task: Task[Any]) -> None:
         """The phase of the task is open: start it as soon as nothing else is in the way. On the thread of the loop."""
-        if task._state.finished:
+        if task._state is not PENDING:
             return  # cancelled, or given up by shutdown, before its turn
-        if self.stage is not Stage.OPEN and (reason := self._too_late(task)):
+        if self.stage is not _OPEN and (reason := self._too_late(task)):
             self.ledger.give_up(task, TaskState.DISCARDED, reason)
         elif task._submit is not None:
             self.attempts.start(task)  # no limit of this process is for it, and somebody waits for it
-        elif hooks.hold_task and is_held(task):
-            task._tickets |= HELD
-        elif task._state.finished:
-            return  # an observer that was asked may have cancelled it
-        elif task.config.delay or task.config.limiter is not None:
+        elif not (hooks.hold_task and self._hold(task)):
             self._wait_or_enter(task, task.config.delay or 0.0)
-        else:
-            self._admission.enter(task)
+
+    def _hold(self, task: Task[Any]) -> bool:
+        held = is_held(task)
+        if held:
+            task._tickets |= HELD
+        return held or task._state.finished  # an observer that was asked may have cancelled it
 
     def _too_late(self, task: Task[Any]) -> str | None:
         """Say why shutdown has no more time for an attempt of the task, if so."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from functools import partial
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import anyio
@@ -134,11 +134,12 @@ def new_task(
 
     *then* is called with it on the thread of the loop.
     """
-    if isinstance(func, DurableFunction):
-        check_call(func.func, args, kwargs)
-        return new_durable_task(runner, then, config or base, base, batch, func, args, kwargs, caller)
-    if isinstance(func, partial):
-        refuse_partial(func)
+    if not isinstance(func, FunctionType):
+        if isinstance(func, DurableFunction):
+            check_call(func.func, args, kwargs)
+            return new_durable_task(runner, then, config or base, base, batch, func, args, kwargs, caller)
+        if isinstance(func, partial):
+            refuse_partial(func)
     if config is None:
         config = base
     else:

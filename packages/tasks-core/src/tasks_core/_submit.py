@@ -112,7 +112,7 @@ class DurableTask(Task[Receipt]):
         assert runner.host is not None  # it has said what to do
         found = runner.host.find_scheduler
         context.run(set_context, TaskContext(call.name, call.key, 1, call.headers, found, task_id=task.id))
-        runner.accept(task, runner.ready if self._batch is None else self._batch._add)
+        runner.accept(task, runner.ready if self._batch is None else self._batch._take)
         return Receipt("memory", str(task.id), self.call.key)
 
 
