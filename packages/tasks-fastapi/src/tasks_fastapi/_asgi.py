@@ -60,6 +60,9 @@ class Installation:
         )
 
 
+_KINDS: dict[str, type[Request]] = {"http": Request, "websocket": WebSocketRequest}
+
+
 class TasksLayer:
     """
     Wraps the whole middleware stack of an application.
@@ -79,19 +82,18 @@ class TasksLayer:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # Returns what is to be awaited, in place of awaiting it: one frame less around every request.
-        kind = scope["type"]
-        if kind == "lifespan":
-            return self._lifespan(scope, receive, send)
-        if kind not in ("http", "websocket") or SCOPE_KEY in scope:
+        kind = _KINDS.get(scope["type"])
+        if kind is None or SCOPE_KEY in scope:
+            if scope["type"] == "lifespan":
+                return self._lifespan(scope, receive, send)
             return self.app(scope, receive, send)  # an application mounted in another one has the tasks of that
         scheduler = self._installation.serving
         if scheduler is None:
-            return self._bound_to_request(scope, receive, send)
-        return self._serve(scheduler, scope, receive, send)
+            return self._bound_to_request(kind, scope, receive, send)
+        return self._serve(kind(scheduler, scope, send), scope, receive)
 
-    async def _serve(self, scheduler: TaskScheduler, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = WebSocketRequest if scope["type"] == "websocket" else Request
-        request = scope[SCOPE_KEY] = kind(scheduler, scope, send)
+    async def _serve(self, request: Request, scope: Scope, receive: Receive) -> None:
+        scope[SCOPE_KEY] = request
         request.observed = announce(request, "request_started")
         try:
             await self.app(scope, receive, request.send)
@@ -139,13 +141,13 @@ class TasksLayer:
             self._installation.stop_serving()
             self._installation.scheduler = None
 
-    async def _bound_to_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _bound_to_request(self, kind: type[Request], scope: Scope, receive: Receive, send: Send) -> None:
         """Without a lifespan nobody else would wait for the tasks, so the request does."""
         scheduler = self._installation.new_scheduler(grace_period=inf)
         with self._installation.telemetry.watch(scheduler):
             async with scheduler:
                 try:
-                    await self._serve(scheduler, scope, receive, send)
+                    await self._serve(kind(scheduler, scope, send), scope, receive)
                 finally:
                     self._tell_once(scheduler)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from threading import Lock
 from typing import Literal
 
@@ -54,43 +54,45 @@ class RequestTasks(TaskBatch):
     @property
     def after_route(self) -> TaskBatch:
         """Opens when the endpoint has returned and the head of the response is about to be sent. Does not delay it."""
-        batch = self._after_route
-        if batch is None:
-            with _making_phases:
-                batch = self._after_route = self._after_route or self._new_phase("after_route")
-            # Set before the phase is looked at, where it begins; looked at when the phase is there, maybe by a thread.
-            if self._request.route_outcome is not None:
-                batch.open(self._request.route_outcome)
-        return batch
+        return self._after_route or self._make_after_route()
 
     @property
     def after_response(self) -> TaskBatch:
         """Opens when the last byte has been sent and every dependency has been left: what they commit is committed."""
-        batch = self._after_response
-        if batch is None:
-            with _making_phases:
-                batch = self._after_response = self._after_response or self._new_phase("after_response")
-            if self._request.final_outcome is not None:
-                batch.open(self._request.final_outcome)
+        return self._after_response or self._make_after_response()
+
+    # The outcome of a phase is set before the phase is looked for, where it begins; and looked at when the phase is
+    # there, maybe by a thread.
+
+    def _make_after_route(self) -> TaskBatch:
+        request = self._request
+        with _making_phases:
+            batch = self._after_route = self._after_route or self.sibling("after_route", request.hand_over)
+        if request.route_outcome is not None:
+            batch.open(request.route_outcome)
         return batch
 
-    def _new_phase(self, phase: str) -> TaskBatch:
+    def _make_after_response(self) -> TaskBatch:
         request = self._request
-        return TaskBatch(request.scheduler, phase, origin=request, hand_over=request.hand_over)
+        with _making_phases:
+            batch = self._after_response = self._after_response or self.sibling("after_response", request.hand_over)
+        if request.final_outcome is not None:
+            batch.open(request.final_outcome)
+        return batch
 
     def begin_after_route(self, outcome: Outcome, observed: bool) -> None:
         """Open the phase, if somebody has asked for it or watches."""
         if self._after_route is not None:
             self._after_route.open(outcome)
         elif observed:
-            _ = self.after_route
+            self._make_after_route()
 
     def begin_after_response(self, outcome: Outcome, observed: bool) -> None:
         """Open the phase, if somebody has asked for it or watches."""
         if self._after_response is not None:
             self._after_response.open(outcome)
         elif observed:
-            _ = self.after_response
+            self._make_after_response()
 
     def pass_barrier(self, outcome: Outcome) -> bool:
         """Say whether there is nothing for an engine; if so, durable tasks that come later leave at once."""
@@ -207,30 +209,37 @@ class Request:
     def _succeeded(self) -> bool:
         return self._complete and self.error is None and self.status < 400
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the application on to the server; open `after_route` right before the first."""
-        kind = message["type"]
+        # Returns what is to be awaited, in place of awaiting it, where nothing is left to do afterwards.
         if self._refusal is not None:
-            return  # the client has a response already, and what the application says to that is for nobody
+            return _nothing()  # the client has a response already, and what the application says to that is for nobody
+        kind = message["type"]
         if kind == "http.response.start":
             self.status = status = message["status"]
             self._trailers = message.get("trailers", False)
             outcome: Outcome = "success" if status < 400 else "error"
             tasks = self._tasks
-            if tasks is not None and not tasks.pass_barrier(outcome):
-                await self._submit(tasks, outcome)
+            if self.observed or (tasks is not None and not tasks.pass_barrier(outcome)):
+                return self._send_start(message, outcome)
             self._open_after_route(outcome)
-            await self._send(message)
-            if self.observed:
-                announce(self, "response_started")
-            return
+            return self._send(message)
         if kind == "http.response.body" and not self._trailers:
             last = not message.get("more_body", False)
         else:
             last = _is_last(message, self._trailers)
-        if self._complete or not last:
-            await self._send(message)
-            return
+        return self._send(message) if self._complete or not last else self._send_last(message)
+
+    async def _send_start(self, message: Message, outcome: Outcome) -> None:
+        tasks = self._tasks
+        if tasks is not None and not tasks.pass_barrier(outcome):
+            await self._submit(tasks, outcome)
+        self._open_after_route(outcome)
+        await self._send(message)
+        if self.observed:
+            announce(self, "response_started")
+
+    async def _send_last(self, message: Message) -> None:
         # Not when the call returns: a server may tell of the end of the connection, for which Starlette cancels
         # whoever sends a stream, while it still closes what it has sent (hypercorn on trio does).
         self._complete = True
@@ -314,6 +323,10 @@ class WebSocketRequest(Request):
             self._accepted = True
         elif message["type"] == "websocket.http.response.start":
             self.status: int = message["status"]
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _is_last(message: Message, trailers: bool) -> bool:
