@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,7 +69,8 @@ class Wire:
         """Break all connections, and refuse new ones."""
         assert self._listener is not None
         self._listener.close()
-        os.unlink(self._socket)  # noqa: PTH108  nothing that could block a loop
+        with suppress(FileNotFoundError):  # it was cut already; or Python 3.13, which does so itself
+            os.unlink(self._socket)  # noqa: PTH108  nothing that could block a loop
         while self._ends:
             self._ends.pop().transport.abort()
         await asyncio.sleep(0)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from core_durable_functions import flaky, hands_on, note, plain, shielded, unshi
 from core_postgres import postgres, queue
 from psycopg.rows import dict_row
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from tasks_core import (
     DurableState,
@@ -135,6 +136,14 @@ async def test_arguments_are_in_no_log_line(engine: ProcrastinateEngine, caplog:
     told = [record for record in caplog.records if record.name.startswith(("tasks_core", "procrastinate"))]
     assert told
     assert not [record for record in told if "SECRET" in record.getMessage() or "SECRET" in str(record.__dict__)]
+
+
+async def test_headers_arrive(engine: ProcrastinateEngine) -> None:
+    headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x-request-id": "r-7"}
+    async with TaskScheduler(engine=engine), working(engine):
+        receipt = await engine.submit(TaskCall(note.name, {"text": "x"}, "k", headers=headers))
+        await ends(receipt, DurableState.SUCCEEDED)
+    assert functions.contexts[0].headers == headers
 
 
 async def test_delay_is_for_the_engine(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
@@ -299,6 +308,52 @@ async def test_what_is_no_transaction_is_an_error_at_the_call(engine: Procrastin
             scheduler.task(transaction=object()).schedule(note, "x")
 
 
+@asynccontextmanager
+async def begun(address: str, kind: str) -> AsyncIterator[tuple[Any, int]]:
+    """A transaction of somebody else, and the number of its server process."""
+    query = "SELECT pg_backend_pid()"
+    if kind == "psycopg":
+        async with await psycopg.AsyncConnection.connect(address) as connection:
+            row = await (await connection.execute(query)).fetchone()
+            assert row is not None
+            yield connection, row[0]
+        return
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(sqlalchemy(address, "psycopg"))
+        opened = AsyncSession(database) if kind == "session" else database.connect()
+        transaction: Any = await stack.enter_async_context(opened)
+        yield transaction, (await transaction.execute(text(query))).scalar_one()
+
+
+@pytest.mark.parametrize("kind", ["session", "connection", "psycopg"])
+async def test_transaction_whose_connection_is_lost(engine: ProcrastinateEngine, postgres: str, kind: str) -> None:
+    async with TaskScheduler(engine=engine) as scheduler, begun(postgres, kind) as (transaction, process):
+        async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as other:
+            await other.execute("SELECT pg_terminate_backend(%s, 5000)", [process])
+        with pytest.raises(EngineUnavailableError):
+            await scheduler.task(transaction=transaction).schedule(note, "x")
+
+
+@pytest.mark.parametrize("kind", ["session", "connection"])
+async def test_transaction_that_has_failed(engine: ProcrastinateEngine, postgres: str, queue: str, kind: str) -> None:
+    async with TaskScheduler(engine=engine) as scheduler, begun(postgres, kind) as (transaction, _):
+        with pytest.raises(DBAPIError, match="DivisionByZero"):
+            await transaction.execute(text("SELECT 1 / 0"))
+        with pytest.raises(DBAPIError, match="InFailedSqlTransaction"):
+            await scheduler.task(transaction=transaction).schedule(note, "x")
+    assert await rows(postgres, queue) == []
+
+
+async def test_connection_that_is_in_no_transaction(engine: ProcrastinateEngine, postgres: str) -> None:
+    async with (
+        TaskScheduler(engine=engine) as scheduler,
+        sqlalchemy(postgres, "psycopg") as database,
+        database.connect() as connection,
+    ):
+        with pytest.raises(EngineCapabilityError, match="the transaction in which the task was scheduled is over"):
+            await scheduler.task(transaction=connection).schedule(note, "x")
+
+
 # ---- queues that others write to ----
 
 
@@ -430,6 +485,43 @@ async def test_task_that_kills_its_workers_is_given_up(
     assert "is failed: 2 workers died while they ran it" in caplog.text
 
 
+async def test_finished_tasks_and_their_keys_are_forgotten_in_the_end(
+    engine: ProcrastinateEngine, postgres: str, queue: str
+) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        async with working(engine):
+            done = await scheduler.task(key=queue).schedule(note, "done")
+            failed = await scheduler.schedule(flaky, 9, "KeyError")
+            await ends(done, DurableState.SUCCEEDED)
+            await ends(failed, DurableState.FAILED)
+        async with await psycopg.AsyncConnection.connect(postgres) as connection:
+            await connection.execute(  # what a worker does every ten minutes
+                "INSERT INTO procrastinate_jobs (queue_name, task_name, args) "
+                "VALUES (%s, 'tasks_core.purge', '{\"timestamp\": 0}')",
+                [queue],
+            )
+        async with working(ProcrastinateEngine(postgres, queue=queue, keep_finished=0.0)):
+            await ends(done, DurableState.GONE)
+        assert (await failed.status()).state is DurableState.FAILED
+        assert (await scheduler.task(key=queue).schedule(note, "again")).created
+
+
+async def test_cleaning_up_of_a_dead_worker_is_no_task(
+    engine: ProcrastinateEngine, postgres: str, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with TaskScheduler(engine=engine):
+        query = (
+            "INSERT INTO procrastinate_jobs (queue_name, task_name, args, status) "
+            "VALUES (%s, 'tasks_core.purge', '{\"timestamp\": 0}', 'doing') RETURNING id"
+        )
+        async with await psycopg.AsyncConnection.connect(postgres) as connection:
+            row = await (await connection.execute(query, [queue])).fetchone()
+        assert row is not None
+        async with working(engine):
+            await ends(Receipt(engine.name, str(row[0]), "k", True, engine.status), DurableState.SUCCEEDED)
+    assert "the worker that ran it died" not in caplog.text
+
+
 # ---- the schema, and a server that is not there ----
 
 
@@ -503,13 +595,3 @@ async def test_entered_at_the_same_time_it_connects_once(postgres: str, queue: s
         assert await connections(postgres, queue) == 1
         looked.set()
     await until(all_closed)
-
-
-async def test_embedded_server_is_started_and_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "tasks_core")
-    engine = ProcrastinateEngine.embedded(tmp_path / "db", pool_size=2)
-    for attempt in (1, 2):
-        async with TaskScheduler(engine=engine) as scheduler:
-            assert (await scheduler.schedule(note, "x")).id == str(attempt)
-        assert not (tmp_path / "db" / "postmaster.pid").exists()
-    assert caplog.text.count("embedded PostgreSQL in") == 2

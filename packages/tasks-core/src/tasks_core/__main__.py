@@ -36,14 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lifespan = nullcontext if options.lifespan is None else _load(options.lifespan)
         for module in options.import_modules:
             importlib.import_module(module)
-        anyio.run(_work, engine, lifespan, options)
+        return anyio.run(_work, engine, lifespan, options)
     except (TasksError, TargetError, ExceptionGroup) as caught:
         error = _only_error(caught)
         if not isinstance(error, (TasksError, TargetError)):
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  a command that cannot start says why
         return 2
-    return 0
 
 
 def _only_error(error: Exception) -> Exception:
@@ -106,7 +105,8 @@ def _load_engine(target: str) -> Engine:
 
 async def _work(
     engine: Engine, lifespan: Callable[[], AbstractAsyncContextManager[object]], options: argparse.Namespace
-) -> None:
+) -> int:
+    """Work until a signal comes, and return the exit status."""
     worker = Worker(
         engine,
         concurrency=options.concurrency,
@@ -121,6 +121,7 @@ async def _work(
                 await stack.enter_async_context(lifespan())
                 await worker.run(stop)
         group.cancel_scope.cancel()
+    return 0
 
 
 async def _enter(engine: Engine, stack: AsyncExitStack, stop: anyio.Event) -> bool:

@@ -6,8 +6,11 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import inf
+from time import monotonic
 from typing import Any, LiteralString
 
 import anyio
@@ -34,6 +37,8 @@ _MISSED = 4
 _POLL = 2.0
 # Seconds between two attempts to reach a database that is away.
 _RECONNECT = 1.0
+# Seconds after which a query that gets no connection takes the database to be away.
+_PATIENCE = 5.0
 # Seconds that a worker which is being stopped tries to say how its last tasks ended.
 _LAST_WORDS = 10.0
 
@@ -57,6 +62,7 @@ async def work(conninfo: str, options: WorkOptions, run: RunDelivery, concurrenc
         max_size=min(concurrency, 8) + 2,
         open=False,
         check=AsyncConnectionPool.check_connection,
+        timeout=_PATIENCE,
         name="tasks worker",
     )
     async with pool:
@@ -236,19 +242,24 @@ class _PatientConnector(PsycopgConnector):
         super().__init__()
         self._on_lost = lost
         self._stopping = stopping
+        self._gives_up_at = inf
 
     async def execute_query_async(self, query: LiteralString, **arguments: Any) -> None:
-        left = _LAST_WORDS
         while True:
             try:
                 await super().execute_query_async(query, **arguments)
                 return
             except ConnectorException as error:
-                if not _is_outage(error) or left <= 0:
+                if not _is_outage(error) or self._is_enough():
                     raise
             await asyncio.sleep(_RECONNECT)
-            if self._stopping.is_set():
-                left -= _RECONNECT
+
+    def _is_enough(self) -> bool:
+        """Whether a worker that is to stop has tried for long enough, with all its queries together."""
+        now = monotonic()
+        if self._stopping.is_set():
+            self._gives_up_at = min(self._gives_up_at, now + _LAST_WORDS)
+        return now >= self._gives_up_at
 
     async def execute_query_one_async(self, query: LiteralString, **arguments: Any) -> dict[str, Any]:
         try:
@@ -261,11 +272,8 @@ class _PatientConnector(PsycopgConnector):
 
     async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
         while True:
-            try:
+            with suppress(ConnectorException):  # who cannot listen still looks every two seconds
                 await super().listen_notify(on_notification=on_notification, channels=channels)
-            except ConnectorException as error:
-                if not _is_outage(error):
-                    raise
             await asyncio.sleep(_RECONNECT)
 
 

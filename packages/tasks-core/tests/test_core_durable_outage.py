@@ -1,0 +1,193 @@
+"""A PostgreSQL that is away for a while, and comes back: what producers are told, and what workers do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import anyio
+import core_durable_functions as functions
+import psycopg
+import pytest
+from core_durable_functions import note, shielded
+from core_postgres import Wire, postgres, queue
+from psycopg.conninfo import make_conninfo
+from tasks_core import DurableState, EngineUnavailableError, Receipt, TaskCall, TaskScheduler, Worker
+from tasks_core.engines.procrastinate import ProcrastinateEngine
+
+__all__ = ("postgres", "queue")
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # all that procrastinate and psycopg know
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    for record in (functions.ran, functions.contexts, functions.waiting, functions.released):
+        record.clear()
+
+
+@pytest.fixture
+async def wire(postgres: str) -> AsyncIterator[Wire]:
+    async with Wire(postgres) as wire:
+        yield wire
+
+
+@pytest.fixture
+def engine(wire: Wire, queue: str) -> ProcrastinateEngine:
+    """An engine that comes through the wire."""
+    return ProcrastinateEngine(wire.address, queue=queue, pool_size=2, heartbeat=0.2)
+
+
+@pytest.fixture
+async def producer(postgres: str, queue: str) -> AsyncIterator[TaskScheduler]:
+    """Somebody who does not, and sees all the time what has become of tasks."""
+    async with TaskScheduler(engine=ProcrastinateEngine(postgres, queue=queue, pool_size=2)) as scheduler:
+        yield scheduler
+
+
+@asynccontextmanager
+async def working(engine: ProcrastinateEngine) -> AsyncIterator[anyio.Event]:
+    stop = anyio.Event()
+    async with engine, anyio.create_task_group() as group:
+        group.start_soon(Worker(engine, concurrency=4).run, stop)
+        yield stop
+        stop.set()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    with anyio.fail_after(30):
+        while not await condition():
+            await anyio.sleep(0.02)
+
+
+async def ends(receipt: Receipt, state: DurableState) -> None:
+    async def ended() -> bool:
+        return (await receipt.status()).state is state
+
+    await until(ended)
+
+
+async def test_worker_comes_back_by_itself(
+    engine: ProcrastinateEngine,
+    producer: TaskScheduler,
+    wire: Wire,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("tasks_core.engines._work._PATIENCE", 0.3)
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    async with working(engine):
+        during = await producer.schedule(shielded, "x")
+        await functions.waiting["x"].wait()
+        await wire.cut()
+        functions.released["x"].set()
+
+        async def lost() -> bool:
+            return "The worker lost its database" in caplog.text
+
+        await until(lost)
+        assert functions.ran == ["x"]
+        assert (await during.status()).state is DurableState.RUNNING
+        await wire.mend()
+        await ends(during, DurableState.SUCCEEDED)
+        await ends(await producer.schedule(note, "after"), DurableState.SUCCEEDED)
+    assert functions.ran == ["x", "after"]
+    assert (await during.status()).attempts == 1
+
+
+async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
+    engine: ProcrastinateEngine, producer: TaskScheduler, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines._work._PATIENCE", 0.1)
+    monkeypatch.setattr("tasks_core.engines._work._LAST_WORDS", 0.3)
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    with anyio.fail_after(60):
+        async with working(engine) as stop:
+            receipt = await producer.schedule(shielded, "x")
+            await functions.waiting["x"].wait()
+            await wire.cut()
+            functions.released["x"].set()
+            stop.set()
+    assert functions.ran == ["x"]
+    assert (await receipt.status()).state is DurableState.RUNNING  # until somebody misses the worker
+
+
+async def test_producer_comes_back_by_itself(
+    engine: ProcrastinateEngine, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks_core._submit._TIME_LIMIT", 0.5)
+    async with TaskScheduler(engine=engine) as scheduler:
+        await scheduler.schedule(note, "before")
+        await wire.cut()
+        with pytest.raises(EngineUnavailableError, match="did not acknowledge"):
+            await scheduler.schedule(note, "refused")
+        await wire.mend()
+
+        async def accepted() -> bool:
+            try:
+                await scheduler.schedule(note, "after")
+            except EngineUnavailableError:
+                return False
+            return True
+
+        await until(accepted)
+
+
+async def test_server_that_ends_in_the_middle_of_a_call(producer: TaskScheduler, postgres: str) -> None:
+    receipt = await producer.schedule(note, "x")
+
+    async def submit() -> None:
+        await producer.schedule(note, "y")
+
+    async def is_refused(call: Callable[[], Awaitable[object]]) -> None:
+        with pytest.raises(EngineUnavailableError, match="PostgreSQL did not acknowledge: AdminShutdown"):
+            await call()
+
+    async with await psycopg.AsyncConnection.connect(postgres) as other, anyio.create_task_group() as group:
+        await other.execute("LOCK TABLE procrastinate_jobs IN ACCESS EXCLUSIVE MODE")
+        group.start_soon(is_refused, receipt.status)
+        group.start_soon(is_refused, submit)
+        ended = 0
+        with anyio.fail_after(30):
+            while ended < 2:
+                ended += await end_who_waits(postgres)
+
+
+async def test_worker_that_fails_starts_again(
+    postgres: str, queue: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody works at the tables: this is no outage, and no reason to end either."""
+    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
+
+    async def failed() -> bool:
+        return "The worker failed, and starts again" in caplog.text
+
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
+        await connection.execute("CREATE DATABASE works")
+        try:
+            address = make_conninfo(postgres, dbname="works")
+            engine = ProcrastinateEngine(address, queue=queue, pool_size=2, heartbeat=0.2)
+            async with working(engine), await psycopg.AsyncConnection.connect(address, autocommit=True) as works:
+                await works.execute("ALTER FUNCTION procrastinate_fetch_job_v2 RENAME TO gone")
+                receipt = await engine.submit(TaskCall(note.name, {"text": "x"}, "k"))
+                await until(failed)
+                await works.execute("ALTER FUNCTION gone RENAME TO procrastinate_fetch_job_v2")
+                await ends(receipt, DurableState.SUCCEEDED)
+        finally:
+            await connection.execute("DROP DATABASE works WITH (FORCE)")
+
+
+async def end_who_waits(address: str) -> int:
+    """Terminate the server processes that wait for a lock, and return how many there were."""
+    async with await psycopg.AsyncConnection.connect(address, autocommit=True) as connection:
+        cursor = await connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        )
+        return len(await cursor.fetchall())
