@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from uuid import uuid4
 import anyio
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from tasks_core import DurableState, Receipt
 from tasks_core.engines._embedded import EmbeddedPostgres
 
 
@@ -38,6 +39,22 @@ def postgres() -> Iterator[str]:
 def queue() -> str:
     """A queue for one test: its tasks are seen by its workers only."""
     return f"test-{uuid4().hex[:12]}"
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for what another process, or the database, comes to say."""
+    with anyio.fail_after(30):
+        while not await condition():
+            await anyio.sleep(0.02)
+
+
+async def ends(receipt: Receipt, state: DurableState) -> None:
+    """Wait for a task to be in a state."""
+
+    async def ended() -> bool:
+        return (await receipt.status()).state is state
+
+    await until(ended)
 
 
 class Wire:

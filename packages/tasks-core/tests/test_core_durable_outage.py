@@ -10,9 +10,9 @@ import core_durable_functions as functions
 import psycopg
 import pytest
 from core_durable_functions import note, shielded
-from core_postgres import Wire, postgres, queue
+from core_postgres import Wire, ends, postgres, queue, until
 from psycopg.conninfo import make_conninfo
-from tasks_core import DurableState, EngineUnavailableError, Receipt, TaskCall, TaskScheduler, Worker
+from tasks_core import DurableState, EngineUnavailableError, TaskCall, TaskScheduler, Worker
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
 __all__ = ("postgres", "queue")
@@ -58,19 +58,6 @@ async def working(engine: ProcrastinateEngine) -> AsyncIterator[anyio.Event]:
         group.start_soon(Worker(engine, concurrency=4).run, stop)
         yield stop
         stop.set()
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    with anyio.fail_after(30):
-        while not await condition():
-            await anyio.sleep(0.02)
-
-
-async def ends(receipt: Receipt, state: DurableState) -> None:
-    async def ended() -> bool:
-        return (await receipt.status()).state is state
-
-    await until(ended)
 
 
 async def test_worker_comes_back_by_itself(

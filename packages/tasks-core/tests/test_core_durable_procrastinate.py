@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import core_durable_functions as functions
 import psycopg
 import pytest
 from core_durable_functions import flaky, hands_on, note, plain, shielded, unshielded
-from core_postgres import postgres, queue
+from core_postgres import ends, postgres, queue, until
 from psycopg.rows import dict_row
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -64,19 +64,6 @@ async def working(engine: ProcrastinateEngine, **options: Any) -> AsyncIterator[
         group.start_soon(Worker(engine, **{"concurrency": 4, **options}).run, stop)
         yield stop
         stop.set()
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    with anyio.fail_after(30):
-        while not await condition():
-            await anyio.sleep(0.02)
-
-
-async def ends(receipt: Receipt, state: DurableState) -> None:
-    async def ended() -> bool:
-        return (await receipt.status()).state is state
-
-    await until(ended)
 
 
 async def rows(address: str, queue: str) -> list[dict[str, Any]]:

@@ -43,8 +43,8 @@ from ._work import TASK_NAME, WorkOptions, work
 
 __all__ = ("ProcrastinateEngine",)
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class ProcrastinateEngine:
@@ -181,7 +181,7 @@ class ProcrastinateEngine:
         if thread is not None:
             await thread.stop()
 
-    async def _on_asyncio(self, func: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _on_asyncio(self, func: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Await `func(...)` where the connections are at home."""
         if self._thread is None:
             return await func(*args, **kwargs)
