@@ -5,7 +5,7 @@ Start reading at `_scheduler.py` (what is entered and left), then `_runner.py` (
 `_attempt.py` (one attempt, and what its end means). `_shutdown.py` is the end of a scheduler. Imports go one way:
 
 ```text
-exceptions  _log  _call  _subscription  _backend
+exceptions  _log  _call  _subscription  _context ── _backend
 _config ── _task ── _observer ── _clock ── _loop ── _ledger ── _admission
 _retry ── _threads ── _attempt ── _runner ── _codec ── _engine ── _durable
 _trace ── _submit ── _schedule ── _batch, _shutdown ── _scheduler ── _worker
