@@ -134,6 +134,30 @@ async def test_startup_that_fails(caplog: pytest.LogCaptureFixture, shield: bool
     assert len([text for text in warnings if "was discarded" in text]) == 2
 
 
+async def test_startup_that_fails_is_over_when_it_has_been_reported() -> None:
+    """At the next turn of the event loop hypercorn looks whether the application has ended, and serves if not."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        get_scheduler(app).schedule(turns)
+        raise OSError("no database")
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+    add_tasks(app)
+    log: list[str] = []
+    async with anyio.create_task_group() as server:
+
+        async def send(message: Message) -> None:
+            server.start_soon(note, log, "next turn")
+            raise RuntimeError(message["type"])  # as hypercorn does
+
+        with pytest.raises(RuntimeError, match=r"lifespan\.startup\.failed"):
+            await app({"type": "lifespan", "state": {}}, receiving({"type": "lifespan.startup"}), send)
+        log.append("application ended")
+    assert log == ["application ended", "next turn"]
+
+
 async def test_server_that_is_cancelled() -> None:
     """No shutdown message comes. The grace period is over at once; shielded tasks finish, before anything closes."""
     log: list[str] = []

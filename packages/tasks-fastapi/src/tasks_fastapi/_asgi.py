@@ -123,6 +123,8 @@ class TasksLayer:
                 watching.enter_context(self._installation.telemetry.watch(scheduler))  # configured by now
                 scheduler.resume()
                 self._installation.start_worker(scheduler)
+            elif message["type"] == "lifespan.startup.failed":
+                await scheduler.aclose()
             await send(message)
 
         await scheduler.start(paused=True)
@@ -130,12 +132,14 @@ class TasksLayer:
         watching = ExitStack()
         try:
             async with AsyncExitStack() as stack:
-                stack.push_async_exit(scheduler)  # for a startup that failed
-                await self.app(scope, receive_and_drain, resume_and_send)
-                if scheduler.closed:
-                    # Now, not at the next turn of the loop: uvicorn does not wait for that, and would call a lifespan
-                    # that it cancels there "unsupported".
-                    stack.pop_all()
+                stack.push_async_exit(scheduler)  # for an application that ends without a word
+                try:
+                    await self.app(scope, receive_and_drain, resume_and_send)
+                finally:
+                    if scheduler.closed:
+                        # The end must not take another turn of the loop. uvicorn would call a lifespan that it cancels
+                        # there "unsupported", and hypercorn would go on to serve when startup has failed.
+                        stack.pop_all()
         finally:
             watching.close()
             self._installation.stop_serving()
