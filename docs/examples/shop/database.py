@@ -13,6 +13,9 @@ import anyio
 
 logger = logging.getLogger("shop.database")
 
+SYNCHRONOUS = "full"
+"""A commit is on the disk when it returns, and survives a power failure. Tests, which do without, say `off`."""
+
 # In one transaction: whole or not at all, and written to the disk once.
 _SCHEMA = """
 begin immediate;
@@ -75,6 +78,7 @@ async def open_database(path: Path, connections: int = 5) -> AsyncIterator[Datab
         opened = [await stack.enter_async_context(aiosqlite.connect(path)) for _ in range(connections)]
         for connection in opened:
             connection.row_factory = aiosqlite.Row
+            await connection.execute(f"pragma synchronous = {SYNCHRONOUS}")
             await connection.execute("pragma journal_mode = wal")  # readers and the writer do not wait for each other
             await connection.execute("pragma foreign_keys = on")
         await opened[0].executescript(_SCHEMA)

@@ -9,6 +9,7 @@ import anyio.to_thread
 from fastapi import APIRouter, File, Form, HTTPException, UploadFile
 from fastapi.responses import FileResponse
 from PIL import Image as Picture
+from PIL import WebPImagePlugin  # noqa: F401  Pillow would import the plugins of all formats to find this one
 from pydantic import BaseModel
 from tasks_fastapi import Tasks
 
