@@ -78,7 +78,7 @@ def _forget() -> Iterator[None]:
 
 
 @pytest.fixture
-def client(tasks_recorder: TasksRecorder) -> Iterator[TestClient]:
+def client() -> Iterator[TestClient]:
     app = FastAPI()
     add_tasks(app, engine=ProcrastinateEngine("postgresql://nowhere.invalid/none"), embed_worker=2)
 

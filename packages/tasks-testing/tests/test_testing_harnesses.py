@@ -240,10 +240,15 @@ def test_every_loop_scope_of_pytest_asyncio(pytester: pytest.Pytester, scope: st
 import pytest_asyncio
 
 @pytest_asyncio.fixture(scope="{scope}", loop_scope="{scope}")
-async def client():
+async def the_end():
+    return anyio.Event()
+
+@pytest_asyncio.fixture(scope="{scope}", loop_scope="{scope}")
+async def client(the_end):
     async with LifespanManager(app) as manager:
         async with AsyncClient(transport=ASGITransport(manager.app), base_url="http://test") as client:
             yield client
+            the_end.set()
 
 @pytest.mark.asyncio(loop_scope="{scope}")
 class TestScope:
@@ -253,8 +258,8 @@ class TestScope:
         check(tasks_recorder)
 
     @pytest.mark.tasks_recorder(timeout=30)
-    async def test_a_leak_on_a_loop_that_stands_still_is_told_at_once(self, client, tasks_recorder):
-        tasks_recorder.stub(send_email, lambda to: anyio.sleep(1))
+    async def test_a_leak_on_a_loop_that_stands_still_is_told_at_once(self, client, the_end, tasks_recorder):
+        tasks_recorder.stub(send_email, lambda to: the_end.wait())
         await client.post("/users", json=ANN)
         await tasks_recorder.await_for(send_email, "running")
 
@@ -268,26 +273,35 @@ class TestScope:
 
 
 def test_xdist(pytester: pytest.Pytester) -> None:
-    result = run(
-        pytester,
-        """
+    # Little is imported, because each worker does it again.
+    pytester.makepyfile("""
+import anyio
+import pytest
+from tasks_core import TaskScheduler
+from tasks_testing import call
+
+async def send(number): pass
+async def charge(number): pass
+
 @pytest.mark.parametrize("number", range(4))
 def test_request(tasks_recorder, number):
-    with TestClient(app) as client:
-        client.post("/users", json=ANN)
-        check(tasks_recorder)
+    async def main():
+        async with TaskScheduler() as scheduler:
+            scheduler.schedule(send, number)
+    anyio.run(main)
+    tasks_recorder.assert_ran(call(send, number), times=1)
     if number == 3:
         tasks_recorder.assert_ran(charge)
-""",
-        *NO_ASYNCIO,
-        "-n2",
-    )
+""")
+    unused = [option for name in ("asyncio", "examples", "hypothesispytest") for option in ("-p", f"no:{name}")]
+    result = pytester.runpytest("-p", "no:cacheprovider", "-W", "error", "-n2", *unused)
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(
         [
             "E * AssertionError: expected charge to have run, it did not",
             "*- Captured tasks timeline call -*",
-            " #1 POST /us*",
+            " outside of requests",
+            "*  #1 send(3) *scheduled*",
         ]
     )
 

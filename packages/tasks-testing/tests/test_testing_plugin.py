@@ -824,3 +824,46 @@ def test_a_run_without_it_imports_next_to_nothing() -> None:
     code = "import sys, pytest; old = set(sys.modules); import tasks_testing.plugin; print(*set(sys.modules) - old)"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert set(run.stdout.split()) == {"tasks_testing", "tasks_testing.plugin"}
+
+
+def test_it_begins_before_the_first_fixture_and_is_forgotten_behind_the_last(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+import gc
+import weakref
+
+import anyio
+import pytest
+from tasks_core import TaskScheduler
+
+seen = []
+
+async def work(): pass
+
+async def main():
+    async with TaskScheduler() as scheduler:
+        scheduler.schedule(work)
+
+@pytest.fixture
+def around():
+    anyio.run(main)
+    yield
+    anyio.run(main)
+    seen[0] = len(seen[0])
+
+def test_one(around, tasks_recorder):
+    tasks_recorder.assert_ran(work, times=1)
+    seen[:] = [tasks_recorder, weakref.ref(tasks_recorder)]
+
+def test_two():
+    gc.collect()
+    assert (seen[0], seen[1]()) == (2, None)
+
+def test_a_fixture_that_is_asked_for_late(around, request):
+    recorder = request.getfixturevalue("tasks_recorder")
+    assert len(recorder) == 0
+    seen[:] = [recorder]
+""",
+    )
+    result.assert_outcomes(passed=3)

@@ -54,11 +54,25 @@ def pytest_configure(config: pytest.Config) -> None:
 def tasks_recorder(request: pytest.FixtureRequest) -> TasksRecorder:
     """Record the background tasks of the test; see `tasks_testing.TasksRecorder`."""
     __tracebackhide__ = True
+    recorded: RecordedItem | None = request.node.stash.get(_RECORDED, None)
+    return (recorded or _begin(request.node)).recorder
+
+
+def _begin(item: pytest.Item) -> RecordedItem:
+    __tracebackhide__ = True
     from ._session import RecordedItem
 
-    # It ends behind the last fixture, not with this one: an app that a fixture runs is torn down in any order.
-    recorded = request.node.stash[_RECORDED] = RecordedItem(request.node)
-    return recorded.recorder
+    recorded = item.stash[_RECORDED] = RecordedItem(item)
+    return recorded
+
+
+# It begins before the first fixture and ends behind the last, so that their order does not matter: an app that is
+# started by a fixture finds the recorder, and one that is torn down late is still recorded.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    __tracebackhide__ = True
+    if "tasks_recorder" in getattr(item, "fixturenames", ()):
+        _begin(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,6 +92,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     recorded = item.stash.get(_RECORDED, None)
+    if recorded is not None:
+        del item.stash[_RECORDED]  # the same item may be run again
     try:
         result = yield
     except BaseException as error:
