@@ -235,8 +235,11 @@ async def test_a_clock_is_forgotten_whatever_its_last_tasks_know() -> None:
             target.schedule(use, VirtualClock())
     del scheduler, target
     async with TaskScheduler() as other:
-        gc.collect()
-        await other.schedule(anyio.lowlevel.checkpoint)
+        for _ in range(20):  # turns: trio runs what is ready in any order, the last step of the other scheduler too
+            gc.collect()
+            await other.schedule(anyio.lowlevel.checkpoint)
+            if watchers() <= before:
+                break
     assert watchers() <= before
 
 
