@@ -228,10 +228,10 @@ class Recording(TaskObserver):
 
     def attempt_failed(self, run: DurableRun, delay: float) -> None:
         """An attempt of a durable task has failed, and the engine will deliver it again."""
+        assert run.task is not None, "what has failed was scheduled"
         with self.monitor.lock:
-            if run.task is not None:
-                run.task._progress = "waiting"
-                self._note("retried", run.task, error=run.task.error, detail=f"in {delay:g} s (skipped)")
+            run.task._progress = "waiting"
+            self._note("retried", run.task, error=run.task.error, detail=f"in {delay:g} s (skipped)")
 
     def _deliver_again(self, task: RecordedTask[Any], handle: Task[Any]) -> None:
         self.live.remove(task.handle)
