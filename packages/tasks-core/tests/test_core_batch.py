@@ -8,10 +8,11 @@ from typing import Any
 
 import anyio
 import pytest
-from core_support import EventLog, in_thread, messages, noop, states
+from core_support import EventLog, every_event_loop, in_thread, messages, noop, states
 from tasks_core import Task, TaskBatch, TaskConfig, TaskScheduler, TaskState, observe
 
 pytestmark = pytest.mark.anyio
+anyio_backend = every_event_loop
 
 
 async def test_no_task_starts_before_its_phase_opens() -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from core_support import fail, noop, quiet
+from core_support import every_event_loop, fail, noop, quiet
 from tasks_core import RunAttempt, Task, TaskBatch, TaskObserver, TaskScheduler, observe, retry
 
 pytestmark = pytest.mark.anyio
+anyio_backend = every_event_loop
 
 
 class Argument:

@@ -15,7 +15,7 @@ from unittest.mock import AsyncMock, Mock
 import anyio
 import anyio.to_thread
 import pytest
-from core_support import in_thread, noop
+from core_support import every_event_loop, in_thread, noop
 from tasks_core import (
     InvalidTaskError,
     SchedulerClosedError,
@@ -30,6 +30,7 @@ from tasks_core import (
 )
 
 pytestmark = pytest.mark.anyio
+anyio_backend = every_event_loop
 
 LINES = Path(__file__).read_text().splitlines()
 

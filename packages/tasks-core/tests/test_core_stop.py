@@ -17,10 +17,11 @@ import anyio
 import anyio.to_thread
 import pytest
 import trio.testing
-from core_support import in_thread, messages, noop, states
+from core_support import every_event_loop, in_thread, messages, noop, states
 from tasks_core import SchedulerClosedError, Task, TaskBatch, TaskScheduler, TaskState
 
 BACKENDS = ["asyncio", "trio"]
+anyio_backend = every_event_loop
 
 
 class Block:

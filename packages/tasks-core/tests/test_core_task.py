@@ -11,7 +11,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from core_support import fail, in_thread, messages, noop
+from core_support import every_event_loop, fail, in_thread, messages, noop
 from tasks_core import (
     Task,
     TaskBatch,
@@ -25,6 +25,7 @@ from tasks_core import (
 )
 
 pytestmark = pytest.mark.anyio
+anyio_backend = every_event_loop
 
 
 async def answer() -> int:

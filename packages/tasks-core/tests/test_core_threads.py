@@ -8,10 +8,11 @@ from typing import Any
 
 import anyio
 import pytest
-from core_support import Workers, messages, noop
+from core_support import Workers, every_event_loop, messages, noop
 from tasks_core import TaskScheduler, TaskState, retry
 
 pytestmark = pytest.mark.anyio
+anyio_backend = every_event_loop
 
 
 async def test_threads_are_used_again() -> None:
