@@ -307,7 +307,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.check_its_end(task)
         lost = Counter(task.id for task in report.lost)
         assert set(lost.values()) <= {1}
-        assert set(lost) <= {task.id for task in self.tasks if task.lost}
+        assert set(lost) == {task.id for task in self.tasks if task.lost}
         assert report.duration <= GRACE_PERIOD + SHIELD_TIMEOUT + STEPS[-1], "bounded, but for a step of the clock"
         assert self.limiter.borrowed_tokens == 0
         for call in (lambda: self.scheduler.schedule(self.succeed, None), lambda: self.on_loop(self.schedule_late)):

@@ -141,6 +141,17 @@ async def test_a_task_cancelled_before_its_phase_opens_stays_cancelled() -> None
     assert states(task, other) == [TaskState.CANCELLED] * 2
 
 
+async def test_a_task_cancelled_before_the_loop_hears_of_it_does_not_wait_for_its_phase() -> None:
+    async with TaskScheduler() as scheduler:
+        batch = TaskBatch(scheduler, "later")
+        task: Task[None] = in_thread(lambda: batch.schedule(noop))
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert repr(batch) == "<TaskBatch later waiting, 0 tasks>"
+        batch.open()
+    assert (task.state, task.attempts) == (TaskState.CANCELLED, 0)
+
+
 async def test_a_task_that_a_thread_schedules_and_cancels_never_starts() -> None:
     async with TaskScheduler() as scheduler:
         batch = TaskBatch(scheduler, "later")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -414,3 +414,24 @@ async def test_an_observer_may_leave_the_rest_to_its_base() -> None:
     with observe(Calling()):
         async with TaskScheduler() as scheduler:
             assert await scheduler.schedule(double, 3) == 6
+
+
+async def test_an_observer_sees_what_shutdown_begins_with() -> None:
+    seen: list[tuple[list[Task[Any]], float]] = []
+
+    class Looking(TaskObserver):
+        def shutdown_started(self, tasks: Sequence[Task[Any]], grace_period: float) -> None:
+            assert scheduler.stopping.is_set()
+            seen.append((list(tasks), grace_period))
+            gate.set()
+
+    gate = anyio.Event()
+    with observe(Looking()):
+        async with TaskScheduler(grace_period=30) as scheduler:
+            await scheduler.schedule(noop)
+            tasks: list[Task[Any]] = [scheduler.schedule(gate.wait), scheduler.task(delay=0.001).schedule(noop)]
+        with anyio.CancelScope() as scope:
+            async with TaskScheduler(grace_period=30) as scheduler:
+                scope.cancel()
+                await anyio.sleep_forever()
+    assert seen == [(tasks, 30.0), ([], 0.0)], "whoever is cancelled has no grace period to give"

@@ -268,6 +268,21 @@ async def test_no_grace_at_all_on_a_clock_that_stands_still() -> None:
     assert states(*tasks) == [TaskState.DISCARDED] * 2
 
 
+async def test_a_task_knows_whether_it_was_lost() -> None:
+    async with TaskScheduler(grace_period=0) as scheduler:
+        batch = TaskBatch(scheduler, "later")
+        done, dropped, cancelled = scheduler.schedule(noop), batch.schedule(noop), scheduler.schedule(noop)
+        cancelled.cancel()
+        batch.discard("not wanted")
+        await done
+        running, waiting = scheduler.schedule(anyio.sleep_forever), scheduler.task(delay=60).schedule(noop)
+        await running.started.wait()
+        assert not running.lost
+    assert [task.lost for task in (done, dropped, cancelled, running, waiting)] == [False, False, False, True, True]
+    assert scheduler.report is not None
+    assert {lost.id for lost in scheduler.report.lost} == {running.id, waiting.id}
+
+
 async def test_a_retrying_task_follows_its_shield() -> None:
     closing = Closing(grace_period=10, shield_timeout=100)
     scheduler = closing.scheduler
