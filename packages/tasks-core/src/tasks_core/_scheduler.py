@@ -50,6 +50,10 @@ class TaskScheduler(Schedulable):
     block is cancelled, the grace period is over at once, and the rest goes on as above before the cancellation goes on.
     Each entry is for one event loop; a scheduler is entered once.
 
+    On asyncio, a task that somebody cancels through the event loop (`for task in asyncio.all_tasks(): task.cancel()`)
+    before its first step has no chance to say so. It stays pending, and keeps its place, until shutdown finds and names
+    it; to watch for that would make each task dearer. `task.cancel()` is noticed at once.
+
     Args:
         config: What tasks inherit when `.task(...)` does not say otherwise.
 
