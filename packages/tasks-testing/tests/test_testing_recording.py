@@ -393,6 +393,30 @@ def in_thread(function: Any, *, context: Any = None) -> None:
     thread.join()
 
 
+async def test_the_inner_recording_has_what_a_thread_without_a_context_schedules() -> None:
+    async with TaskScheduler() as scheduler:
+        with record_tasks() as outer, record_tasks() as inner:
+            in_thread(lambda: scheduler.schedule(work))
+            await inner.adrain()
+        assert (len(outer), len(inner)) == (0, 1)
+
+
+async def test_the_timeline_has_at_most_80_columns() -> None:
+    async def fail_with_a_name_that_is_rather_long(text: str) -> None:
+        raise ValueError(text)
+
+    with record_tasks(failures="ignore") as recorder:
+        async with TaskScheduler() as scheduler:
+            request = Request(scheduler, f"/{'long/' * 30}")
+            for length in range(30):
+                request.immediate.schedule(fail_with_a_name_that_is_rather_long, "x" * length)
+            request.finish()
+            await recorder.adrain()
+    lines = recorder.timeline().splitlines()
+    assert max(map(len, lines)) == 80
+    assert {"ValueError" in line for line in lines if " failed" in line} == {True, False}
+
+
 async def test_recordings_side_by_side_tell_tasks_by_their_context() -> None:
     async with TaskScheduler() as scheduler:
         with record_tasks() as one:
