@@ -11,14 +11,15 @@ import textwrap
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 import trio.testing
-from core_support import every_event_loop, in_thread, messages, noop, states
-from tasks_core import SchedulerClosedError, Task, TaskBatch, TaskScheduler, TaskState
+from core_support import EventLog, every_event_loop, in_thread, messages, noop, states
+from tasks_core import SchedulerClosedError, Task, TaskBatch, TaskScheduler, TaskState, observe
 
 BACKENDS = ["asyncio", "trio"]
 anyio_backend = every_event_loop
@@ -243,19 +244,31 @@ def test_entering_that_is_cancelled_leaves_nothing(backend: str) -> None:
 
 
 def test_trio_ends_while_shutdown_is_under_way() -> None:
+    async def clean_up_for_some_turns() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                for _ in range(10):
+                    await trio.lowlevel.checkpoint()
+
     async def main() -> None:
         await hold_on(block)
+        block.tasks.append(block.scheduler.schedule(clean_up_for_some_turns))
         trio.lowlevel.spawn_system_task(block.scheduler.aclose)
         await block.scheduler.stopping.wait()
         await trio.testing.wait_all_tasks_blocked()
 
     block = Block()
     trio.run(main)
-    assert states(*block.tasks) == [TaskState.CANCELLED] * 2
+    assert states(*block.tasks) == [TaskState.CANCELLED] * 3
     assert block.scheduler.closed
 
 
-def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("observed", [True, False])
+def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(
+    observed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The thread has seen that the scheduler is open; when it gets to the books, they are closed."""
     from tasks_core._ledger import Ledger
 
@@ -286,8 +299,11 @@ def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(monkeyp
         return scheduler
 
     monkeypatch.setattr(Ledger, "enter", pause)
-    scheduler = anyio.run(main)
+    log = EventLog()
+    with observe(log) if observed else nullcontext():
+        scheduler = anyio.run(main)
     assert len(errors) == 1
+    assert log.events == []
     assert scheduler.statistics().scheduled == 0
 
 
