@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +50,7 @@ class Watcher(TaskObserver):
     def __init__(self, machine: SchedulerMachine) -> None:
         self.machine = machine
         self.finished: Counter[int] = Counter()
-        self.grace_over = False
+        self.shutting_down = self.grace_over = False
         self.wrong: list[str] = []
 
     def hold_task(self, task: Task[Any]) -> bool:
@@ -83,6 +83,9 @@ class Watcher(TaskObserver):
             self.unless(not task.config.shielded, task, "was shielded")
         if task.reason == SHIELD_OVER:
             self.unless(self.machine.closed_for(GRACE_PERIOD + SHIELD_TIMEOUT), task, "had less than its time")
+
+    def shutdown_started(self, tasks: Sequence[Task[Any]], grace_period: float) -> None:
+        self.shutting_down = True  # of the only scheduler that there is
 
     def unless(self, right: bool, task: Task[Any], what: str) -> None:
         if not right:
@@ -404,6 +407,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def add(self, target: Any, func: Callable[[object], Any]) -> Task[Any] | None:
         here = threading.get_ident() == self.loop_thread
+        is_outside = self.watcher.shutting_down and current_task() is None
         mark = object()
         token = caller.set(mark)
         try:
@@ -419,6 +423,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         finally:
             caller.reset(token)
         self.tasks.append(task)
+        if is_outside:
+            self.watcher.wrong.append("accepted from outside after the end had begun")
         if here and self.stands_in_line(task):
             self.in_line.add(task.id)
         return task
