@@ -867,3 +867,58 @@ def test_a_fixture_that_is_asked_for_late(around, request):
 """,
     )
     result.assert_outcomes(passed=3)
+
+
+def test_a_task_that_fails_is_told_although_the_test_skips_itself(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+async def boom(to):
+    raise ValueError(to)
+
+def test_one(client, tasks_recorder):
+    tasks_recorder.stub(send_email, boom)
+    client.post("/users", json=ANN)
+    tasks_recorder.drain()
+    pytest.skip("not today")
+""",
+        "-rs",
+    )
+    result.assert_outcomes(skipped=1, errors=1)
+    result.stdout.fnmatch_lines(["1 background task failed, and the test does not expect it", "SKIPPED*: not today"])
+
+
+@pytest.mark.parametrize(
+    "function, name, shown",
+    [
+        ("lambda: 1 / 0", None, "'test_one.main.<lambda>'"),
+        ("lambda: 1 / 0", "divide", "'divide'"),
+        ("Division()", None, "'Division'"),
+        ("Division().divide", None, "Division.divide"),
+        ("partial(operator.truediv, 1, 0)", None, "truediv"),
+    ],
+)
+def test_what_a_hint_has_you_write_works(
+    pytester: pytest.Pytester, function: str, name: str | None, shown: str
+) -> None:
+    suite = f"""
+import operator
+from functools import partial
+
+class Division:
+    def __call__(self): self.divide()
+    def divide(self): 1 / 0
+
+def test_one(tasks_recorder):
+    async def main():
+        async with TaskScheduler() as scheduler:
+            scheduler.task(name={name!r}).schedule({function})
+    anyio.run(main)
+"""
+    result = run(pytester, suite)
+    result.assert_outcomes(failed=1)
+    line = f"tasks_recorder.assert_failed({shown}, ZeroDivisionError)"
+    result.stdout.fnmatch_lines([f"  hint: where it should fail, write {line.replace('[', '[[]')};"])
+    run(
+        pytester, f"{suite}    {line}\n".replace("import partial\n", "import partial\nfrom operator import truediv\n")
+    ).assert_outcomes(passed=1)
