@@ -869,10 +869,13 @@ def test_a_fixture_that_is_asked_for_late(around, request):
     result.assert_outcomes(passed=3)
 
 
-def test_a_task_that_fails_is_told_although_the_test_skips_itself(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("skip", ["pytest.skip('not today')", "raise unittest.SkipTest('not today')"])
+def test_a_task_that_fails_is_told_although_the_test_skips_itself(pytester: pytest.Pytester, skip: str) -> None:
     result = run(
         pytester,
-        """
+        f"""
+import unittest
+
 async def boom(to):
     raise ValueError(to)
 
@@ -880,7 +883,7 @@ def test_one(client, tasks_recorder):
     tasks_recorder.stub(send_email, boom)
     client.post("/users", json=ANN)
     tasks_recorder.drain()
-    pytest.skip("not today")
+    {skip}
 """,
         "-rs",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unittest import SkipTest
 
 import pytest
 
@@ -24,7 +25,7 @@ class RecordedItem:
 
     def body_raised(self, error: BaseException) -> None:
         """Add what is wrong with the tasks to an error that comes first."""
-        if isinstance(error, (Exception, pytest.fail.Exception)) and not isinstance(error, pytest.skip.Exception):
+        if isinstance(error, (Exception, pytest.fail.Exception)) and not isinstance(error, SkipTest):
             self._add_notes(error, self.recorder._end_of_body())
             self._add_timeline("call", failed=True)
 
