@@ -73,6 +73,7 @@ def tasks(recorder: TasksRecorder, mailer: Mailer) -> None:
     assert_type(recorder.one(send_email).result, int)
     assert_type(recorder.one(resize).result, bytes)
     assert_type(recorder.after_response.of(send_email).request(0).in_state("failed"), TaskView)
+    assert_type(recorder.durable_runs, TaskView)
     assert_type(recorder[0], RecordedTask[Any])
     assert_type(recorder.events, tuple[TaskEvent, ...])
     assert_type([task.name for task in recorder], list[str])
