@@ -46,7 +46,7 @@ def test_order(client, tasks_recorder):
 
 @pytest.mark.tasks_recorder(mode="hold")
 def test_pending(client, tasks_recorder):
-    uid = client.post("/members", json={"email": "ann@x"}).json()["id"]
+    uid = client.post("/users", json={"email": "ann@x"}).json()["id"]
     assert client.get(f"/users/{uid}").json()["state"] == "pending"
     tasks_recorder.release(send_email); tasks_recorder.drain()
     assert client.get(f"/users/{uid}").json()["state"] == "welcomed"

@@ -9,7 +9,7 @@ from tasks_fastapi import Tasks, add_tasks
 
 app = FastAPI()
 add_tasks(app)
-states: dict[int, str] = {}
+users: list[dict[str, Any]] = []
 
 
 class NewUser(BaseModel):
@@ -20,8 +20,10 @@ async def audit(event: str, user: int) -> str:
     return f"{event} {user}"
 
 
-async def send_email(to: str, user: int = 0) -> str:
-    states[user] = "welcomed"
+async def send_email(to: str) -> str:
+    for user in users:
+        if user["email"] == to:
+            user["state"] = "welcomed"
     return f"sent to {to}"
 
 
@@ -30,25 +32,17 @@ async def charge(order: int) -> str:
 
 
 @app.post("/users", status_code=201)
-async def create_user(user: NewUser, tasks: Tasks) -> dict[str, Any]:
-    number = len(states) + 1
-    states[number] = "pending"
-    tasks.schedule(audit, "created", number)
-    tasks.after_response.schedule(send_email, user.email)
-    return {"id": number}
-
-
-@app.post("/members", status_code=201)
-async def create_member(user: NewUser, tasks: Tasks) -> dict[str, Any]:
-    number = len(states) + 1
-    states[number] = "pending"
-    tasks.after_response.schedule(send_email, user.email, number)
-    return {"id": number}
+async def create_user(new: NewUser, tasks: Tasks) -> dict[str, Any]:
+    user = {"id": len(users) + 1, "email": new.email, "state": "pending"}
+    users.append(user)
+    tasks.schedule(audit, "created", len(users))
+    tasks.after_response.schedule(send_email, new.email)
+    return user
 
 
 @app.get("/users/{number}")
 async def read_user(number: int) -> dict[str, Any]:
-    return {"id": number, "state": states[number]}
+    return users[number - 1]
 
 
 @app.post("/orders")
