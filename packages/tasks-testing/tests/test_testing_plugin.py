@@ -386,6 +386,78 @@ def test_lost_in_the_body(tasks_recorder):
     run(pytester, suite, "-W", "error", "-W", "ignore::tasks_testing.TaskLostWarning").assert_outcomes(passed=2)
 
 
+CHECKED = """
+from fastapi import FastAPI
+from tasks_fastapi import Tasks, add_tasks
+
+hasty = FastAPI()
+add_tasks(hasty, grace_period=0)
+
+async def fail(): raise ValueError
+async def stay(): await anyio.sleep_forever()
+
+@hasty.post("/fail")
+async def failing(tasks: Tasks): tasks.schedule(fail)
+@hasty.post("/stay")
+async def staying(tasks: Tasks): tasks.schedule(stay)
+
+@pytest.fixture(scope="session")
+def client():
+    with TestClient(hasty) as client:
+        yield client
+
+MODULE
+OFF = pytest.mark.tasks_recorder(failures="ignore", leaks="ignore")
+NO_WARNING = pytest.mark.filterwarnings("ignore::tasks_testing.TaskLostWarning")
+
+TEST
+def test_failure(client, tasks_recorder):
+    client.post("/fail")
+    tasks_recorder.drain()
+
+TEST
+def test_leak(client, tasks_recorder):
+    client.post("/stay")
+    tasks_recorder.wait_for(stay, "running")
+
+TEST
+def test_loss(tasks_recorder):
+    with TestClient(hasty) as client:
+        client.post("/stay")
+        tasks_recorder.wait_for(stay, "running")
+"""
+
+
+@pytest.mark.parametrize(
+    "module, test, ini, outcomes",
+    [
+        ("", "", "", {"passed": 2, "failed": 1, "errors": 2}),
+        ("", "@OFF\n@NO_WARNING", "", {"passed": 3}),
+        (
+            "pytestmark = [pytest.mark.tasks_recorder(failures='ignore', leaks='ignore'), "
+            "pytest.mark.filterwarnings('ignore::tasks_testing.TaskLostWarning')]",
+            "",
+            "",
+            {"passed": 3},
+        ),
+        (
+            "",
+            "",
+            "tasks_recorder_failures = ignore\ntasks_recorder_leaks = ignore\n"
+            "filterwarnings = ignore::tasks_testing.TaskLostWarning\n",
+            {"passed": 3},
+        ),
+    ],
+    ids=["on", "off for a test", "off for a module", "off for a project"],
+)
+def test_each_check_can_be_turned_off(
+    pytester: pytest.Pytester, module: str, test: str, ini: str, outcomes: dict[str, int]
+) -> None:
+    suite = CHECKED.replace("MODULE", module).replace("TEST\n", f"{test}\n")
+    errors = "" if "filterwarnings" in ini else "filterwarnings = error\n"
+    run(pytester, suite, ini="tasks_recorder_timeout = 0.2\n" + errors + ini).assert_outcomes(**outcomes)
+
+
 def test_strict(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
