@@ -226,14 +226,17 @@ async def test_a_token_is_given_back_however_the_task_ends() -> None:
     assert tasks[1].attempts == 3
 
 
-async def test_a_task_cancelled_at_the_moment_it_gets_its_token_gives_it_back() -> None:
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_task_cancelled_at_the_moment_it_gets_its_token_gives_it_back(waits: bool) -> None:
     limiter = anyio.CapacityLimiter(1)
     async with TaskScheduler() as scheduler:
         for turns in range(8):
-            limiter.acquire_on_behalf_of_nowait("test")
+            if waits:
+                limiter.acquire_on_behalf_of_nowait("test")
             task = scheduler.task(limiter=limiter).schedule(noop)
-            await anyio.wait_all_tasks_blocked()
-            limiter.release_on_behalf_of("test")
+            if waits:
+                await anyio.wait_all_tasks_blocked()
+                limiter.release_on_behalf_of("test")
             for _ in range(turns):
                 await anyio.lowlevel.checkpoint()
             task.cancel()

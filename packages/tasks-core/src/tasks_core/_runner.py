@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import ref
+
+import anyio
 
 from ._admission import HELD, LIMITER, Admission
 from ._attempt import Attempts
@@ -207,7 +210,7 @@ class Runner:
             clock = clock_in_force(self.clock)
             await clock.sleep_until(clock.now() + delay)
         if task.config.limiter is not None and not task._state.finished:
-            await task.config.limiter.acquire_on_behalf_of(task)
+            await _acquire_token(task.config.limiter, task)
             task._tickets |= LIMITER
 
     def _give_up_waiting(self, task: Task[Any], error: BaseException) -> None:
@@ -258,6 +261,14 @@ class Runner:
         self.ledger.give_up(task, TaskState.CANCELLED if reason == CANCEL_CALLED else unstarted(task), reason)
         if native is not None:
             native.cancel()
+
+
+async def _acquire_token(limiter: anyio.CapacityLimiter, task: Task[Any]) -> None:
+    # A free one without waiting: before anyio 4.16, cancelling that wait on asyncio loses the token for good.
+    with suppress(Exception):  # it would block, which anyio and trio have an exception each for; the wait says the rest
+        limiter.acquire_on_behalf_of_nowait(task)
+        return
+    await limiter.acquire_on_behalf_of(task)
 
 
 def _closed(task: Task[Any]) -> SchedulerClosedError:
