@@ -23,7 +23,7 @@ def test_the_promises_hold_whatever_happens(machine: type[SchedulerMachine]) -> 
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=SOAK or 20,
+            max_examples=SOAK or 50,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
