@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from uuid import UUID
 
 import anyio
 import anyio.lowlevel
+import pytest
 from tasks_core import Retry, RetryPolicy, Task, TaskContext, current_context, current_task, durable
 
 if TYPE_CHECKING:
@@ -108,6 +110,14 @@ async def hidden(price: Decimal) -> None: ...
 
 waiting: dict[str, anyio.Event] = {}
 released: dict[str, anyio.Event] = {}
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """Empty the records behind each test; for every test of a module that imports it."""
+    yield
+    for record in (ran, contexts, reported, waiting, released):
+        record.clear()
 
 
 async def _wait(name: str) -> None:

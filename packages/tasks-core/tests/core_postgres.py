@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 import anyio
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from tasks_core import DurableState, Receipt
+from tasks_core import DurableState, Receipt, Worker
 from tasks_core.engines._embedded import EmbeddedPostgres
+from tasks_core.engines.procrastinate import ProcrastinateEngine
 
 
 @cache
@@ -55,6 +56,16 @@ async def ends(receipt: Receipt, state: DurableState) -> None:
         return (await receipt.status()).state is state
 
     await until(ended)
+
+
+@asynccontextmanager
+async def working(engine: ProcrastinateEngine, **options: Any) -> AsyncIterator[anyio.Event]:
+    """A worker, stopped at the end of the block at the latest."""
+    stop = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(Worker(engine, **{"concurrency": 4, **options}).run, stop)
+        yield stop
+        stop.set()
 
 
 class Wire:

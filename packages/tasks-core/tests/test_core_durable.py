@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
@@ -17,7 +16,7 @@ from uuid import uuid4
 import anyio
 import core_durable_functions as functions
 import pytest
-from core_durable_functions import Line, flaky, hidden, note, odd, plain, reports, rich, untyped
+from core_durable_functions import Line, flaky, forget, hidden, note, odd, plain, reports, rich, untyped
 from core_engine import ListEngine
 from tasks_core import (
     ArgumentCodecError,
@@ -43,15 +42,9 @@ from tasks_core import (
     override_engine,
 )
 
+__all__ = ("forget",)
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    functions.ran.clear()
-    functions.contexts.clear()
-    functions.reported.clear()
 
 
 # ---- what can be a durable function ----

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 import core_durable_functions as functions
 import psycopg
 import pytest
-from core_durable_functions import note, shielded
-from core_postgres import Wire, ends, postgres, queue, until
+from core_durable_functions import forget, note, shielded
+from core_postgres import Wire, ends, postgres, queue, until, working
 from psycopg.conninfo import make_conninfo
-from tasks_core import DurableState, EngineUnavailableError, TaskCall, TaskScheduler, Worker
+from tasks_core import DurableState, EngineUnavailableError, TaskCall, TaskScheduler
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
-__all__ = ("postgres", "queue")
+__all__ = ("forget", "postgres", "queue")
 
 pytestmark = pytest.mark.anyio
 
@@ -23,13 +22,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"  # all that procrastinate and psycopg know
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    for record in (functions.ran, functions.contexts, functions.waiting, functions.released):
-        record.clear()
 
 
 @pytest.fixture
@@ -51,15 +43,6 @@ async def producer(postgres: str, queue: str) -> AsyncIterator[TaskScheduler]:
         yield scheduler
 
 
-@asynccontextmanager
-async def working(engine: ProcrastinateEngine) -> AsyncIterator[anyio.Event]:
-    stop = anyio.Event()
-    async with engine, anyio.create_task_group() as group:
-        group.start_soon(Worker(engine, concurrency=4).run, stop)
-        yield stop
-        stop.set()
-
-
 async def test_worker_comes_back_by_itself(
     engine: ProcrastinateEngine,
     producer: TaskScheduler,
@@ -69,7 +52,7 @@ async def test_worker_comes_back_by_itself(
 ) -> None:
     monkeypatch.setattr("tasks_core.engines._work._PATIENCE", 0.3)
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
-    async with working(engine):
+    async with engine, working(engine):
         during = await producer.schedule(shielded, "x")
         await functions.waiting["x"].wait()
         await wire.cut()
@@ -96,7 +79,7 @@ async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
     monkeypatch.setattr("tasks_core.engines._work._LAST_WORDS", 0.3)
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
     with anyio.fail_after(60):
-        async with working(engine) as stop:
+        async with engine, working(engine) as stop:
             receipt = await producer.schedule(shielded, "x")
             await functions.waiting["x"].wait()
             await wire.cut()
@@ -161,7 +144,11 @@ async def test_worker_that_fails_starts_again(
         try:
             address = make_conninfo(postgres, dbname="works")
             engine = ProcrastinateEngine(address, queue=queue, pool_size=2, heartbeat=0.2)
-            async with working(engine), await psycopg.AsyncConnection.connect(address, autocommit=True) as works:
+            async with (
+                engine,
+                working(engine),
+                await psycopg.AsyncConnection.connect(address, autocommit=True) as works,
+            ):
                 await works.execute("ALTER FUNCTION procrastinate_fetch_job_v2 RENAME TO gone")
                 receipt = await engine.submit(TaskCall(note.name, {"text": "x"}, "k"))
                 await until(failed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import anyio
 import core_durable_functions as functions
 import psycopg
 import pytest
-from core_durable_functions import flaky, hands_on, note, plain, shielded, unshielded
-from core_postgres import ends, postgres, queue, until
+from core_durable_functions import flaky, forget, hands_on, note, plain, shielded, unshielded
+from core_postgres import ends, postgres, queue, until, working
 from psycopg.rows import dict_row
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -29,13 +29,12 @@ from tasks_core import (
     TaskBatch,
     TaskCall,
     TaskScheduler,
-    Worker,
     current_context,
     durable,
 )
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
-__all__ = ("postgres", "queue")
+__all__ = ("forget", "postgres", "queue")
 
 pytestmark = pytest.mark.anyio
 
@@ -45,25 +44,9 @@ def anyio_backend() -> str:
     return "asyncio"  # all that procrastinate and psycopg know
 
 
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    for record in (functions.ran, functions.contexts, functions.reported, functions.waiting, functions.released):
-        record.clear()
-
-
 @pytest.fixture
 def engine(postgres: str, queue: str) -> ProcrastinateEngine:
     return ProcrastinateEngine(postgres, queue=queue, pool_size=4, heartbeat=0.2)
-
-
-@asynccontextmanager
-async def working(engine: ProcrastinateEngine, **options: Any) -> AsyncIterator[anyio.Event]:
-    stop = anyio.Event()
-    async with anyio.create_task_group() as group:
-        group.start_soon(Worker(engine, **{"concurrency": 4, **options}).run, stop)
-        yield stop
-        stop.set()
 
 
 async def rows(address: str, queue: str) -> list[dict[str, Any]]:

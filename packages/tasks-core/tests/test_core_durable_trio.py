@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import anyio
 import core_durable_functions as functions
 import psycopg
 import pytest
-from core_durable_functions import note
+from core_durable_functions import forget, note
 from core_postgres import postgres, queue
 from tasks_core import (
     DurableState,
@@ -20,7 +20,7 @@ from tasks_core import (
 )
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
-__all__ = ("postgres", "queue")
+__all__ = ("forget", "postgres", "queue")
 
 pytestmark = pytest.mark.anyio
 
@@ -28,13 +28,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "trio"
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    functions.ran.clear()
-    functions.contexts.clear()
 
 
 @pytest.fixture

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import core_durable_functions as functions
 import pytest
-from core_durable_functions import asks_again, cancels_itself, flaky, hands_on, note, plain, shielded, unshielded
+from core_durable_functions import (
+    asks_again,
+    cancels_itself,
+    flaky,
+    forget,
+    hands_on,
+    note,
+    plain,
+    shielded,
+    unshielded,
+)
 from core_engine import ListEngine
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,14 +29,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tasks_core import InvalidConfigError, RunDelivery, TaskCall, TaskScheduler, Worker, override_engine
 
+__all__ = ("forget",)
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    for record in (functions.ran, functions.contexts, functions.reported, functions.waiting, functions.released):
-        record.clear()
 
 
 @asynccontextmanager

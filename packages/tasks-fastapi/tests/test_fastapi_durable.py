@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ import anyio
 import core_durable_functions as functions
 import pytest
 from asgi_spy import Answer, request, running, websocket
-from core_durable_functions import note
+from core_durable_functions import forget, note
 from core_engine import ListEngine
 from fastapi import Depends, FastAPI, HTTPException, WebSocket
 from fastapi.responses import PlainTextResponse, StreamingResponse
@@ -21,14 +21,9 @@ from starlette.responses import Response
 from tasks_core import InvalidConfigError, TaskScheduler, TaskState, override_engine
 from tasks_fastapi import Tasks, add_tasks, get_scheduler
 
+__all__ = ("forget",)
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    yield
-    functions.ran.clear()
-    functions.contexts.clear()
 
 
 async def session(connection: HTTPConnection) -> AsyncIterator[str]:

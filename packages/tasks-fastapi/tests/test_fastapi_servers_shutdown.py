@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -222,20 +222,21 @@ def test_request_that_the_server_cancels_is_an_error_and_its_tasks_are_drained(
         assert "it is for when='success', and after_response ended in error" in line
 
 
-def stop_with_short_lifespan(server_name: str, tmp_path: Path) -> ServerProcess:
+@contextmanager
+def stopped_with_short_lifespan(server_name: str, tmp_path: Path) -> Iterator[ServerProcess]:
     """A hypercorn that waits one second for the lifespan to end, and was told to stop while shielded work runs."""
     (tmp_path / "hypercorn.toml").write_text("shutdown_timeout = 1")
-    server = ServerProcess(server_name, tmp_path, "--config", str(tmp_path / "hypercorn.toml"))
-    server.wait_ready()
-    request(server.port, "POST", "/work")
-    server.signal(signal.SIGTERM)
-    server.log.wait_for("stubborn cancelled")
-    return server
+    with ServerProcess(server_name, tmp_path, "--config", str(tmp_path / "hypercorn.toml")) as server:
+        server.wait_ready()
+        request(server.port, "POST", "/work")
+        server.signal(signal.SIGTERM)
+        server.log.wait_for("stubborn cancelled")
+        yield server
 
 
 def test_hypercorn_stops_the_event_loop_when_the_lifespan_takes_too_long(tmp_path: Path) -> None:
     """On asyncio it raises out of its main function: what still runs is cancelled, shielded or not, and is named."""
-    with stop_with_short_lifespan("hypercorn", tmp_path) as server:
+    with stopped_with_short_lifespan("hypercorn", tmp_path) as server:
         server.wait()
         server.log.assert_order("stubborn cancelled", "precious cancelled")
         [_] = [line for line in server.log.matching(" was cancelled: ") if "Task 'precious' " in line]
@@ -246,7 +247,7 @@ def test_hypercorn_stops_the_event_loop_when_the_lifespan_takes_too_long(tmp_pat
 
 def test_hypercorn_waits_for_shielded_work_on_trio_when_the_lifespan_takes_too_long(tmp_path: Path) -> None:
     """On trio nothing cancels a shielded scope, so the process ends when the work has."""
-    with stop_with_short_lifespan("hypercorn-trio", tmp_path) as server:
+    with stopped_with_short_lifespan("hypercorn-trio", tmp_path) as server:
         server.log.wait_for("lifespan cancelled")
         server.log.note("precious may finish")
         server.wait()
