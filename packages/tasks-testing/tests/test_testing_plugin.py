@@ -690,6 +690,7 @@ def test_not(client, tasks_recorder):
 
 def test_nothing(client, tasks_recorder):
     client.post("/users", json=ANN)
+    tasks_recorder.drain()  # for the states in the message
     tasks_recorder.assert_nothing_scheduled()
 
 def test_once(client, tasks_recorder):
