@@ -156,6 +156,7 @@ class _Work:
         job_id = context.job.id
         assert job_id is not None
         self._running.add(job_id)
+        self._call_when_reported(self._running.discard, job_id)
         try:
             async with self._slots:
                 await self._run(self._delivery(context.job, job_id, fields))
@@ -164,8 +165,13 @@ class _Work:
                 COUNT, job_id=job_id, counter="failures" if again.failed else "returns"
             )
             raise
-        finally:
-            self._running.discard(job_id)
+
+    @staticmethod
+    def _call_when_reported(call: Callable[[int], None], job_id: int) -> None:
+        """Call when the database knows how a task ended, which may be long after; until then it is no stalled one."""
+        processing = asyncio.current_task()  # procrastinate's, which ends with the report
+        assert processing is not None
+        processing.add_done_callback(lambda _: call(job_id))
 
     def _delivery(self, job: Job, job_id: int, fields: dict[str, Any]) -> Delivery:
         retry = fields.get("retry")
