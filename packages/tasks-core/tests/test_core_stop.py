@@ -10,8 +10,8 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import anyio
@@ -309,6 +309,18 @@ def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(
 
 # ---- processes ----
 
+
+@contextmanager
+def process(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run *program*, and kill it should it still run when the block is left."""
+    command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
 HANGING_THREAD = """
     import logging, signal, sys, threading
     import anyio
@@ -334,27 +346,30 @@ HANGING_THREAD = """
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_function_that_hangs_for_ever_does_not_keep_the_process_from_exiting(backend: str) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HANGING_THREAD), backend], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "hanging\n"
+    with process(HANGING_THREAD, backend) as hanging:
+        assert hanging.stdout is not None
+        assert hanging.stdout.readline() == "hanging\n"
         began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=30)
+        hanging.send_signal(signal.SIGTERM)
+        output, _ = hanging.communicate(timeout=30)
         took = time.monotonic() - began
-    assert process.returncode == 0
+    assert hanging.returncode == 0
     assert "was abandoned: a plain function cannot be cancelled: it still runs in its thread" in output
     assert output.endswith("left\n")
-    assert took < 1 + 0.5 + 2  # the two bounds, the last clean-up, and an interpreter on a busy machine
+    assert took < 1 + 0.5 + 10  # the two bounds, the last clean-up, and an interpreter on a busy machine
 
 
 INTERRUPTED = """
-    import logging, sys
+    import logging, signal, sys
     import anyio
-    from tasks_core import TaskScheduler
+    from tasks_core import TaskObserver, TaskScheduler, observe
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
     logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)
+
+    class Teller(TaskObserver):
+        def shutdown_started(self, tasks, grace_period):
+            print("stopping", flush=True)
 
     async def work() -> None:
         print("working", flush=True)
@@ -368,38 +383,36 @@ INTERRUPTED = """
             scheduler.task(shield=SHIELD).schedule(work)
             await anyio.sleep_forever()
 
-    anyio.run(main, backend=sys.argv[1])
+    with observe(Teller()):
+        anyio.run(main, backend=sys.argv[1])
 """
 
 
-def interrupt(backend: str, *, shield: bool, times: int) -> tuple[str, float]:
-    program = textwrap.dedent(INTERRUPTED).replace("SHIELD", str(shield))
-    with subprocess.Popen(
-        [sys.executable, "-c", program, backend], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as p:
-        assert p.stdout is not None
-        assert p.stdout.readline() == b"working\n"
-        began = time.monotonic()
-        for _ in range(times):
-            p.send_signal(signal.SIGINT)
-            time.sleep(0.5)  # a person's second Ctrl-C; the process has nothing to say in between
-        output, _ = p.communicate(timeout=30)
-    assert p.returncode != 0
-    return output.decode(), time.monotonic() - began
+def interrupt(backend: str, *, shield: bool, again: bool) -> str:
+    """Press Ctrl-C, and *again* when shutdown has begun; return what is said until the process ends."""
+    with process(INTERRUPTED.replace("SHIELD", str(shield)), backend) as interrupted:
+        assert interrupted.stdout is not None
+        assert interrupted.stdout.readline() == "working\n"
+        interrupted.send_signal(signal.SIGINT)
+        assert interrupted.stdout.readline() == "stopping\n"
+        if again:
+            interrupted.send_signal(signal.SIGINT)
+        output = interrupted.stdout.read()  # not communicate(), which does not see what readline() has read ahead
+        interrupted.wait(timeout=30)
+    assert interrupted.returncode != 0
+    return output
 
 
 def test_one_ctrl_c_ends_the_grace_period() -> None:
-    output, took = interrupt("asyncio", shield=False, times=1)
+    output = interrupt("asyncio", shield=False, again=False)
     assert "cleaned up\n" in output
     assert "was cancelled: the grace period of the shutdown was over" in output
-    assert took < 20
 
 
 def test_a_second_ctrl_c_ends_shielded_tasks_too() -> None:
-    output, took = interrupt("asyncio", shield=True, times=2)
+    output = interrupt("asyncio", shield=True, again=True)
     assert "cleaned up\n" in output
     assert "Tasks drained in" in output
-    assert took < 20
 
 
 # ---- event loops ----
