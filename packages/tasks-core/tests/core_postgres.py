@@ -78,6 +78,9 @@ class Wire:
         self.address = make_conninfo(address, host=self._folder.name)
         self._listener: asyncio.Server | None = None
         self._ends: set[asyncio.StreamWriter] = set()
+        self._text: bytes | None = None
+        self._doomed: set[asyncio.BaseTransport] = set()
+        self.lost = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         await self.mend()
@@ -103,17 +106,31 @@ class Wire:
             self._ends.pop().transport.abort()
         await asyncio.sleep(0)
 
+    def lose(self, text: bytes) -> None:
+        """Break the connection on which *text* comes next, in the moment in which its transaction is committed."""
+        self._text = text
+
     async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         of_server, to_server = await asyncio.open_unix_connection(self._server)
         self._ends |= {writer, to_server}
-        await asyncio.gather(_carry(reader, to_server), _carry(of_server, writer))
+        await asyncio.gather(
+            self._carry(reader, to_server, writer.transport), self._carry(of_server, writer, writer.transport)
+        )
+        self._doomed.discard(writer.transport)
         self._ends -= {writer, to_server}
 
-
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-    except ConnectionError:
-        pass  # cut
-    writer.close()
+    async def _carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: asyncio.BaseTransport
+    ) -> None:
+        try:
+            while data := await reader.read(65536):
+                if self._text is not None and self._text in data:
+                    self._doomed.add(client)
+                    self._text = None
+                if client in self._doomed and b"COMMIT\x00" in data and writer.transport is client:
+                    self.lost.set()  # the server has done it, and nobody is told
+                    break
+                writer.write(data)
+        except ConnectionError:
+            pass  # cut
+        writer.close()

@@ -77,7 +77,11 @@ async def test_worker_comes_back_by_itself(
 
 
 async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
-    engine: ProcrastinateEngine, producer: TaskScheduler, wire: Wire, monkeypatch: pytest.MonkeyPatch
+    engine: ProcrastinateEngine,
+    producer: TaskScheduler,
+    wire: Wire,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
     monkeypatch.setattr("tasks_core.engines._work._PATIENCE", 0.1)
@@ -92,6 +96,11 @@ async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
             stop.set()
     assert functions.ran == ["x"]
     assert (await receipt.status()).state is DurableState.RUNNING  # until somebody misses the worker
+    [line] = [line for line in caplog.messages if "has ended" in line]
+    assert line == (
+        f"Task '{shielded.name}', key {receipt.key}, job {receipt.id}, has ended and is delivered again: "
+        "the database could not be told (PoolTimeout)"
+    )
 
 
 async def test_producer_comes_back_by_itself(

@@ -12,11 +12,25 @@ _JOB = """ROW(
 SUBMIT: LiteralString = f"SELECT unnest(procrastinate_defer_jobs_v1(ARRAY[{_JOB}])) AS id, true AS created"
 SUBMIT_KEY: LiteralString = f"SELECT id, created FROM tasks_submit_v1((%(key)s)::text, {_JOB})"  # noqa: S608  constant
 
-COUNT: LiteralString = """
-UPDATE procrastinate_jobs
-   SET args = jsonb_set(args, ARRAY[%(counter)s], to_jsonb(coalesce((args->>%(counter)s)::int, 0) + 1))
- WHERE id = %(job_id)s
-"""
+# Reports of how a delivery ended. The answer to one may be lost with the connection, so each may come twice; and a task
+# may have been taken for stalled meanwhile. A delivery is known by the number of those before it: once the row has
+# another number, it has nothing to say. Except that the task is done, which spares others the work.
+_MINE = "id = %(job_id)s AND status = 'doing' AND attempts = %(attempts)s"
+FINISH: LiteralString = f"""
+WITH mine AS (
+    SELECT id FROM procrastinate_jobs
+     WHERE {_MINE} OR id = %(job_id)s AND %(status)s = 'succeeded' AND status IN ('todo', 'doing')
+       FOR UPDATE
+)
+SELECT procrastinate_finish_job_v1(id, (%(status)s)::procrastinate_job_status, false) FROM mine
+"""  # noqa: S608  constant
+RETRY: LiteralString = f"""
+WITH mine AS (SELECT id FROM procrastinate_jobs WHERE {_MINE} FOR UPDATE)
+SELECT procrastinate_retry_job_v2(id, (%(retry_at)s)::timestamptz, NULL, NULL, NULL) FROM mine
+"""  # noqa: S608  constant
+COUNT: LiteralString = f"""
+UPDATE procrastinate_jobs SET args = jsonb_set(args, ARRAY[%(counter)s], to_jsonb((%(count)s)::int)) WHERE {_MINE}
+"""  # noqa: S608  constant
 
 PROGRESS: LiteralString = """
 UPDATE procrastinate_jobs SET args = jsonb_set(args, '{progress}', (%(progress)s)::jsonb) WHERE id = %(job_id)s
@@ -32,6 +46,9 @@ UPDATE procrastinate_workers SET last_heartbeat = now()
  WHERE id IN (SELECT worker_id FROM procrastinate_jobs WHERE id = ANY(%(running)s) AND status = 'doing')
 """
 
+# Of the workers of this process that only wait for their last tasks, those tasks that they do not run are stalled, too:
+# the answer that gave them such a task was lost with the connection.
+#
 # One statement, and rows locked by somebody else are left to them: of two reapers, one gets the job. A death is a
 # delivery that ended without anybody saying how.
 REAP: LiteralString = """
@@ -42,7 +59,8 @@ WITH stalled AS (
       FROM procrastinate_jobs AS job
       LEFT JOIN procrastinate_workers AS worker ON worker.id = job.worker_id
      WHERE job.status = 'doing' AND job.queue_name = %(queue)s
-       AND (worker.id IS NULL OR worker.last_heartbeat < now() - make_interval(secs => %(stale)s))
+       AND (worker.id IS NULL OR worker.last_heartbeat < now() - make_interval(secs => %(stale)s)
+            OR worker.id = ANY(%(leaving)s) AND job.id <> ALL(%(running)s))
        FOR UPDATE OF job SKIP LOCKED
 )
 SELECT id, name, key, deaths, deaths >= %(max_deaths)s AS given_up,

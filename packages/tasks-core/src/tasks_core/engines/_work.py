@@ -24,7 +24,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from tasks_core import Delivery, Json, Redeliver, RetryPolicy, RunDelivery, TaskCall
 
-from ._queries import COUNT, KEEP_ALIVE, PROGRESS, PURGE, REAP
+from ._queries import KEEP_ALIVE, PROGRESS, PURGE, REAP
+from ._reports import Reports
 
 logger = logging.getLogger("tasks_core")
 
@@ -85,13 +86,16 @@ class _Work:
         self._stopping = stopping
         self._slots = asyncio.Semaphore(concurrency)
         self._running: set[int] = set()
+        self._workers: dict[asyncio.Task[None], ProcrastinateWorker] = {}  # the last one takes tasks, the others leave
         self._lost = asyncio.Event()
         self._over = False
         self._connector = _PatientConnector(self._lost.set, stopping)
+        self._reports = Reports(self._connector)
         self._app = self._new_app()
 
     def _new_app(self) -> App:
         app = App(connector=self._connector)
+        app.job_manager = self._reports
         queue = self._options.queue
         app.task(name=TASK_NAME, queue=queue, pass_context=True, retry=_Again())(self._run_job)
         # Also what keeps the worker's own watch over its side tasks going, which ends with the first that returns.
@@ -102,29 +106,28 @@ class _Work:
     async def work(self) -> None:
         await self._connector.open_async(self._pool)
         watch = asyncio.create_task(self._watch(), name="tasks watch")
-        workers: dict[asyncio.Task[None], ProcrastinateWorker] = {}
         stop = asyncio.create_task(self._stopping.wait(), name="tasks stop")
         try:
             while not stop.done():
                 self._lost.clear()
                 worker = self._new_worker()
                 run = asyncio.create_task(self._run_worker(worker), name="tasks worker")
-                workers[run] = worker
+                self._workers[run] = worker
                 lost = asyncio.create_task(self._lost.wait())
                 await asyncio.wait((run, lost, stop), return_when=asyncio.FIRST_COMPLETED)
                 lost.cancel()
                 # One that has lost the database ends when its tasks have; others take its place at once.
-                workers = {run: worker for run, worker in workers.items() if not run.done()}
+                self._workers = {run: worker for run, worker in self._workers.items() if not run.done()}
                 if not stop.done():
                     await asyncio.wait((stop,), timeout=_RECONNECT)
         finally:
             # A cancellation alone may get lost: when a query ends at that very moment, wait_for() of Python 3.11,
             # in which older releases of psycopg wait, returns as if nothing had been. So each is told as well.
-            for run, worker in workers.items():
+            for run, worker in self._workers.items():
                 worker.stop()  # type: ignore[no-untyped-call]  # procrastinate does not say that it returns nothing
                 run.cancel()  # which it takes for another request to stop, and waits for its tasks
             stop.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            await asyncio.gather(*self._workers, return_exceptions=True)
             self._over = True
             watch.cancel()
             await asyncio.gather(watch, stop, return_exceptions=True)
@@ -156,22 +159,29 @@ class _Work:
         job_id = context.job.id
         assert job_id is not None
         self._running.add(job_id)
-        self._call_when_reported(self._running.discard, job_id)
+        processing = asyncio.current_task()  # procrastinate's, which ends with the report
+        assert processing is not None
+        processing.add_done_callback(lambda ended: self._when_reported(context.job, ended))
         try:
             async with self._slots:
                 await self._run(self._delivery(context.job, job_id, fields))
         except Redeliver as again:
-            await self._connector.execute_query_async(
-                COUNT, job_id=job_id, counter="failures" if again.failed else "returns"
-            )
+            await self._reports.count(context.job, "failures" if again.failed else "returns")
             raise
 
-    @staticmethod
-    def _call_when_reported(call: Callable[[int], None], job_id: int) -> None:
-        """Call when the database knows how a task ended, which may be long after; until then it is no stalled one."""
-        processing = asyncio.current_task()  # procrastinate's, which ends with the report
-        assert processing is not None
-        processing.add_done_callback(lambda _: call(job_id))
+    def _when_reported(self, job: Job, processing: asyncio.Task[Any]) -> None:
+        """The database knows how a task ended, which may be long after; until then it is no stalled one."""
+        assert job.id is not None
+        self._running.discard(job.id)
+        error = None if processing.cancelled() else processing.exception()
+        if error is not None:
+            logger.warning(
+                "Task %r, key %s, job %d, has ended and is delivered again: the database could not be told (%s)",
+                job.task_kwargs.get("name"),
+                job.task_kwargs.get("key"),
+                job.id,
+                type(error.__cause__ or error).__name__,
+            )
 
     def _delivery(self, job: Job, job_id: int, fields: dict[str, Any]) -> Delivery:
         retry = fields.get("retry")
@@ -214,6 +224,8 @@ class _Work:
                 "queue": self._options.queue,
                 "stale": self._options.heartbeat * _MISSED,
                 "max_deaths": self._options.max_deaths,
+                "leaving": [worker.worker_id for worker in list(self._workers.values())[:-1]],
+                "running": list(self._running),
             },
         )
         return await cursor.fetchall()

@@ -1,0 +1,148 @@
+"""Answers of PostgreSQL that are lost with their connection: it has done what a worker wanted, and nobody is told."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import AsyncIterator
+
+import anyio
+import core_durable_functions as functions
+import pytest
+from core_durable_functions import forget, note, shielded
+from core_postgres import Wire, ends, postgres, queue, working
+from tasks_core import DurableState, RetryPolicy, TaskScheduler, Worker, current_context, durable
+from tasks_core.engines.procrastinate import ProcrastinateEngine
+
+__all__ = ("forget", "postgres", "queue")
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # all that procrastinate and psycopg know
+
+
+@pytest.fixture
+async def wire(postgres: str) -> AsyncIterator[Wire]:
+    async with Wire(postgres) as wire:
+        yield wire
+
+
+@pytest.fixture
+def engine(wire: Wire, queue: str, monkeypatch: pytest.MonkeyPatch) -> ProcrastinateEngine:
+    """An engine that comes through the wire."""
+    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines._work._POLL", 0.1)
+    return ProcrastinateEngine(wire.address, queue=queue, pool_size=2, heartbeat=0.2)
+
+
+@pytest.fixture
+def direct(postgres: str, queue: str) -> ProcrastinateEngine:
+    """An engine that does not."""
+    return ProcrastinateEngine(postgres, queue=queue, pool_size=2, heartbeat=0.2)
+
+
+@pytest.fixture
+async def producer(direct: ProcrastinateEngine) -> AsyncIterator[TaskScheduler]:
+    async with TaskScheduler(engine=direct) as scheduler:
+        yield scheduler
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged about reports; by asyncio, about an exception that nobody has looked at."""
+    gc.collect()
+    return [line for name, _, line in caplog.record_tuples if name == "asyncio" or "could not be told" in line]
+
+
+@durable(retry=RetryPolicy(attempts=3, backoff=0.0))
+async def always_fails() -> None:
+    functions.ran.append(current_context().attempt)
+    raise ConnectionError
+
+
+@durable(retry=RetryPolicy(attempts=3, backoff=0.0))
+async def waits_in_its_second_attempt() -> None:
+    attempt = current_context().attempt
+    functions.ran.append(attempt)
+    if attempt == 1:
+        raise ConnectionError
+    functions.waiting["x"].set()
+    await functions.released["x"].wait()
+
+
+async def test_of_a_task_that_has_ended(
+    engine: ProcrastinateEngine, producer: TaskScheduler, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with engine, working(engine):
+        wire.lose(b"SELECT procrastinate_finish_job")
+        receipt = await producer.schedule(note, "x")
+        await wire.lost.wait()
+        await ends(await producer.schedule(note, "y"), DurableState.SUCCEEDED)
+        assert (await receipt.status()).state is DurableState.SUCCEEDED
+    assert functions.ran == ["x", "y"]
+    assert complaints(caplog) == []
+
+
+async def test_of_an_attempt_that_is_counted(engine: ProcrastinateEngine, producer: TaskScheduler, wire: Wire) -> None:
+    """Counted once, or the task would have one attempt less."""
+    async with engine, working(engine):
+        wire.lose(b"jsonb_set(args, ARRAY")
+        receipt = await producer.schedule(always_fails)
+        await ends(receipt, DurableState.FAILED)
+    assert wire.lost.is_set()
+    assert functions.ran == [1, 2, 3]
+
+
+async def test_of_a_task_that_is_to_be_tried_again(
+    engine: ProcrastinateEngine,
+    direct: ProcrastinateEngine,
+    producer: TaskScheduler,
+    wire: Wire,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """When the report is repeated another worker has the task, and keeps it."""
+    caplog.set_level(logging.WARNING)
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    stop, stopped = anyio.Event(), anyio.Event()
+
+    async def first_worker() -> None:
+        await Worker(engine).run(stop)
+        stopped.set()
+
+    async with direct, engine, anyio.create_task_group() as group:
+        wire.lose(b"SELECT procrastinate_retry_job")
+        group.start_soon(first_worker)
+        receipt = await producer.schedule(waits_in_its_second_attempt)
+        await wire.lost.wait()
+        await wire.cut()
+        async with working(direct):
+            await functions.waiting["x"].wait()
+            await wire.mend()
+            stop.set()
+            await stopped.wait()  # it has said all that it had to say
+            assert (await receipt.status()).state is DurableState.RUNNING
+            functions.released["x"].set()
+            await ends(receipt, DurableState.SUCCEEDED)
+    assert functions.ran == [1, 2]
+    assert complaints(caplog) == []
+
+
+async def test_of_a_task_that_a_worker_was_given(
+    engine: ProcrastinateEngine, producer: TaskScheduler, wire: Wire
+) -> None:
+    """It does not wait for the tasks that the worker runs already."""
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    async with engine, working(engine):
+        running = await producer.schedule(shielded, "x")
+        await functions.waiting["x"].wait()
+        wire.lose(b"only this one")
+        receipt = await producer.schedule(note, "only this one")
+        await wire.lost.wait()
+        await ends(receipt, DurableState.SUCCEEDED)
+        assert (await running.status()).state is DurableState.RUNNING
+        functions.released["x"].set()
+        await ends(running, DurableState.SUCCEEDED)
+    assert functions.ran == ["only this one", "x"]
