@@ -13,7 +13,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from core_support import EventLog, every_event_loop, fail, in_thread, messages, noop
-from tasks_core import Task, TaskBatch, TaskQueueFullError, TaskScheduler, TaskState, observe, retry
+from tasks_core import Task, TaskBatch, TaskObserver, TaskQueueFullError, TaskScheduler, TaskState, observe, retry
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -164,6 +164,28 @@ async def test_max_pending_does_not_count_what_was_launched_or_waits_to_run_agai
         scheduler.task(delay=60).schedule(noop)
         with pytest.raises(TaskQueueFullError):
             scheduler.schedule(noop)
+
+
+async def test_max_pending_forgets_a_task_that_was_cancelled_before_its_turn() -> None:
+    class Canceller(TaskObserver):
+        def hold_task(self, task: Task[Any]) -> bool:
+            task.cancel()
+            return True
+
+    gate = anyio.Event()
+    async with TaskScheduler(max_concurrency=1, max_pending=1) as scheduler:
+        posted: Task[None] = in_thread(lambda: scheduler.schedule(noop))
+        posted.cancel()  # the loop has not heard of it yet
+        with observe(Canceller()):
+            held = scheduler.schedule(noop)
+        held.release()
+        await anyio.wait_all_tasks_blocked()
+        assert posted.state is held.state is TaskState.CANCELLED
+        scheduler.schedule(gate.wait)
+        scheduler.schedule(noop)
+        with pytest.raises(TaskQueueFullError):
+            scheduler.schedule(noop)
+        gate.set()
 
 
 async def test_max_pending_holds_against_many_threads() -> None:

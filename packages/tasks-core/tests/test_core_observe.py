@@ -118,10 +118,16 @@ async def test_an_observer_that_raises_harms_nobody(error: BaseException, caplog
     assert told == {name for name in vars(Raising) if not name.startswith("__")}
 
 
-async def test_a_keyboard_interrupt_in_an_observer_is_for_the_process() -> None:
+@pytest.mark.parametrize("thread", [True, False])
+async def test_a_keyboard_interrupt_in_an_observer_is_for_the_process(thread: bool) -> None:
+    ran: list[int] = []
     async with TaskScheduler() as scheduler:
         with observe(Raising(KeyboardInterrupt())), pytest.raises(KeyboardInterrupt):
-            scheduler.schedule(noop)
+            in_thread(lambda: scheduler.schedule(ran.append, 1)) if thread else scheduler.schedule(ran.append, 1)
+        await anyio.wait_all_tasks_blocked()
+        numbers = scheduler.statistics()
+        assert (numbers.scheduled, numbers.discarded) == (1, 1), "nobody has a handle to it"
+    assert ran == []
 
 
 async def test_observers_may_come_and_go_while_an_event_is_delivered() -> None:

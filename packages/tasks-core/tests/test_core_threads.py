@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from core_support import Workers, every_event_loop, messages, noop
 from tasks_core import TaskScheduler, TaskState, retry
@@ -53,10 +54,37 @@ async def test_an_idle_thread_ends_and_another_is_started(monkeypatch: pytest.Mo
 async def test_a_thread_may_be_handed_something_while_it_gives_up_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     import tasks_core._threads
 
+    gives_up, handed = threading.Event(), threading.Event()
+    retire = tasks_core._threads.WorkerThreads.retire
+
+    def pause(*args: Any) -> bool:
+        gives_up.set()
+        handed.wait()
+        return retire(*args)
+
+    monkeypatch.setattr(tasks_core._threads.WorkerThreads, "retire", pause)
     monkeypatch.setattr(tasks_core._threads, "_IDLE", 0.0001)
-    async with TaskScheduler(max_threads=4) as scheduler:
-        for _ in range(300):
-            await scheduler.schedule(threading.get_ident)
+    async with TaskScheduler() as scheduler:
+        thread = await scheduler.schedule(threading.get_ident)
+        await anyio.to_thread.run_sync(gives_up.wait)
+        task = scheduler.schedule(threading.get_ident)
+        await task.started.wait()
+        handed.set()
+        assert await task == thread
+
+
+async def test_a_thread_that_is_left_to_itself_keeps_its_place_until_it_ends() -> None:
+    leave = threading.Event()
+    async with TaskScheduler(max_threads=1) as scheduler:
+        blocking = scheduler.schedule(leave.wait)
+        await blocking.started.wait()
+        blocking.cancel()
+        await blocking.wait()
+        waiting = scheduler.schedule(threading.get_ident)
+        await anyio.wait_all_tasks_blocked()
+        assert (blocking.state, waiting.state) == (TaskState.CANCELLED, TaskState.PENDING)
+        leave.set()
+        await waiting
 
 
 async def test_a_system_without_threads_fails_the_task_and_keeps_its_place_free(
