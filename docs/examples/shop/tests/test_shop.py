@@ -7,6 +7,7 @@ pauses between attempts take none.
 
 import json
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -227,22 +228,21 @@ def test_picture_is_found_without_thumbnails(client: TestClient, tasks_recorder:
 
 
 def test_two_pictures_are_opened_at_a_time(client: TestClient, tasks_recorder: TasksRecorder) -> None:
-    running = 0
-    most = 0
+    """While two are open, nobody else gets in: the tokens of the limiter are lent."""
+    two = threading.Barrier(2, timeout=5)
+    lent: list[float] = []
 
-    async def open_picture(shop: Shop, path: Path) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await anyio.wait_all_tasks_blocked()
-        running -= 1
+    def open_picture(shop: Shop, path: Path) -> None:
+        two.wait()
+        lent.append(shop.picture_limiter.borrowed_tokens)
+        two.wait()
 
     tasks_recorder.stub(generate_thumbnails, open_picture)
     with tasks_recorder.hold(generate_thumbnails):
         for number in range(4):
             upload(client, f"Picture {number}")
     tasks_recorder.assert_ran(generate_thumbnails, times=4)
-    assert most == 2
+    assert lent == [2, 2, 2, 2]
 
 
 def test_upload_of_no_picture(client: TestClient, tasks_recorder: TasksRecorder) -> None:
@@ -413,6 +413,7 @@ def test_payment_survives_the_shutdown(
         client.post("/orders", json=TWO_TEAPOTS)
         assert gateway.holding.wait(5)
         tasks_recorder.wait_for(send_confirmation, "running")
+        tasks_recorder.assert_ran(track_order_event)
         assert status_of_order(client) == "placed"
 
     assert tasks_recorder.one(send_confirmation).state == "cancelled"
