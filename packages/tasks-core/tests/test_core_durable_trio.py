@@ -1,22 +1,27 @@
-"""Durable tasks from a process that runs trio: handed over in a thread, to workers that run asyncio."""
+"""Durable tasks from a process that runs trio: handed over, and run, by way of an event loop of asyncio in a thread."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 
 import anyio
 import core_durable_functions as functions
 import psycopg
 import pytest
-from core_durable_functions import forget, note
-from core_postgres import postgres, queue
+import trio
+from core_durable_functions import forget, note, shielded, unshielded
+from core_postgres import ends, postgres, queue, working
 from tasks_core import (
     DurableState,
     EngineCapabilityError,
     EngineUnavailableError,
+    RetryPolicy,
     TaskScheduler,
     Worker,
+    current_context,
+    durable,
 )
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
@@ -38,6 +43,18 @@ def engine(postgres: str, queue: str) -> ProcrastinateEngine:
 def event_loops() -> list[threading.Thread]:
     """The threads that run an event loop for others."""
     return [thread for thread in threading.enumerate() if "portal" in thread.name]
+
+
+settings: ContextVar[str] = ContextVar("settings")
+
+
+@durable(retry=RetryPolicy(attempts=2, backoff=0.0))
+async def on_this_loop(number: int) -> None:
+    context = current_context()
+    await context.report_progress(number)
+    if context.attempt == 1:
+        raise ConnectionError
+    functions.ran.append((number, trio.lowlevel.in_trio_run(), context.attempt, settings.get()))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -124,7 +141,48 @@ async def test_transactions_are_of_asyncio(engine: ProcrastinateEngine) -> None:
             scheduler.task(transaction=object()).schedule(note, "x")
 
 
-async def test_worker_is_of_asyncio(engine: ProcrastinateEngine) -> None:
-    async with engine:
-        with pytest.RaisesGroup(pytest.RaisesExc(EngineCapabilityError, match="python -m tasks_core worker")):
-            await Worker(engine).run(anyio.Event())
+async def test_worker_takes_tasks_for_trio(engine: ProcrastinateEngine) -> None:
+    """Wherever it comes from, a task runs on the event loop of its worker, and its context is there."""
+    settings.set("of the worker")
+    async with TaskScheduler(engine=engine) as scheduler:
+        async with working(engine):
+            receipts = [await scheduler.schedule(on_this_loop, number) for number in range(3)]
+            for receipt in receipts:
+                await ends(receipt, DurableState.SUCCEEDED)
+        assert sorted(functions.ran) == [(number, True, 2, "of the worker") for number in range(3)]
+        status = await receipts[0].status()
+        assert (status.attempts, status.progress) == (2, 0)
+    assert event_loops() == []
+
+
+async def test_worker_on_trio_stops(engine: ProcrastinateEngine) -> None:
+    """Shielded tasks end, others go back to the queue."""
+    for name in ("shielded", "unshielded"):
+        functions.waiting[name], functions.released[name] = anyio.Event(), anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler:
+        async with working(engine, grace_period=0) as stop:
+            kept = await scheduler.schedule(shielded, "shielded")
+            back = await scheduler.schedule(unshielded, "unshielded")
+            for waiting in functions.waiting.values():
+                await waiting.wait()
+            stop.set()
+            functions.released["shielded"].set()
+        assert (await kept.status()).state is DurableState.SUCCEEDED
+        assert (await back.status()).state is DurableState.WAITING
+    assert functions.ran == ["shielded"]
+
+
+async def test_worker_on_trio_that_is_cancelled_by_procrastinate(engine: ProcrastinateEngine, postgres: str) -> None:
+    """As its own command `procrastinate shell` can: the task is cancelled on trio."""
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+        receipt = await scheduler.schedule(unshielded, "x")
+        await functions.waiting["x"].wait()
+        await anyio.to_thread.run_sync(abort, postgres, int(receipt.id))
+        await ends(receipt, DurableState.CANCELLED)
+    assert functions.ran == []
+
+
+def abort(address: str, job_id: int) -> None:
+    with psycopg.connect(address) as connection:
+        connection.execute("SELECT procrastinate_cancel_job_v1(%s, true, false)", [job_id])

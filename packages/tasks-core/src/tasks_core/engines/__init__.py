@@ -6,6 +6,6 @@ Engines for durable tasks, each behind an extra of this package.
 
 ```text
 _embedded  _queries  _schema  _thread  _transaction
-_reports ── _work ── procrastinate
+_reports ── _work ── _bridge ── procrastinate
 ```
 """

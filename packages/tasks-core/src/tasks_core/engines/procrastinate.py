@@ -34,6 +34,7 @@ from tasks_core import (
     TaskCall,
 )
 
+from ._bridge import work_in_thread
 from ._embedded import EmbeddedPostgres
 from ._queries import STATUS, SUBMIT, SUBMIT_KEY
 from ._schema import prepare_schema
@@ -59,7 +60,7 @@ class ProcrastinateEngine:
     workers wait.
 
     On trio it keeps an asyncio event loop in a thread, from the time that it is entered until it is left, and has no
-    `transaction=`. Workers run asyncio.
+    `transaction=`. So does a worker, whose tasks run on trio then.
 
     Args:
         conninfo: The address, as psycopg takes it.
@@ -290,12 +291,8 @@ class ProcrastinateEngine:
 
     async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
         """Run procrastinate's worker, and a reaper for tasks whose worker is dead."""
-        if not runs_asyncio():
-            raise EngineCapabilityError(
-                "A worker of procrastinate runs on asyncio, and this is trio. Run it as a process of its own: "
-                "python -m tasks_core worker app.main:engine"
-            )
-        await work(self.conninfo, self._work_options, run, concurrency, stopping)
+        start = work if runs_asyncio() else work_in_thread
+        await start(self.conninfo, self._work_options, run, concurrency, stopping)
 
 
 def _stored(call: TaskCall) -> dict[str, Any]:
