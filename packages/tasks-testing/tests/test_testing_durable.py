@@ -70,10 +70,18 @@ async def leave_more_behind(attempts: int) -> None:
         raise ConnectionError
 
 
+@durable(name="hangs_in_its_second_attempt", retry=RetryPolicy(attempts=2, backoff=0))
+async def hangs_in_its_second_attempt() -> None:
+    if current_context().attempt == 1:
+        raise ConnectionError
+    functions.waiting["second attempt"].set()
+    await anyio.sleep_forever()
+
+
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
-    for record in (functions.ran, functions.contexts, functions.reported):
+    for record in (functions.ran, functions.contexts, functions.reported, functions.waiting):
         record.clear()
 
 
@@ -156,6 +164,18 @@ async def test_an_attempt_that_is_delivered_again_is_a_retry(tasks_recorder: Tas
         ("succeeded", 3, ""),
     ]
     assert (await receipt.status()).attempts == 3
+
+
+@pytest.mark.anyio
+async def test_an_attempt_of_what_may_run_on_may_do_so_too(tasks_recorder: TasksRecorder) -> None:
+    functions.waiting["second attempt"] = anyio.Event()
+    tasks_recorder.allow_running(hangs_in_its_second_attempt.name)
+    async with TaskScheduler() as scheduler, anyio.create_task_group() as group:
+        await scheduler.schedule(hangs_in_its_second_attempt)
+        group.start_soon(tasks_recorder.arun_durable)
+        await functions.waiting["second attempt"].wait()
+        await tasks_recorder.adrain()
+        group.cancel_scope.cancel()
 
 
 @pytest.mark.anyio

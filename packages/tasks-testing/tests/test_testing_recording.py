@@ -291,6 +291,10 @@ async def test_clear_forgets() -> None:
             recorder.clear()
             assert (len(recorder), recorder.requests, recorder.events) == (0, (), ())
             recorder.assert_nothing_scheduled()
+            recorder.allow_running(anyio.sleep_forever)
+            task = scheduler.schedule(anyio.sleep_forever)
+            recorder.clear()
+            task.cancel()
             scheduler.schedule(work)
             await recorder.adrain()
             assert recorder.one().id == 1
@@ -569,6 +573,15 @@ async def test_strict_wants_every_task_asserted() -> None:
             recorder.assert_all_asserted()
         assert recorder.of(call(work, 3)).calls == [call(work, 3)]
         recorder.assert_all_asserted()
+
+
+async def test_whoever_waits_for_a_task_hears_that_it_may_run_on() -> None:
+    with record_tasks() as recorder:
+        async with TaskScheduler(grace_period=0) as scheduler, anyio.create_task_group() as group:
+            scheduler.schedule(anyio.sleep_forever)
+            group.start_soon(recorder.adrain)
+            await anyio.wait_all_tasks_blocked()
+            recorder.allow_running(anyio.sleep_forever)
 
 
 async def test_what_a_block_raises_comes_first() -> None:
