@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from tasks_core import TaskScheduler, Worker, announce
+from tasks_core import TaskScheduler, Worker
 
 from ._request import SCOPE_KEY, Request, WebSocketRequest
 from ._telemetry import Telemetry
@@ -90,19 +90,7 @@ class TasksLayer:
         scheduler = self._installation.serving
         if scheduler is None:
             return self._bound_to_request(kind, scope, receive, send)
-        return self._serve(kind(scheduler, scope, send), scope, receive)
-
-    async def _serve(self, request: Request, scope: Scope, receive: Receive) -> None:
-        scope[SCOPE_KEY] = request
-        request.observed = announce(request, "request_started")
-        try:
-            await self.app(scope, receive, request.send)
-        except BaseException as error:
-            request.error = error
-            if request.refusal is None or not request.refusal.explains(error):
-                raise
-        finally:
-            request.finish()
+        return kind(scheduler, scope, send).serve(self.app, scope, receive)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the scheduler inside the lifespans of the application: what they have opened is open while tasks run."""
@@ -151,7 +139,7 @@ class TasksLayer:
         with self._installation.telemetry.watch(scheduler):
             async with scheduler:
                 try:
-                    await self._serve(kind(scheduler, scope, send), scope, receive)
+                    await kind(scheduler, scope, send).serve(self.app, scope, receive)
                 finally:
                     self._tell_once(scheduler)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable
 from threading import Lock
-from typing import Literal
+from typing import ClassVar, Literal
 
-from starlette.types import Message, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 from tasks_core import Outcome, TaskBatch, TaskScheduler, announce
 
@@ -46,7 +46,8 @@ class RequestTasks(TaskBatch):
     submitted: Outcome | None
 
     def __init__(self, scheduler: TaskScheduler, request: Request) -> None:
-        super().__init__(scheduler, "immediate", origin=request, opened=True, hand_over=request.hand_over)
+        # Without super(), which costs as much as the rest on Python 3.11.
+        TaskBatch.__init__(self, scheduler, "immediate", origin=request, opened=True, hand_over=request.hand_over)
         self._request = request
         self._after_route: TaskBatch | None = None
         self._after_response: TaskBatch | None = None
@@ -127,6 +128,7 @@ class Request:
     __slots__ = (
         "_complete",
         "_headers",
+        "_outcome",
         "_refusal",
         "_send",
         "_tasks",
@@ -159,32 +161,57 @@ class Request:
     observed: bool
     """Whether anybody listened when the request began."""
 
+    _harmless: ClassVar[tuple[type[BaseException], ...]] = ()
+    """What may leave the application without being an error."""
+
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         self.method = scope.get("method", "WEBSOCKET")
         self.path = scope["path"]
         self.status = 0
         self.error = None
         self.scheduler = scheduler
-        self.observed = False
         self._send = send
         self._complete = False
         self._refusal: Refusal | None = None
-        self._headers: Iterable[tuple[bytes, bytes]] = scope.get("headers", ())
+        self._headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
         self._trailers = False
         self._tasks: RequestTasks | None = None
         self.route_outcome = None
+        self._outcome: Outcome = "error"  # so far
         self.final_outcome = None
         self.hand_over = "submit"
+
+    async def serve(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
+        """Have the application answer; when it has returned, or raised, open every phase that is not open."""
+        scope[SCOPE_KEY] = self
+        self.observed = announce(self, "request_started")
+        try:
+            await app(scope, receive, self.send)
+        except BaseException as error:
+            self.error = error
+            if not isinstance(error, self._harmless):
+                self._outcome = "error"
+            if self._refusal is None or not self._refusal.explains(error):
+                raise
+        finally:
+            outcome = self._outcome
+            if self.route_outcome is None:
+                self._open_after_route(outcome)
+            self.final_outcome = outcome
+            tasks = self._tasks
+            if tasks is not None:
+                if tasks.unsubmitted:
+                    tasks.open(outcome)  # there was no response, and nobody else will care
+                tasks.begin_after_response(outcome, self.observed)
+            if self.observed:
+                announce(self, "request_finished")
+            # Both lead back to the request, the error by the frames of its traceback: cycles.
+            self._tasks = self.error = self._refusal = None
 
     @property
     def task_headers(self) -> dict[str, str]:
         """What goes with a durable task to its worker: the request id, if the client or a proxy sent one."""
         return {name.decode(): value.decode("latin-1") for name, value in self._headers if name in _TO_WORKER}
-
-    @property
-    def refusal(self) -> Refusal | None:
-        """Set when the client was told that a durable task could not be handed over."""
-        return self._refusal
 
     @property
     def tasks(self) -> RequestTasks:
@@ -204,10 +231,7 @@ class Request:
     @property
     def outcome(self) -> Outcome:
         """`"error"` if an exception left the application, the status is 400 or more, or the response was cut off."""
-        return self.final_outcome or ("success" if self._succeeded() else "error")
-
-    def _succeeded(self) -> bool:
-        return self._complete and self.error is None and self.status < 400
+        return self.final_outcome or self._outcome
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the application on to the server; open `after_route` right before the first."""
@@ -217,12 +241,16 @@ class Request:
         kind = message["type"]
         if kind == "http.response.start":
             self.status = status = message["status"]
-            self._trailers = message.get("trailers", False)
+            if "trailers" in message:
+                self._trailers = message["trailers"]
             outcome: Outcome = "success" if status < 400 else "error"
             tasks = self._tasks
             if self.observed or (tasks is not None and not tasks.pass_barrier(outcome)):
                 return self._send_start(message, outcome)
-            self._open_after_route(outcome)
+            self.hand_over = "now"
+            self.route_outcome = outcome
+            if self._tasks is not None:
+                self._tasks.begin_after_route(outcome, observed=False)
             return self._send(message)
         if kind == "http.response.body" and not self._trailers:
             last = not message.get("more_body", False)
@@ -243,10 +271,13 @@ class Request:
         # Not when the call returns: a server may tell of the end of the connection, for which Starlette cancels
         # whoever sends a stream, while it still closes what it has sent (hypercorn on trio does).
         self._complete = True
+        if self.status < 400:
+            self._outcome = "success"
         try:
             await self._send(message)
         except Exception:
             self._complete = False
+            self._outcome = "error"
             raise
         if self.observed:
             announce(self, "response_sent")
@@ -272,22 +303,6 @@ class Request:
         await self._send({"type": "http.response.body", "body": response.body})
         announce(self, "response_sent")
 
-    def finish(self) -> None:
-        """The application has returned, or raised: open every phase that is not open."""
-        outcome: Outcome = "success" if self._succeeded() else "error"
-        if self.route_outcome is None:
-            self._open_after_route(outcome)
-        self.final_outcome = outcome
-        tasks = self._tasks
-        if tasks is not None:
-            if tasks.unsubmitted:
-                tasks.open(outcome)  # there was no response, and nobody else will care
-            tasks.begin_after_response(outcome, self.observed)
-        if self.observed:
-            announce(self, "request_finished")
-        # Both lead back to the request, the error by the frames of its traceback: cycles.
-        self._tasks = self.error = self._refusal = None
-
     def _open_after_route(self, outcome: Outcome) -> None:
         if self.route_outcome is not None:
             return
@@ -306,21 +321,19 @@ class WebSocketRequest(Request):
     Its outcome is `"error"` if it was refused, or an exception left the application; a disconnect is none.
     """
 
-    __slots__ = ("_accepted",)
+    __slots__ = ()
+
+    _harmless = (WebSocketDisconnect,)
 
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         super().__init__(scheduler, scope, send)
         self.hand_over: Literal["submit", "now"] = "now"  # there is no response that could wait
-        self._accepted = False
-
-    def _succeeded(self) -> bool:
-        return self._accepted and (self.error is None or isinstance(self.error, WebSocketDisconnect))
 
     async def send(self, message: Message) -> None:
         """Pass a message of the application on to the server."""
         await self._send(message)
         if message["type"] == "websocket.accept":
-            self._accepted = True
+            self._outcome: Outcome = "success"
         elif message["type"] == "websocket.http.response.start":
             self.status: int = message["status"]
 
