@@ -81,7 +81,7 @@ class Attempts:
             context.run(CURRENT_TASK.set, ref(task))
             context = context.copy()
         name = config.name or getattr(task.func, "__name__", None) or "task"
-        task._native = self._loop.spawn(context, name, self._run, task)
+        task._native = self._loop.spawn(context, name, self._run(task))
 
     async def _run(self, task: Task[Any]) -> None:
         if task._cancel_reason is not None or task._state.finished:
@@ -180,7 +180,8 @@ class Attempts:
             self._ledger.give_up(task, TaskState.CANCELLED, reason)
 
     def _end(self, task: Task[Any], state: TaskState) -> None:
-        self._admission.leave(task)
+        if task._tickets:
+            self._admission.leave(task)
         if not task._state.finished:  # shutdown may have abandoned it meanwhile
             self._ledger.settle(task, state)
 

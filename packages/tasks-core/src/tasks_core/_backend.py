@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -16,8 +16,6 @@ from ._log import logger
 
 if TYPE_CHECKING:
     import trio
-
-AsyncFunction: TypeAlias = "Callable[..., Coroutine[Any, Any, None]]"
 
 
 class NativeTask(Protocol):
@@ -35,7 +33,7 @@ class NativeTask(Protocol):
 class Spawn(Protocol):
     """The type of `Backend.spawn`."""
 
-    def __call__(self, context: Context | None, name: str, func: AsyncFunction, *args: object) -> NativeTask: ...
+    def __call__(self, context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> NativeTask: ...
 
 
 class Backend(Protocol):
@@ -44,8 +42,8 @@ class Backend(Protocol):
     thread_id: int
     """Identifies the thread of the loop, as `threading.get_ident()` does."""
 
-    def spawn(self, context: Context | None, name: str, func: AsyncFunction, *args: object) -> NativeTask:
-        """Start `func(*args)` at the next turn of the loop; it must not raise. Call on the thread of the loop."""
+    def spawn(self, context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> NativeTask:
+        """Start *coroutine* at the next turn of the loop; it must not raise. Call on the thread of the loop."""
         ...
 
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
@@ -74,9 +72,9 @@ class AsyncioBackend:
         self._loop = asyncio.get_running_loop()
         self.thread_id = threading.get_ident()
 
-    def spawn(self, context: Context | None, name: str, func: AsyncFunction, *args: object) -> asyncio.Task[None]:
+    def spawn(self, context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # Not loop.create_task(): with an eager task factory that would run the task inside of schedule().
-        return asyncio.Task(func(*args), loop=self._loop, name=name, context=context)
+        return asyncio.Task(coroutine, loop=self._loop, name=name, context=context)
 
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(callback, context=for_another_thread(copy_context()))
@@ -108,12 +106,12 @@ class TrioBackend:
         self._nursery: trio.Nursery | None = None
         self.thread_id = threading.get_ident()
 
-    def spawn(self, context: Context | None, name: str, func: AsyncFunction, *args: object) -> TrioTask:
+    def spawn(self, context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> TrioTask:
         assert self._nursery is not None
         task = TrioTask(self._trio.CancelScope(), self.interrupt)
         # trio copies the context of whoever calls start_soon()
         start = self._nursery.start_soon if context is None else _in_context(context, self._nursery.start_soon)
-        start(task.run, func, args, name=name)
+        start(task.run, coroutine, name=name)
         return task
 
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
@@ -152,17 +150,17 @@ class TrioTask:
         self._interrupt = interrupt
         self._done = False
 
-    async def run(self, func: AsyncFunction, args: tuple[object, ...]) -> None:
+    async def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         try:
             with self._scope:
-                await func(*args)
+                await coroutine
         except KeyboardInterrupt as error:  # Ctrl-C, between two lines of this package
             self._interrupt(error)
         except Exception:  # would cancel the nursery, and every task with it
             logger.exception("Something that must not raise did so; other tasks are not affected")
         finally:
             self._done = True
-            del args  # the task is in them, and the frame of a function that failed keeps this one: a cycle
+            del coroutine  # the task is in it, and the frame of a function that failed keeps this one: a cycle
 
     def cancel(self) -> None:
         self._scope.cancel()

@@ -183,7 +183,7 @@ class TaskBatch(Schedulable):
             raise
         for task in self._durable_waiting():
             self._waiting.remove(task.id)
-            self._add(task)
+            self._add_durable(task)
 
     async def _submit(self, outcome: Outcome) -> None:
         tracked, self._durable = self._durable, []
@@ -192,7 +192,7 @@ class TaskBatch(Schedulable):
         # Those in a transaction one after the other, last: a connection does one thing at a time.
         for task in sorted(meant, key=lambda task: task.transaction is not None):
             self._waiting.remove(task.id)
-            self._add(task)
+            self._add_durable(task)
             if task.transaction is not None:
                 await task.wait()
         submitted = [task for task in dict.fromkeys((*tracked, *meant)) if task.id not in self._waiting]
@@ -229,13 +229,15 @@ class TaskBatch(Schedulable):
         waiting, self._waiting = self._waiting, []
         for task_id in waiting:
             task = self._runner.ledger.get(task_id)
-            if task is not None:
+            if task is None:
+                continue
+            if task._submit is None:
                 self._add(task)
+            else:
+                self._add_durable(task)
 
     def _add(self, task: Task[Any]) -> None:
         """Take a task that has not started, on the thread of the loop."""
-        if task._submit is not None and self._add_durable(task):
-            return
         if self._discarded is not None:
             self._runner.ledger.drop(task, self._discarded)
         elif self._outcome is None:
@@ -245,23 +247,21 @@ class TaskBatch(Schedulable):
         else:
             self._drop(task, self._outcome)
 
-    def _add_durable(self, task: Task[Any]) -> bool:
-        """Take a durable task if its way is not that of all others."""
+    def _add_durable(self, task: Task[Any]) -> None:
+        """Take a durable task, whose way may not be that of all others."""
         if self._discarded is not None:
-            return False
-        if self._hand_over == "now" and task.config.when != "error":
+            self._add(task)
+        elif self._hand_over == "now" and task.config.when != "error":
             self._runner.ready(task)
-            return True
-        if self.submitted is not None and self._outcome is None:
+        elif self.submitted is not None and self._outcome is None:
             if _is_meant(task, self.submitted):
                 self._runner.ready(task)
             else:
                 self._drop(task, self.submitted)
-            return True
-        if self._keeps_transactions and task.config.transaction is not None:
+        elif self._keeps_transactions and task.config.transaction is not None:
             self._waiting.append(task.id)
-            return True
-        return False
+        else:
+            self._add(task)
 
     @property
     def _keeps_transactions(self) -> bool:
@@ -270,13 +270,16 @@ class TaskBatch(Schedulable):
 
     def _take(self, task: Task[Any]) -> None:
         """Take a task that was just scheduled."""
-        if task._state is not PENDING:
-            return  # cancelled before the request of another thread got here
-        if task._submit is not None and self.submitted is None and self._hand_over == "submit":
-            assert isinstance(task, DurableTask)
-            self.unsubmitted = True
-            self._durable.append(task)
-        self._add(task)
+        if task._state is PENDING:  # else cancelled before the request of another thread got here
+            self._add(task)
+
+    def _take_durable(self, task: DurableTask) -> None:
+        """Take a durable task that was just scheduled."""
+        if task._state is PENDING:
+            if self.submitted is None and self._hand_over == "submit":
+                self.unsubmitted = True
+                self._durable.append(task)
+            self._add_durable(task)
 
     def _drop(self, task: Task[Any], outcome: Outcome) -> None:
         when = task.config.when or "success"

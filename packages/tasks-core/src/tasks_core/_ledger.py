@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from threading import RLock
@@ -89,15 +89,20 @@ class Ledger:
         "_unannounced",
         "_wake",
         "closed",
+        "get",
         "losses",
         "max_pending",
     )
+
+    get: Callable[[int], Task[Any] | None]
+    """Returns a task that is not finished, by its id."""
 
     def __init__(self, max_pending: float) -> None:
         # Reentrant: a finalizer or a signal handler that calls schedule() may run in the middle of it.
         self._lock = RLock()
         self.max_pending = max_pending
         self._tasks: dict[int, Task[Any]] = {}  # in the order of scheduling
+        self.get = self._tasks.get
         self._totals = {state: 0 for state in TaskState if state.finished}
         self._launched = 0  # Invariant: how many of _tasks have the bit LAUNCHED
         self._unannounced: set[int] = set()  # tasks that observers are just being told about
@@ -108,10 +113,6 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._tasks)
-
-    def get(self, task_id: int) -> Task[Any] | None:
-        """Return a task that is not finished."""
-        return self._tasks.get(task_id)
 
     def live(self) -> list[Task[Any]]:
         """Return a snapshot of the tasks that are not finished, oldest first."""

@@ -111,7 +111,7 @@ class Deadline:
     def __enter__(self) -> anyio.CancelScope:
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
-        self._timer = self._loop.spawn(None, "deadline", _cancel_at, self._clock, self._at, self._scope)
+        self._timer = self._loop.spawn(None, "deadline", _cancel_at(self._clock, self._at, self._scope))
         return self._scope
 
     def __exit__(

@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import ref
 
 import anyio
@@ -25,6 +25,8 @@ from .exceptions import SchedulerClosedError, SchedulerNotStartedError
 
 if TYPE_CHECKING:
     from ._submit import EngineHost
+
+AnyTask = TypeVar("AnyTask", bound=Task[Any])
 
 GRACE_OVER = "the grace period of the shutdown was over"
 SHIELD_OVER = "the time for shielded tasks (shield_timeout) was over"
@@ -107,7 +109,7 @@ class Runner:
 
     # ---- accepting ----
 
-    def accept(self, task: Task[Any], then: Callable[[Task[Any]], object]) -> None:
+    def accept(self, task: AnyTask, then: Callable[[AnyTask], object]) -> None:
         """
         Take a task into the books, or raise and keep nothing of it.
 
@@ -186,7 +188,7 @@ class Runner:
 
     def _wait_or_enter(self, task: Task[Any], delay: float) -> None:
         if delay or task.config.limiter is not None:
-            task._native = self.loop.spawn(None, task.name, self._wait_then_enter, task, delay)
+            task._native = self.loop.spawn(None, task.name, self._wait_then_enter(task, delay))
         else:
             self._admission.enter(task)
 

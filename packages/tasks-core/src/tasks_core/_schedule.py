@@ -137,7 +137,7 @@ def new_task(
     if not isinstance(func, FunctionType):
         if isinstance(func, DurableFunction):
             check_call(func.func, args, kwargs)
-            return new_durable_task(runner, then, config or base, base, batch, func, args, kwargs, caller)
+            return new_durable_task(runner, config or base, base, batch, func, args, kwargs, caller)
         if isinstance(func, partial):
             refuse_partial(func)
     if config is None:

@@ -215,7 +215,7 @@ class TaskScheduler(Schedulable):
         return self._shutdown
 
     def _spawn(self, shutdown: Shutdown) -> NativeTask:
-        return self._runner.loop.spawn(None, "tasks shutdown", self._shut_down, shutdown)
+        return self._runner.loop.spawn(None, "tasks shutdown", self._shut_down(shutdown))
 
     async def _shut_down(self, shutdown: Shutdown) -> None:
         try:

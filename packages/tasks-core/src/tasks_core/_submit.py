@@ -131,7 +131,6 @@ def _handler(function: DurableFunction[..., Any]) -> Callable[[Task[Any], Except
 
 def new_durable_task(
     runner: Runner,
-    then: Callable[[Task[Any]], object],
     config: TaskConfig,
     base: TaskConfig,
     batch: TaskBatch | None,
@@ -178,7 +177,7 @@ def new_durable_task(
         if config.delay:
             task.call = replace(task.call, not_before=time.time() + config.delay)
         task.transaction = engine.join(config.transaction, task.call, task._is_wanted)
-    runner.accept(task, then)
+    runner.accept(task, runner.ready if batch is None else batch._take_durable)
     return task
 
 
@@ -254,7 +253,7 @@ class EngineHost:
         if engine_overridden():
             return
         self._opened, self._stop, self._closed = anyio.Event(), anyio.Event(), anyio.Event()
-        self._native = loop.spawn(None, "tasks engine", self._hold)
+        self._native = loop.spawn(None, "tasks engine", self._hold())
         try:
             await self._opened.wait()
         except BaseException:

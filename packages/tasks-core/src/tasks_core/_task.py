@@ -66,7 +66,7 @@ class TaskState(StrEnum):
 # For what every task passes through: on CPython 3.11, to look up a member of an enum costs as much as ten attributes.
 PENDING, RUNNING, SUCCEEDED = TaskState.PENDING, TaskState.RUNNING, TaskState.SUCCEEDED
 
-_next_id = count(1).__next__
+_ids = count(1)
 # Weak, because copies of a context live on: in a timer of the event loop, cancelled or not, until it is due.
 CURRENT_TASK: ContextVar[ref[Task[Any]] | None] = ContextVar("tasks_core_current_task", default=None)
 
@@ -154,7 +154,7 @@ class Task(Generic[T]):
         instruction: int,
         now: float,
     ) -> None:
-        self.id = _next_id()
+        self.id = next(_ids)
         self.func = func
         self.args = args
         self.kwargs = kwargs
