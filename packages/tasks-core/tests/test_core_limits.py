@@ -71,6 +71,20 @@ async def test_a_free_place_goes_to_the_oldest_whatever_its_phase_and_kind() -> 
     assert order == ["a", "b", "c", "d", "e"]
 
 
+async def test_a_function_that_gets_a_thread_waits_for_a_place_behind_the_older_ones() -> None:
+    leave, gate = threading.Event(), anyio.Event()
+    async with TaskScheduler(max_concurrency=1, max_threads=1) as scheduler:
+        first = scheduler.schedule(leave.wait)
+        older: Task[None] = scheduler.schedule(gate.wait)
+        function = scheduler.schedule(threading.get_ident)
+        await first.started.wait()
+        leave.set()
+        await older.started.wait()
+        assert (first.state, function.state) == (TaskState.SUCCEEDED, TaskState.PENDING)
+        gate.set()
+        await function
+
+
 async def test_a_cancelled_task_that_waits_leaves_its_place_to_the_next() -> None:
     gate = anyio.Event()
     async with TaskScheduler(max_concurrency=1) as scheduler:

@@ -274,6 +274,7 @@ def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(
 ) -> None:
     """The thread has seen that the scheduler is open; when it gets to the books, they are closed."""
     from tasks_core._ledger import Ledger
+    from tasks_core._observer import hooks
 
     looked, go_on = threading.Event(), threading.Event()
     enter = Ledger.enter
@@ -302,6 +303,8 @@ def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(
         return scheduler
 
     monkeypatch.setattr(Ledger, "enter", pause)
+    # The virtual clocks of tests before listen until they are collected.
+    monkeypatch.setattr(hooks, "task_scheduled", ())
     log = EventLog()
     with observe(log) if observed else nullcontext():
         scheduler = anyio.run(main)
