@@ -36,7 +36,6 @@ from tasks_core import (
 from tasks_testing import VirtualClock
 
 GRACE_PERIOD, SHIELD_TIMEOUT = 8.0, 16.0
-STEPS = (0.5, 1.0, 4.0, 10.0)
 CANCEL_CALLED = "task.cancel() was called"
 GRACE_OVER = "the grace period of the shutdown was over"
 SHIELD_OVER = "the time for shielded tasks (shield_timeout) was over"
@@ -261,9 +260,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.close()
             self.close()
             self.leave_threads.set()
-            for _ in range(200):
-                if self.closing[0].done():
-                    break
+            # No further: when the two bounds are over it has to end, whatever else happens.
+            while not self.closing[0].done() and not self.closed_for(GRACE_PERIOD + SHIELD_TIMEOUT):
                 self.clock.advance(1)
                 self.rest()
             reports = [closing.result(timeout=10) for closing in self.closing]
@@ -315,7 +313,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         lost = Counter(task.id for task in report.lost)
         assert set(lost.values()) <= {1}
         assert set(lost) == {task.id for task in self.tasks if task.lost}
-        assert report.duration <= GRACE_PERIOD + SHIELD_TIMEOUT + STEPS[-1], "bounded, but for a step of the clock"
         assert self.limiter.borrowed_tokens == 0
         for call in (lambda: self.scheduler.schedule(self.succeed, None), lambda: self.on_loop(self.schedule_late)):
             with pytest.raises(SchedulerClosedError):
@@ -519,7 +516,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
         release() if thread else self.on_loop(release)
 
-    @rule(seconds=st.sampled_from(STEPS))
+    @rule(seconds=st.sampled_from([0.5, 1.0, 4.0, 10.0]))
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
@@ -545,6 +542,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not self.closing:
             self.closing_since = self.clock.now()
         self.closing.append(self.portal.start_task_soon(self.scheduler.aclose))
+        self.eventually(self.scheduler.stopping.is_set, "shutdown does not begin")
 
     # ---- promises ----
 
