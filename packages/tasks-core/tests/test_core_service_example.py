@@ -17,14 +17,23 @@ SERVICE = Path(__file__).parents[3] / "docs" / "examples" / "service" / "service
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_every_reading_that_was_taken_is_written(backend: str, number: signal.Signals, tmp_path: Path) -> None:
-    file = tmp_path / "readings.txt"
+    file, log_file = tmp_path / "readings.txt", tmp_path / "log.txt"
     command = [sys.executable, str(SERVICE), str(file), "--backend", backend]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        log_file.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
         assert process.stdout is not None
-        taken = [process.stdout.readline() for _ in range(15)]
-        process.send_signal(number)
-        began = time.monotonic()
-        output, log = process.communicate(timeout=30)
+        try:
+            taken = [process.stdout.readline() for _ in range(15)]
+            process.send_signal(number)
+            began = time.monotonic()
+            # Not communicate(), which does not see what readline() has read ahead.
+            output = process.stdout.read()
+            process.wait(timeout=30)
+        finally:
+            process.kill()
+    log = log_file.read_text()
     assert process.returncode == 0, log
     assert time.monotonic() - began < 12
     taken = [line for line in "".join([*taken, output]).splitlines() if line.startswith("took")]
