@@ -71,6 +71,7 @@ class Watcher(TaskObserver):
         self.unless(task.config.shielded or not self.grace_over, task, "started after the grace period")
         self.unless(caller.get() is task.args[0], task, "started in the context of another call")
         self.unless(not machine.overtaken(task), task, "started ahead of an older one")
+        self.unless(task.attempts > 1 or task.age >= (task.config.delay or 0), task, "did not wait for its delay")
         if LIMITERS_LIMIT:
             limited = [t for t in machine.tasks if t.config.limiter is not None and t.state is TaskState.RUNNING]
             self.unless(len(limited) <= 1, task, "did not wait for its limiter")
@@ -299,6 +300,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_the_end(self, report: ShutdownReport) -> None:
         assert not self.watcher.wrong, self.watcher.wrong
+        assert not [line for line in self.lines.of[None] if "observer raised" in line], "the watcher has to see"
         numbers = self.scheduler.statistics()
         ends = Counter(task.state for task in self.tasks)
         assert numbers.pending == numbers.running == numbers.retrying == 0
