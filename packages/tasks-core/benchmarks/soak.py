@@ -3,8 +3,8 @@ Drive the state machine of the test suite for long, with other examples each tim
 
     python packages/tasks-core/benchmarks/soak.py [--examples 300]
 
-Every example has up to 40 steps, on asyncio and on trio. Exits non-zero with the shortest failing example, if there is
-one.
+Every example has up to 40 steps, on asyncio, uvloop and trio. Exits non-zero with the shortest failing example, if
+there is one.
 """
 
 from __future__ import annotations
