@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from math import nan
 
 import anyio
 import core_durable_functions as functions
@@ -74,6 +75,52 @@ async def test_worker_comes_back_by_itself(
         await ends(await producer.schedule(note, "after"), DurableState.SUCCEEDED)
     assert functions.ran == ["x", "after"]
     assert (await during.status()).attempts == 1
+
+
+async def test_task_that_outlasts_an_outage_is_run_once(
+    engine: ProcrastinateEngine,
+    producer: TaskScheduler,
+    wire: Wire,
+    postgres: str,
+    queue: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker that takes the place of one which has lost its database does not take that for dead."""
+    monkeypatch.setattr("tasks_core.engines._work._PATIENCE", 0.3)
+    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    async with engine, working(engine):
+        receipt = await producer.schedule(shielded, "x")
+        await functions.waiting["x"].wait()
+        await wire.cut()
+        await until(lambda: is_stale(postgres, queue))
+        await wire.mend()
+        await ends(await producer.schedule(note, "after"), DurableState.SUCCEEDED)
+        await until(lambda: is_alive(postgres, queue))
+        functions.released["x"].set()
+        await ends(receipt, DurableState.SUCCEEDED)
+    assert functions.ran == ["after", "x"]
+    assert (await receipt.status()).attempts == 1
+
+
+async def test_worker_that_has_just_started_gives_the_others_time(
+    engine: ProcrastinateEngine, producer: TaskScheduler, wire: Wire, postgres: str, queue: str
+) -> None:
+    """The database was away for all of them: that nobody has shown a sign of life says nothing."""
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    async with engine, working(engine):
+        receipt = await producer.schedule(shielded, "x")
+        await functions.waiting["x"].wait()
+        await wire.cut()
+        await be_silent(postgres, queue)
+        async with working(ProcrastinateEngine(postgres, queue=queue, heartbeat=5.0)):
+            await ends(await producer.schedule(note, "after"), DurableState.SUCCEEDED)
+            await wire.mend()
+            await until(lambda: is_alive(postgres, queue))
+        functions.released["x"].set()
+        await ends(receipt, DurableState.SUCCEEDED)
+    assert functions.ran == ["after", "x"]
+    assert (await receipt.status()).attempts == 1
 
 
 async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
@@ -174,13 +221,35 @@ async def test_worker_that_fails_starts_again(
 
 async def is_stale(address: str, queue: str) -> bool:
     """Whether a worker that runs a task of the queue has missed so many heartbeats that it is taken for dead."""
+    return await silence(address, queue) > 1
+
+
+async def is_alive(address: str, queue: str) -> bool:
+    """Whether it has not."""
+    return await silence(address, queue) < 0.8
+
+
+async def silence(address: str, queue: str) -> float:
+    """Return the seconds since the last heartbeat of the worker that runs a task of the queue."""
     async with await psycopg.AsyncConnection.connect(address) as connection:
         cursor = await connection.execute(
-            "SELECT last_heartbeat < now() - interval '1 second' FROM procrastinate_jobs AS job"
+            "SELECT extract(epoch from now() - last_heartbeat)::float FROM procrastinate_jobs AS job"
             " JOIN procrastinate_workers AS worker ON worker.id = worker_id WHERE queue_name = %s AND status = 'doing'",
             [queue],
         )
-        return await cursor.fetchone() == (True,)
+        rows = await cursor.fetchall()
+    [[seconds]] = rows or [[nan]]
+    return float(seconds)
+
+
+async def be_silent(address: str, queue: str) -> None:
+    """Let an hour go by since the last heartbeat of the worker that runs a task of the queue."""
+    async with await psycopg.AsyncConnection.connect(address) as connection:
+        await connection.execute(
+            "UPDATE procrastinate_workers SET last_heartbeat = now() - interval '1 hour'"
+            " WHERE id IN (SELECT worker_id FROM procrastinate_jobs WHERE queue_name = %s AND status = 'doing')",
+            [queue],
+        )
 
 
 async def end_who_waits(address: str) -> int:

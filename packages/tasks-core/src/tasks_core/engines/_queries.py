@@ -46,8 +46,8 @@ UPDATE procrastinate_workers SET last_heartbeat = now()
  WHERE id IN (SELECT worker_id FROM procrastinate_jobs WHERE id = ANY(%(running)s) AND status = 'doing')
 """
 
-# Of the workers of this process that only wait for their last tasks, those tasks that they do not run are stalled, too:
-# the answer that gave them such a task was lost with the connection.
+# Stalled is what belongs to no worker, or to one that is silent. Also, of the workers of this process that only wait
+# for their last tasks, a task that they do not run: the answer that gave it to them was lost with the connection.
 #
 # One statement, and rows locked by somebody else are left to them: of two reapers, one gets the job. A death is a
 # delivery that ended without anybody saying how.
@@ -59,8 +59,10 @@ WITH stalled AS (
       FROM procrastinate_jobs AS job
       LEFT JOIN procrastinate_workers AS worker ON worker.id = job.worker_id
      WHERE job.status = 'doing' AND job.queue_name = %(queue)s
-       AND (worker.id IS NULL OR worker.last_heartbeat < now() - make_interval(secs => %(stale)s)
-            OR worker.id = ANY(%(leaving)s) AND job.id <> ALL(%(running)s))
+       AND job.id <> ALL(%(running)s)
+       AND (worker.id = ANY(%(leaving)s)
+            OR (%(silence)s)::float IS NOT NULL
+               AND (worker.id IS NULL OR worker.last_heartbeat < now() - make_interval(secs => %(silence)s)))
        FOR UPDATE OF job SKIP LOCKED
 )
 SELECT id, name, key, deaths, deaths >= %(max_deaths)s AS given_up,

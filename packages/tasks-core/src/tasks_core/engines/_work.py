@@ -34,6 +34,9 @@ TASK_NAME = "tasks_core.run"
 
 # A worker that misses this many heartbeats is dead.
 _MISSED = 4
+# Seconds after which procrastinate forgets a worker. Long: one that was only without a database comes back, and its
+# tasks, which it still runs, would belong to nobody.
+_FORGOTTEN = 24 * 3600.0
 # Seconds between two looks for tasks: those that are put back come without a notification.
 _POLL = 2.0
 # Seconds between two attempts to reach a database that is away.
@@ -141,7 +144,7 @@ class _Work:
             fetch_job_polling_interval=_POLL,
             install_signal_handlers=False,
             update_heartbeat_interval=self._options.heartbeat,
-            stalled_worker_timeout=self._options.heartbeat * _MISSED,
+            stalled_worker_timeout=_FORGOTTEN,
         )
 
     async def _run_worker(self, worker: ProcrastinateWorker) -> None:
@@ -207,22 +210,27 @@ class _Work:
 
     async def _watch(self) -> None:
         """Keep the own tasks from being taken for dead, and put back those of the dead."""
+        silence = self._options.heartbeat * _MISSED
+        # Those who were without the database, as this one may have been, get the time to show that they live.
+        judges_from = monotonic() + silence
         while not self._over:
             try:
                 async with self._pool.connection() as connection:
                     await connection.execute(KEEP_ALIVE, {"running": list(self._running)})
-                    for row in await self._reap(connection):
+                    for row in await self._reap(connection, silence if monotonic() >= judges_from else None):
                         _tell_of_death(*row)
             except (psycopg.Error, OSError) as error:
+                judges_from = monotonic() + silence
                 logger.debug("The worker cannot look for stalled tasks: %s", type(error).__name__)
             await asyncio.sleep(self._options.heartbeat)
 
-    async def _reap(self, connection: psycopg.AsyncConnection[Any]) -> list[Any]:
+    async def _reap(self, connection: psycopg.AsyncConnection[Any], silence: float | None) -> list[Any]:
+        """Put back what nobody runs; *silence*: seconds after which others are dead, `None`: never."""
         cursor = await connection.execute(
             REAP,
             {
                 "queue": self._options.queue,
-                "stale": self._options.heartbeat * _MISSED,
+                "silence": silence,
                 "max_deaths": self._options.max_deaths,
                 "leaving": [worker.worker_id for worker in list(self._workers.values())[:-1]],
                 "running": list(self._running),
