@@ -229,12 +229,8 @@ class TaskBatch(Schedulable):
         waiting, self._waiting = self._waiting, []
         for task_id in waiting:
             task = self._runner.ledger.get(task_id)
-            if task is None:
-                continue
-            if task._submit is None:
+            if task is not None:
                 self._add(task)
-            else:
-                self._add_durable(task)
 
     def _add(self, task: Task[Any]) -> None:
         """Take a task that has not started, on the thread of the loop."""

@@ -1,0 +1,138 @@
+"""What the outermost layer makes of applications that are at odds with the response they began."""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Annotated, Any
+
+import anyio
+import pytest
+from asgi_spy import EMPTY_BODY, Spy, http_scope, note, receiving, request, running
+from core_durable_functions import note as durable_note
+from core_engine import ListEngine
+from fastapi import Depends, FastAPI
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from tasks_core import DurableTask, TaskObserver, TaskState, observe
+from tasks_fastapi import Request, add_tasks, get_tasks
+
+pytestmark = pytest.mark.anyio
+
+START: Message = {"type": "http.response.start", "status": 200, "headers": []}
+BODY: Message = {"type": "http.response.body", "body": b"all of it"}
+
+
+def made_of(answer: ASGIApp, **options: Any) -> Starlette:
+    """An application that answers with *answer*, and nothing around it but the tasks."""
+
+    class Answers:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await (self.app if scope["type"] == "lifespan" else answer)(scope, receive, send)
+
+    app = Starlette()
+    add_tasks(app, **options)
+    app.add_middleware(Answers)
+    return app
+
+
+async def test_a_response_whose_last_byte_failed_is_cut_off_also_if_the_application_goes_on() -> None:
+    log: list[str] = []
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        tasks = get_tasks(HTTPConnection(scope))
+        tasks.after_response.schedule(note, log, "success")
+        tasks.after_response.task(when="error").schedule(note, log, "error")
+        await send(START)
+        with suppress(OSError):
+            await send(BODY)
+
+    async def send(message: Message) -> None:
+        if message is BODY:
+            raise OSError("connection lost")
+
+    app = made_of(answer)
+    async with running(app):
+        assert (await request(app, send=send)).error is None
+    assert log == ["error"]
+
+
+async def test_a_last_byte_that_comes_after_the_end_changes_nothing() -> None:
+    late: list[Send] = []
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        late.append(send)
+        await send(START)
+
+    app = made_of(answer)
+    async with running(app):
+        scope = http_scope()
+        await app(scope, receiving(EMPTY_BODY), Spy())
+        origin = get_tasks(HTTPConnection(scope)).origin
+        assert isinstance(origin, Request)
+        assert (origin.outcome, origin.final_outcome) == ("error", "error")
+        await late[0](BODY)
+        assert (origin.outcome, origin.final_outcome) == ("error", "error")
+
+
+async def test_observers_see_the_exception_that_left_the_application_until_the_end() -> None:
+    seen: list[tuple[str, BaseException | None]] = []
+    origins: list[Request] = []
+
+    class Watches(TaskObserver):
+        def origin_event(self, origin: object, event: str) -> None:
+            assert isinstance(origin, Request)
+            seen.append((event, origin.error))
+            origins.append(origin)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        raise failure
+
+    failure = LookupError("nothing there")
+    app = made_of(answer)
+    async with running(app):
+        with observe(Watches()):
+            assert (await request(app)).error is failure
+    assert seen[0] == ("request_started", None)
+    assert seen[-1] == ("request_finished", failure)
+    assert origins[0].error is None
+
+
+async def test_a_durable_task_that_is_asked_for_when_the_response_has_begun_leaves_at_once() -> None:
+    engine = ListEngine()
+    states: list[TaskState] = []
+
+    async def late(connection: HTTPConnection) -> AsyncIterator[None]:
+        yield
+        task = get_tasks(connection).after_response.schedule(durable_note, "late")
+        with anyio.move_on_after(2):
+            await task.wait()
+        states.append(task.state)
+
+    app = FastAPI()
+    add_tasks(app, engine=engine)
+
+    @app.get("/")
+    async def endpoint(_: Annotated[None, Depends(late, scope="request")]) -> None: ...
+
+    async with running(app):
+        assert (await request(app)).status == 200
+    assert states == [TaskState.SUCCEEDED]
+
+
+async def test_a_durable_task_in_a_transaction_is_handed_over_also_if_there_is_no_response() -> None:
+    engine = ListEngine()
+    tasks: list[DurableTask] = []
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        task: Any = get_tasks(HTTPConnection(scope)).task(transaction="t").schedule(durable_note, "x")
+        tasks.append(task)
+
+    app = made_of(answer, engine=engine)
+    async with running(app):
+        await request(app)
+        with anyio.move_on_after(2):
+            await tasks[0].wait()
+        assert tasks[0].state is TaskState.SUCCEEDED
