@@ -134,3 +134,9 @@ class Wire:
         except ConnectionError:
             pass  # cut
         writer.close()
+
+
+@pytest.fixture
+async def wire(postgres: str) -> AsyncIterator[Wire]:
+    async with Wire(postgres) as wire:
+        yield wire

@@ -10,11 +10,11 @@ import anyio
 import core_durable_functions as functions
 import pytest
 from core_durable_functions import forget, note, shielded
-from core_postgres import Wire, ends, postgres, queue, working
+from core_postgres import Wire, ends, postgres, queue, wire, working
 from tasks_core import DurableState, RetryPolicy, TaskScheduler, Worker, current_context, durable
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
-__all__ = ("forget", "postgres", "queue")
+__all__ = ("forget", "postgres", "queue", "wire")
 
 pytestmark = pytest.mark.anyio
 
@@ -22,12 +22,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"  # all that procrastinate and psycopg know
-
-
-@pytest.fixture
-async def wire(postgres: str) -> AsyncIterator[Wire]:
-    async with Wire(postgres) as wire:
-        yield wire
 
 
 @pytest.fixture
