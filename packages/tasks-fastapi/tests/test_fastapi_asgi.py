@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from tasks_core import DurableTask, TaskObserver, TaskState, observe
+from tasks_core import DurableTask, Outcome, TaskBatch, TaskObserver, TaskState, observe
 from tasks_fastapi import Request, add_tasks, get_tasks
 
 pytestmark = pytest.mark.anyio
@@ -136,3 +136,81 @@ async def test_a_durable_task_in_a_transaction_is_handed_over_also_if_there_is_n
         with anyio.move_on_after(2):
             await tasks[0].wait()
         assert tasks[0].state is TaskState.SUCCEEDED
+
+
+class Events(TaskObserver):
+    """What observers are told of phases, and of the request itself."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def batch_opened(self, batch: TaskBatch, outcome: Outcome) -> None:
+        self.seen.append(f"{batch.phase}: {outcome}")
+
+    def origin_event(self, origin: object, event: str) -> None:
+        self.seen.append(event)
+
+
+async def test_observers_hear_of_phases_that_are_over_when_somebody_asks_for_tasks() -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+        get_tasks(HTTPConnection(scope))
+        await send(BODY)
+
+    events, scope = Events(), http_scope()
+    app = made_of(answer)
+    async with running(app):
+        with observe(events):
+            await app(scope, receiving(EMPTY_BODY), Spy())
+            during = [event for event in events.seen if event.startswith("after_")]
+            events.seen.clear()
+            get_tasks(HTTPConnection(scope))  # made anew: the request is over, and keeps nothing
+    assert during == ["after_route: success", "after_response: success"]
+    assert events.seen == ["after_route: success", "after_response: success"]
+
+
+async def test_a_response_that_begins_twice_ends_the_route_once() -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+        await send(START)
+        await send(BODY)
+
+    events = Events()
+    app = made_of(answer)
+    async with running(app):
+        with observe(events):
+            await request(app)
+    assert events.seen.count("route_returned") == 1
+
+
+async def test_what_an_application_says_to_the_refusal_of_its_response_is_for_nobody() -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        get_tasks(HTTPConnection(scope)).after_response.schedule(durable_note, "x")
+        try:
+            await send(START)
+        except Exception:
+            await send({**START, "status": 418})
+            await send(BODY)
+
+    app = made_of(answer, engine=ListEngine(down=True))
+    async with running(app):
+        answered = await request(app)
+    assert (answered.status, answered.error) == (503, None)
+    assert [message["type"] for message in answered.messages] == ["http.response.start", "http.response.body"]
+
+
+@pytest.mark.parametrize("more", [[], [LookupError("something else")]])
+async def test_a_refusal_in_a_group_is_explained_unless_there_is_more_in_the_group(more: list[Exception]) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        get_tasks(HTTPConnection(scope)).after_response.schedule(durable_note, "x")
+        try:
+            await send(START)
+        except Exception as error:
+            group = ExceptionGroup("of a task group", [error, *more])
+            raise group from None
+
+    app = made_of(answer, engine=ListEngine(down=True))
+    async with running(app):
+        answered = await request(app)
+    assert answered.status == 503
+    assert isinstance(answered.error, ExceptionGroup) == bool(more)
