@@ -188,6 +188,17 @@ async def test_server_that_ends_in_the_middle_of_a_call(producer: TaskScheduler,
                 ended += await end_who_waits(postgres)
 
 
+@asynccontextmanager
+async def database(postgres: str) -> AsyncIterator[tuple[str, psycopg.AsyncConnection[object]]]:
+    """A database for one test, and a connection to another one that may change it."""
+    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
+        await connection.execute("CREATE DATABASE works")
+        try:
+            yield make_conninfo(postgres, dbname="works"), connection
+        finally:
+            await connection.execute("DROP DATABASE works WITH (FORCE)")
+
+
 async def test_worker_that_fails_starts_again(
     postgres: str, queue: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,23 +208,49 @@ async def test_worker_that_fails_starts_again(
     async def failed() -> bool:
         return "The worker failed, and starts again" in caplog.text
 
-    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
-        await connection.execute("CREATE DATABASE works")
-        try:
-            address = make_conninfo(postgres, dbname="works")
-            engine = ProcrastinateEngine(address, queue=queue, pool_size=2, heartbeat=0.2)
-            async with (
-                engine,
-                working(engine),
-                await psycopg.AsyncConnection.connect(address, autocommit=True) as works,
-            ):
-                await works.execute("ALTER FUNCTION procrastinate_fetch_job_v2 RENAME TO gone")
-                receipt = await engine.submit(TaskCall(note.name, {"text": "x"}, "k"))
-                await until(failed)
-                await works.execute("ALTER FUNCTION gone RENAME TO procrastinate_fetch_job_v2")
-                await ends(receipt, DurableState.SUCCEEDED)
-        finally:
-            await connection.execute("DROP DATABASE works WITH (FORCE)")
+    async with database(postgres) as (address, _):
+        engine = ProcrastinateEngine(address, queue=queue, pool_size=2, heartbeat=0.2)
+        async with (
+            engine,
+            working(engine),
+            await psycopg.AsyncConnection.connect(address, autocommit=True) as works,
+        ):
+            await works.execute("ALTER FUNCTION procrastinate_fetch_job_v2 RENAME TO gone")
+            receipt = await engine.submit(TaskCall(note.name, {"text": "x"}, "k"))
+            await until(failed)
+            await works.execute("ALTER FUNCTION gone RENAME TO procrastinate_fetch_job_v2")
+            await ends(receipt, DurableState.SUCCEEDED)
+
+
+async def test_server_that_only_reads_is_away(
+    postgres: str, queue: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has become a standby, and its successor is not known yet."""
+    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines._work._POLL", 0.1)
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+
+    async def lost() -> bool:
+        return "The worker lost its database (ReadOnlySqlTransaction)" in caplog.text
+
+    async with database(postgres) as (address, connection):
+
+        async def change(setting: str) -> None:
+            await connection.execute(f"ALTER DATABASE works {setting}".encode())
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = 'works'"
+            )
+
+        engine = ProcrastinateEngine(address, queue=queue, pool_size=2, heartbeat=0.2)
+        async with engine, working(engine):
+            receipt = await engine.submit(TaskCall(shielded.name, {"path": "x"}, "k"))
+            await functions.waiting["x"].wait()
+            await change("SET default_transaction_read_only = on")
+            functions.released["x"].set()
+            await until(lost)
+            await change("RESET default_transaction_read_only")
+            await ends(receipt, DurableState.SUCCEEDED)
+            assert (await receipt.status()).attempts == 1
 
 
 async def is_stale(address: str, queue: str) -> bool:

@@ -304,7 +304,9 @@ class _PatientConnector(PsycopgConnector):
 
 
 def _is_outage(error: BaseException) -> bool:
-    return isinstance(error.__cause__ or error, (psycopg.OperationalError, psycopg.InterfaceError, OSError))
+    # InternalError is what a server says that has become a standby.
+    away = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, OSError)
+    return isinstance(error.__cause__ or error, away)
 
 
 def _hide_arguments() -> None:
