@@ -461,13 +461,21 @@ async def test_a_thread_that_hangs_is_abandoned(caplog: pytest.LogCaptureFixture
     assert workers.alive() == []
 
 
-async def test_a_thread_that_is_about_to_end_is_waited_for() -> None:
+async def test_a_thread_that_is_about_to_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks_core._shutdown
+
+    monkeypatch.setattr(tasks_core._shutdown, "_LAST_CLEAN_UP", 60)
     leave = threading.Event()
-    async with TaskScheduler() as scheduler:
+    closing = Closing()
+    scheduler = closing.scheduler
+    await scheduler.start()
+    async with anyio.create_task_group() as group:
         task = scheduler.schedule(leave.wait)
         await task.started.wait()
         task.cancel()
         await task.wait()
+        await closing.begin(group)
+        assert not scheduler.closed
         leave.set()
     assert scheduler.report is not None
     assert scheduler.report.clean
