@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ import anyio.to_thread
 import pytest
 import trio.testing
 from core_support import EventLog, every_event_loop, in_thread, messages, noop, states
-from tasks_core import SchedulerClosedError, Task, TaskBatch, TaskScheduler, TaskState, observe
+from tasks_core import SchedulerClosedError, Task, TaskBatch, TaskObserver, TaskScheduler, TaskState, observe
 from tasks_testing import VirtualClock
 
 BACKENDS = ["asyncio", "trio"]
@@ -266,6 +266,31 @@ def test_trio_ends_while_shutdown_is_under_way() -> None:
     trio.run(main)
     assert states(*block.tasks) == [TaskState.CANCELLED] * 3
     assert block.scheduler.closed
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_task_launched_when_shutdown_is_interrupted_does_not_start(backend: str) -> None:
+    class Interrupter(TaskObserver):
+        def shutdown_started(self, tasks: Sequence[Task[Any]], grace_period: float) -> None:
+            (task,) = tasks
+            assert task.batch is not None
+            task.batch.open()
+            raise KeyboardInterrupt
+
+    ran: list[int] = []
+    tasks: list[Task[None]] = []
+
+    async def run() -> None:
+        ran.append(1)
+
+    async def main() -> None:
+        async with TaskScheduler() as scheduler:
+            tasks.append(TaskBatch(scheduler, "later").schedule(run))
+
+    with observe(Interrupter()), pytest.raises(KeyboardInterrupt):
+        anyio.run(main, backend=backend)
+    assert (tasks[0].state, tasks[0].attempts) == (TaskState.DISCARDED, 0)
+    assert ran == []
 
 
 @pytest.mark.parametrize("observed", [True, False])
