@@ -172,14 +172,32 @@ async def test_worker_on_trio_stops(engine: ProcrastinateEngine) -> None:
     assert functions.ran == ["shielded"]
 
 
-async def test_worker_on_trio_that_is_cancelled_by_procrastinate(engine: ProcrastinateEngine, postgres: str) -> None:
-    """As its own command `procrastinate shell` can: the task is cancelled on trio."""
+async def test_worker_on_trio_is_cancelled(engine: ProcrastinateEngine) -> None:
+    """Like a stop, without a grace period: what runs goes back to the queue."""
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
-    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.schedule(unshielded, "x")
+        async with anyio.create_task_group() as group:
+            group.start_soon(Worker(engine).run, anyio.Event())
+            await functions.waiting["x"].wait()
+            group.cancel_scope.cancel()
+        assert (await receipt.status()).state is DurableState.WAITING
+        assert len(event_loops()) == 1
+
+
+async def test_worker_on_trio_that_is_cancelled_by_procrastinate(
+    engine: ProcrastinateEngine, postgres: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As its own command `procrastinate shell` can: the task is cancelled on trio."""
+    caplog.set_level("INFO", "tasks_core")
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler, working(engine) as stop:
         receipt = await scheduler.schedule(unshielded, "x")
         await functions.waiting["x"].wait()
         await anyio.to_thread.run_sync(abort, postgres, int(receipt.id))
         await ends(receipt, DurableState.CANCELLED)
+        await until(lambda: " was cancelled" in caplog.text)
+        assert not stop.is_set()
     assert functions.ran == []
 
 

@@ -27,7 +27,6 @@ async def work_in_thread(
             await thread.call(work, conninfo, options, bridge.run, concurrency, bridge.stopping)
         finally:
             await thread.stop()  # while there is a way back for those that still run
-        group.cancel_scope.cancel()
 
 
 class _Bridge:
