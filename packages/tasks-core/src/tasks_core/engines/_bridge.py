@@ -33,7 +33,8 @@ class _Bridge:
     """
     Between the two event loops.
 
-    Neither may wait for the other in a call that blocks its thread, or both could: what would do so has a thread.
+    A call from trio blocks its thread for a turn of asyncio. So asyncio never blocks for trio, or each could wait for the
+    other: what would do so has a thread of its own.
     """
 
     def __init__(self, thread: AsyncioThread, portal: BlockingPortal, run: RunDelivery) -> None:
