@@ -33,8 +33,8 @@ class _Bridge:
     """
     Between the two event loops.
 
-    A call from trio blocks its thread for a turn of asyncio. So asyncio never blocks for trio, or each could wait for the
-    other: what would do so has a thread of its own.
+    A call from trio blocks its thread for a turn of asyncio. So asyncio never blocks for trio, or each could wait for
+    the other: what would do so has a thread of its own.
     """
 
     def __init__(self, thread: AsyncioThread, portal: BlockingPortal, run: RunDelivery) -> None:
