@@ -79,6 +79,22 @@ def tasks(number: int, phase: str) -> FastAPI:
     return app
 
 
+def tasks_by_request(number: int, phase: str) -> FastAPI:
+    """Without dependency injection, which costs as much as all else around a task."""
+    app = FastAPI()
+    tasks_fastapi.add_tasks(app)
+
+    @app.get("/")
+    async def endpoint(request: Request) -> dict[str, str]:
+        tasks = tasks_fastapi.get_tasks(request)
+        into = tasks if phase == "now" else getattr(tasks, phase)
+        for _ in range(number):
+            into.schedule(noop)
+        return {}
+
+    return app
+
+
 def fastapi_tasks_(number: int, phase: str) -> FastAPI:
     app = FastAPI()
     fastapi_tasks.add_tasks(app)
@@ -124,6 +140,7 @@ LIBRARIES: dict[str, Callable[[int, str], FastAPI]] = {
     "aiojobs": aiojobs_,
     "fastapi-tasks": fastapi_tasks_,
     "tasks": tasks,
+    "get_tasks()": tasks_by_request,
 }
 
 PHASES: dict[str, tuple[str, ...]] = {
@@ -134,6 +151,7 @@ PHASES: dict[str, tuple[str, ...]] = {
     "aiojobs": ("now",),
     "fastapi-tasks": ("now", "after_route", "after_response"),
     "tasks": ("now", "after_route", "after_response"),
+    "get_tasks()": ("now", "after_route", "after_response"),
 }
 """Which phases a library has."""
 
