@@ -203,6 +203,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_pending=st.sampled_from([None, None, 4]),
         max_threads=st.sampled_from([1, 2]),
         drains=st.booleans(),
+        leap=st.sampled_from([1.0, GRACE_PERIOD + 2]),
         first=st.lists(PLANS, min_size=1, max_size=4),
     )
     def enter(
@@ -211,6 +212,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_pending: int | None,
         max_threads: int,
         drains: bool,
+        leap: float,
         first: list[Plan],
     ) -> None:
         self.workers = Workers()
@@ -221,7 +223,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.portal = self.portal_manager.__enter__()
         self.clock = VirtualClock(auto=False)
         self.max_concurrency, self.max_pending, self.max_threads = max_concurrency, max_pending, max_threads
-        self.drains = drains
+        self.drains, self.leap = drains, leap
         self.scheduler = TaskScheduler(
             clock=self.clock,
             grace_period=GRACE_PERIOD,
@@ -258,9 +260,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         try:
             if self.drains:
                 self.drain()
+            if not self.closing:
+                self.schedule([Plan("wait_at_gate", shield=True)])  # as long as it may
             self.close()
             self.close()
             self.leave_threads.set()
+            self.clock.advance(self.leap)
             # No further: when the two bounds are over it has to end, whatever else happens.
             while not self.closing[0].done() and not self.closed_for(GRACE_PERIOD + SHIELD_TIMEOUT):
                 self.clock.advance(1)
@@ -272,6 +277,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         finally:
             self.subscription.close()
             self.leave_threads.set()
+            self.clock.advance(1000)  # the event loop has to end, also when shutdown has not kept its bounds
             self.portal_manager.__exit__(None, None, None)
             self.lines.close()
 
