@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from contextlib import suppress
-from typing import Any
 
 import anyio
 import anyio.from_thread
@@ -15,7 +13,6 @@ import anyio.to_thread
 import pytest
 from core_support import every_event_loop, fail, in_thread, messages, noop
 from tasks_core import (
-    Retry,
     Task,
     TaskBatch,
     TaskCancelledError,
@@ -277,23 +274,6 @@ async def test_a_cancelled_task_decides_how_it_ends() -> None:
     assert (failing.state, str(failing.exception)) == (TaskState.FAILED, "while cleaning up")
     assert asked == [], "nothing can be waited for in a task that was cancelled"
     assert (again.state, again.attempts) == (TaskState.FAILED, 1), "a cancelled task runs no second time"
-
-
-async def test_a_task_cancelled_while_its_handler_runs_runs_no_second_time() -> None:
-    asked = anyio.Event()
-
-    async def insist(task: Task[Any], error: Exception) -> Retry:
-        asked.set()
-        with suppress(anyio.get_cancelled_exc_class()):
-            await anyio.sleep_forever()
-        return Retry()
-
-    async with TaskScheduler() as scheduler:
-        task = scheduler.task(on_error=insist).schedule(fail)
-        await asked.wait()
-        task.cancel()
-        await task.wait()
-    assert (task.state, task.attempts) == (TaskState.FAILED, 1)
 
 
 async def test_a_task_can_cancel_itself() -> None:
