@@ -247,10 +247,7 @@ class Request:
             tasks = self._tasks
             if self.observed or (tasks is not None and not tasks.pass_barrier(outcome)):
                 return self._send_start(message, outcome)
-            self.hand_over = "now"
-            self.route_outcome = outcome
-            if self._tasks is not None:
-                self._tasks.begin_after_route(outcome, observed=False)
+            self._open_after_route(outcome)
             return self._send(message)
         if kind == "http.response.body" and not self._trailers:
             last = not message.get("more_body", False)
