@@ -140,3 +140,9 @@ class Wire:
 async def wire(postgres: str) -> AsyncIterator[Wire]:
     async with Wire(postgres) as wire:
         yield wire
+
+
+@pytest.fixture
+def engine(wire: Wire, queue: str) -> ProcrastinateEngine:
+    """An engine that comes through the wire."""
+    return ProcrastinateEngine(wire.address, queue=queue, pool_size=2, heartbeat=0.2)

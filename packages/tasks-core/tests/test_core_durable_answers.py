@@ -10,11 +10,11 @@ import anyio
 import core_durable_functions as functions
 import pytest
 from core_durable_functions import forget, note, shielded
-from core_postgres import Wire, ends, postgres, queue, wire, working
+from core_postgres import Wire, ends, engine, postgres, queue, wire, working
 from tasks_core import DurableState, RetryPolicy, TaskScheduler, Worker, current_context, durable
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
-__all__ = ("forget", "postgres", "queue", "wire")
+__all__ = ("engine", "forget", "postgres", "queue", "wire")
 
 pytestmark = pytest.mark.anyio
 
@@ -24,12 +24,11 @@ def anyio_backend() -> str:
     return "asyncio"  # all that procrastinate and psycopg know
 
 
-@pytest.fixture
-def engine(wire: Wire, queue: str, monkeypatch: pytest.MonkeyPatch) -> ProcrastinateEngine:
-    """An engine that comes through the wire."""
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers look again soon."""
     monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
     monkeypatch.setattr("tasks_core.engines._work._POLL", 0.1)
-    return ProcrastinateEngine(wire.address, queue=queue, pool_size=2, heartbeat=0.2)
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import core_durable_functions as functions
 import psycopg
 import pytest
 from core_durable_functions import forget, note, shielded
-from core_postgres import Wire, ends, postgres, queue, until, wire, working
+from core_postgres import Wire, ends, engine, postgres, queue, until, wire, working
 from psycopg.conninfo import make_conninfo
 from tasks_core import DurableState, EngineUnavailableError, TaskCall, TaskScheduler
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
-__all__ = ("forget", "postgres", "queue", "wire")
+__all__ = ("engine", "forget", "postgres", "queue", "wire")
 
 pytestmark = pytest.mark.anyio
 
@@ -24,12 +24,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"  # all that procrastinate and psycopg know
-
-
-@pytest.fixture
-def engine(wire: Wire, queue: str) -> ProcrastinateEngine:
-    """An engine that comes through the wire."""
-    return ProcrastinateEngine(wire.address, queue=queue, pool_size=2, heartbeat=0.2)
 
 
 @pytest.fixture
