@@ -12,7 +12,7 @@ import anyio
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from tasks_core import TaskBatch, TaskScheduler
+from tasks_core import TaskPhase, TaskScheduler
 
 
 class Base(DeclarativeBase):
@@ -26,13 +26,13 @@ class Order(Base):
     email: Mapped[str]
 
 
-def after_commit(scheduler: TaskScheduler, session: AsyncSession) -> TaskBatch:
+def after_commit(scheduler: TaskScheduler, session: AsyncSession) -> TaskPhase:
     """
     Make a batch for what is to happen once the transaction of *session* is committed.
 
     A rollback discards the tasks. For the next transaction of the session, make another batch.
     """
-    batch = TaskBatch(scheduler, "after_commit", origin=session)
+    batch = TaskPhase(scheduler, "after_commit", origin=session)
 
     def open_batch(_: Session) -> None:
         batch.open()
@@ -58,7 +58,7 @@ async def send_receipt(engine: AsyncEngine, email: str) -> int:
     return orders
 
 
-async def place_order(scheduler: TaskScheduler, engine: AsyncEngine, email: str, *, pay: bool) -> TaskBatch:
+async def place_order(scheduler: TaskScheduler, engine: AsyncEngine, email: str, *, pay: bool) -> TaskPhase:
     async with AsyncSession(engine) as session:
         batch = after_commit(scheduler, session)
         session.add(Order(email=email))

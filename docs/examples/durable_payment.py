@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 from fastapi import FastAPI
-from tasks_core import RetryPolicy, current_context, durable
+from tasks_core import RetryPolicy, durable, durable_context
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_fastapi import Tasks, add_tasks
 
@@ -14,7 +14,7 @@ engine = ProcrastinateEngine.embedded(FOLDER / "postgres")  # in production: Pro
 async def charge(order_id: int, cents: int) -> None:
     """Take the money. May run more than once: the key has the provider take it once."""
     with (FOLDER / "provider.txt").open("a") as provider:
-        provider.write(f"{current_context().key}: {cents} cents for order {order_id}\n")
+        provider.write(f"{durable_context().key}: {cents} cents for order {order_id}\n")
 
 
 app = FastAPI()

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from tasks_fastapi import TASK_QUEUE_FULL_RESPONSE, Tasks, add_tasks, get_scheduler
+from tasks_fastapi import TASK_QUEUE_FULL_RESPONSES, Tasks, add_tasks, get_scheduler
 
 MAX_PENDING = 1000
 
@@ -15,7 +15,7 @@ async def send_report(name: str) -> None:
     print(f"report {name} sent")
 
 
-@app.post("/reports/{name}", status_code=202, responses=TASK_QUEUE_FULL_RESPONSE)
+@app.post("/reports/{name}", status_code=202, responses=TASK_QUEUE_FULL_RESPONSES)
 async def order_report(name: str, tasks: Tasks) -> dict[str, str]:
     tasks.after_response.schedule(send_report, name)  # 503 with Retry-After when 1000 tasks are waiting
     return {"report": name}

@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
-from tasks_core import Task, TaskBatch, TaskObserver, TaskScheduler, observe, retry
+from tasks_core import Task, TaskObserver, TaskPhase, TaskScheduler, observe, retry
 from tasks_fastapi import Tasks, add_tasks
 
 
@@ -94,7 +94,7 @@ async def wanted_ends(scheduler: TaskScheduler) -> None:
     section("cancelled")
     scheduler.schedule(stream_prices).cancel()
     section("batch")
-    after_commit = TaskBatch(scheduler, "after_commit")
+    after_commit = TaskPhase(scheduler, "after_commit")
     after_commit.schedule(send_email, 42)
     after_commit.discard("the transaction was rolled back")
     section("from_within")

@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPIOffline(title="Shop", description=DESCRIPTION, lifespan=lifespan)
     engine = payments.engine if settings.durable else None
     workers = settings.workers if settings.durable else 0
-    add_tasks(app, grace_period=settings.grace_period, engine=engine, embed_worker=workers or None)
+    add_tasks(app, grace_period=settings.grace_period, engine=engine, worker_concurrency=workers or None)
     for module in (users, products, images, orders):
         app.include_router(module.router)
 

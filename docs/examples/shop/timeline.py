@@ -18,8 +18,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TextIO
 
-from tasks_core import DurableTask, Outcome, Task, TaskBatch, TaskObserver, TaskState, current_context, observe
-from tasks_fastapi import Request
+from tasks_core import DurableTask, Outcome, Task, TaskObserver, TaskPhase, TaskState, durable_context, observe
+from tasks_fastapi import RequestOrigin
 
 _request_number: ContextVar[int | None] = ContextVar("_request_number", default=None)
 
@@ -53,14 +53,14 @@ class Recorder(TaskObserver, logging.Handler):
 
     def origin_event(self, origin: object, event: str) -> None:
         """A request has come a step further."""
-        if isinstance(origin, Request):
+        if isinstance(origin, RequestOrigin):
             if event == "request_started":
                 _request_number.set(next(self._numbers))
             self._write(Event(kind=event, text=f"{origin.method} {origin.path} → {origin.status}"))
 
-    def batch_opened(self, batch: TaskBatch, outcome: Outcome) -> None:
+    def phase_opened(self, phase: TaskPhase, outcome: Outcome) -> None:
         """A phase begins."""
-        self._write(Event(kind="batch_opened", text=f"{batch.phase} opens", phase=batch.phase))
+        self._write(Event(kind="phase_opened", text=f"{phase.name} opens", phase=phase.name))
 
     def task_scheduled(self, task: Task[Any]) -> None:
         """A task is in the books."""
@@ -72,7 +72,8 @@ class Recorder(TaskObserver, logging.Handler):
             self._write_task("task_started", task, "is handed over to PostgreSQL")
             return
         attempt = "starts" if task.attempts == 1 else f"starts attempt {task.attempts}"
-        self._write_task("task_started", task, f"{attempt} ({task.phase})" if task.phase == "immediate" else attempt)
+        immediate = _phase_of(task) == "immediate"
+        self._write_task("task_started", task, f"{attempt} (immediate)" if immediate else attempt)
 
     def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
         """An attempt has failed, and there will be another."""
@@ -94,12 +95,12 @@ class Recorder(TaskObserver, logging.Handler):
         if isinstance(task, DurableTask):
             self._requests_of_keys[task.call.key] = _request_number.get()
         try:
-            return self._requests_of_keys.get(current_context().key)
+            return self._requests_of_keys.get(durable_context().key)
         except LookupError:
             return _request_number.get()
 
     def _write_task(self, kind: str, task: Task[Any], text: str, request: int | None = None) -> None:
-        phase = task.phase or ""
+        phase = _phase_of(task)
         self._write(Event(kind=kind, text=text, request=request, task=task.id, name=task.name, phase=phase))
 
     def _write(self, event: Event) -> None:
@@ -107,6 +108,10 @@ class Recorder(TaskObserver, logging.Handler):
         with self._file_lock:
             self._file.write(json.dumps(asdict(event)) + "\n")
             self._file.flush()
+
+
+def _phase_of(task: Task[Any]) -> str:
+    return "" if task.phase is None else task.phase.name
 
 
 @contextmanager
@@ -216,7 +221,7 @@ def since(moment: float | None, event: Event) -> str:
 
 
 def _is_shown(event: Event, phases: set[str]) -> bool:
-    if event.kind == "batch_opened":
+    if event.kind == "phase_opened":
         return event.phase in phases and event.phase != "immediate"
     if event.kind == "log":
         return event.name.startswith("shop")

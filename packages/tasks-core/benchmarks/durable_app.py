@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from fastapi import FastAPI
-from tasks_core import RetryPolicy, current_context, durable
+from tasks_core import RetryPolicy, durable, durable_context
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_fastapi import Tasks, add_tasks
 
@@ -27,7 +27,7 @@ async def mark(name: str) -> None:
 
 @durable(retry=RetryPolicy(attempts=1))
 async def hang_at_first(name: str) -> None:
-    attempt = current_context().attempt
+    attempt = durable_context().attempt
     write("started", name, os.getpid(), attempt)
     if attempt == 1:
         await asyncio.sleep(3600)

@@ -29,7 +29,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tasks_core import Task, TaskBatch, TaskScheduler, TaskState, retry
+from tasks_core import Task, TaskPhase, TaskScheduler, TaskState, retry
 
 WAVE = 2_000
 THREADS = 8
@@ -57,7 +57,7 @@ again = retry(attempts=2, backoff=0, then=handle)
 
 
 def schedule_wave(scheduler: TaskScheduler) -> list[Task[Any]]:
-    batch = TaskBatch(scheduler, "later")
+    batch = TaskPhase(scheduler, "later")
     ways = [
         lambda: scheduler.schedule(succeed),
         lambda: scheduler.task(shield=True).schedule(succeed),

@@ -12,13 +12,13 @@ from uuid import UUID
 import anyio
 import anyio.lowlevel
 import pytest
-from tasks_core import Retry, RetryPolicy, Task, TaskContext, current_context, current_task, durable
+from tasks_core import DurableContext, Retry, RetryPolicy, Task, current_task, durable, durable_context
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
 ran: list[Any] = []
-contexts: list[TaskContext] = []
+contexts: list[DurableContext] = []
 reported: list[tuple[str, int, str]] = []
 
 
@@ -31,7 +31,7 @@ class Line:
 @durable
 async def note(text: str) -> None:
     ran.append(text)
-    contexts.append(current_context())
+    contexts.append(durable_context())
 
 
 @durable(name="plain", aliases=("old-plain",), timeout=30.0)
@@ -56,14 +56,14 @@ def report(task: Task[Any], exception: Exception) -> bool:
 
 @durable(retry=RetryPolicy(attempts=3, backoff=0.0, on=(ConnectionError, "builtins:TimeoutError")), on_error=report)
 async def flaky(failures: int, error: str = "ConnectionResetError") -> None:
-    if current_context().attempt <= failures:
+    if durable_context().attempt <= failures:
         raise {"ConnectionResetError": ConnectionResetError, "TimeoutError": TimeoutError, "KeyError": KeyError}[error]
     ran.append("flaky")
 
 
 @durable(on_error=lambda _task, _exception: Retry(0.25))
 async def asks_again() -> None:
-    if current_context().attempt == 1:
+    if durable_context().attempt == 1:
         raise ValueError
     ran.append("asked again")
 
@@ -80,7 +80,7 @@ async def unshielded(path: str) -> None:
 
 @durable
 async def hands_on(text: str) -> None:
-    context = current_context()
+    context = durable_context()
     receipt = await context.scheduler.task(key=f"{context.key}-note").schedule(note, text)
     here = await context.scheduler.schedule(str.upper, text)
     ran.append((receipt.key, here, context.scheduler.stopping.is_set()))
@@ -88,7 +88,7 @@ async def hands_on(text: str) -> None:
 
 @durable
 async def reports() -> None:
-    await current_context().report_progress({"done": 1})
+    await durable_context().report_progress({"done": 1})
     ran.append("reported")
 
 

@@ -10,13 +10,13 @@ import anyio
 from tasks_core import (
     Capability,
     Delivery,
+    DurableCall,
     EngineCapabilityError,
     EngineUnavailableError,
     Json,
     Receipt,
     Redeliver,
     RunDelivery,
-    TaskCall,
 )
 
 
@@ -29,11 +29,11 @@ class ListEngine:
     def __init__(self, *, down: bool = False) -> None:
         self.down = down
         self.gate: anyio.Event | None = None
-        self.calls: list[TaskCall] = []
+        self.calls: list[DurableCall] = []
         self.transactions: list[object] = []
         self.log: list[str] = []
         self.progress: list[Json] = []
-        self.on_submit: Callable[[TaskCall], object] | None = None
+        self.on_submit: Callable[[DurableCall], object] | None = None
         self._users = 0
 
     async def __aenter__(self) -> Self:
@@ -49,12 +49,12 @@ class ListEngine:
         if not self._users:
             self.log.append("left")
 
-    def join(self, transaction: Any, call: TaskCall, wanted: Callable[[], bool], /) -> Any:
+    def join(self, transaction: Any, call: DurableCall, wanted: Callable[[], bool], /) -> Any:
         if not isinstance(transaction, str):
             raise EngineCapabilityError("transaction= must be a text here")
         return transaction
 
-    async def submit(self, call: TaskCall, /, *, transaction: Any = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
         self.log.append(f"asked {call.name}")
         if self.on_submit is not None:
             self.on_submit(call)
@@ -75,7 +75,7 @@ class ListEngine:
                     group.start_soon(self._deliver, run, self.calls.pop(0), attempts)
                 await anyio.sleep(0.005)
 
-    async def _deliver(self, run: RunDelivery, call: TaskCall, attempts: dict[str, list[int]]) -> None:
+    async def _deliver(self, run: RunDelivery, call: DurableCall, attempts: dict[str, list[int]]) -> None:
         counts = attempts.setdefault(call.key, [1, 0])
         try:
             await run(Delivery(call, counts[0], counts[1], self._report))

@@ -23,9 +23,9 @@ from tasks_core import (
     SchedulerClosedError,
     ShutdownReport,
     Task,
-    TaskBatch,
     TaskErrorHandler,
     TaskObserver,
+    TaskPhase,
     TaskQueueFullError,
     TaskScheduler,
     TaskState,
@@ -62,7 +62,7 @@ class Watcher(TaskObserver):
         machine = self.machine
         if not machine.scheduler.owns(task):
             return
-        batch, when = task.batch, task.config.when or "success"
+        batch, when = task.phase, task.config.when or "success"
         self.unless(batch is None or batch.opened, task, "started before its phase")
         self.unless(batch is None or when in ("always", batch.outcome), task, "is not for this outcome")
         self.unless(task.id not in machine.cancelled_unstarted, task, "started after it was cancelled")
@@ -234,7 +234,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.limiter = anyio.CapacityLimiter(1)
         self.tasks: list[Task[Any]] = []
-        self.batches = [TaskBatch(self.scheduler, f"phase {number}") for number in range(3)]
+        self.batches = [TaskPhase(self.scheduler, f"phase {number}") for number in range(3)]
         self.cancelled: set[int] = set()
         self.cancelled_unstarted: set[int] = set()
         self.released: set[int] = set()
@@ -302,7 +302,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if task.state is TaskState.CANCELLED:
                 assert task.id in self.cancelled
             if task.state is TaskState.DISCARDED:
-                assert task.batch is not None, "there is no other reason than an outcome"
+                assert task.phase is not None, "there is no other reason than an outcome"
 
     def check_the_end(self, report: ShutdownReport) -> None:
         assert not self.watcher.wrong, self.watcher.wrong
@@ -440,7 +440,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def stands_in_line(self, task: Task[Any]) -> bool:
         """Whether a place is all that the task waits for; a function waits for a thread first."""
-        config, waits_for_phase = task.config, task.batch is not None and not task.batch.opened
+        config, waits_for_phase = task.config, task.phase is not None and not task.phase.opened
         waits = waits_for_phase or config.delay is not None or config.limiter is not None or task.name == "held"
         return not waits and task.func.__name__ not in PLAIN_KINDS
 
@@ -518,7 +518,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         def release() -> None:
             if held := [task for task in self.tasks if task.name == "held"]:
                 task = held[index % len(held)]
-                if task.batch is None or task.batch.opened:  # before, there is nothing to release
+                if task.phase is None or task.phase.opened:  # before, there is nothing to release
                     self.released.add(task.id)
                 task.release()
 

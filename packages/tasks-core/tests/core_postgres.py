@@ -17,8 +17,8 @@ import anyio
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tasks_core import DurableState, Receipt, Worker
-from tasks_core.engines._embedded import EmbeddedPostgres
 from tasks_core.engines.procrastinate import ProcrastinateEngine
+from tasks_core.engines.procrastinate._embedded import EmbeddedPostgres
 
 
 @cache

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from tasks_core import Outcome, Task, TaskBatch, TaskObserver, TaskState
+from tasks_core import Outcome, Task, TaskObserver, TaskPhase, TaskState
 
 
 @pytest.fixture(
@@ -46,11 +46,11 @@ class EventLog(TaskObserver):
         self.finished.append(task)
         self.events.append((str(task.state), task.name))
 
-    def batch_opened(self, batch: TaskBatch, outcome: Outcome) -> None:
-        self.events.append((f"opened {outcome}", batch.phase))
+    def phase_opened(self, batch: TaskPhase, outcome: Outcome) -> None:
+        self.events.append((f"opened {outcome}", batch.name))
 
-    def batch_discarded(self, batch: TaskBatch, reason: str) -> None:
-        self.events.append((f"discarded because {reason}", batch.phase))
+    def phase_discarded(self, batch: TaskPhase, reason: str) -> None:
+        self.events.append((f"discarded because {reason}", batch.name))
 
     def origin_event(self, origin: object, event: str) -> None:
         self.events.append((event, str(origin)))

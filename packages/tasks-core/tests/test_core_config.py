@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tasks_core import (
     InvalidConfigError,
     Retry,
-    TaskBatch,
     TaskConfig,
+    TaskPhase,
     TaskScheduler,
     TasksError,
     by_exception,
@@ -33,7 +33,7 @@ def handle(task: object, error: Exception) -> None: ...
 any_retry: Any = retry
 any_chain: Any = chain
 any_by_exception: Any = by_exception
-any_batch: Any = TaskBatch
+any_batch: Any = TaskPhase
 
 
 limiters = [anyio.CapacityLimiter(1), anyio.CapacityLimiter(2)]
@@ -87,7 +87,7 @@ def test_a_configuration_cannot_be_changed() -> None:
 @pytest.mark.anyio
 async def test_inheritance_from_scheduler_to_batch_to_task() -> None:
     async with TaskScheduler(config=TaskConfig(shield=True, timeout=60, name="of scheduler")) as scheduler:
-        batch = TaskBatch(scheduler, "later", config=TaskConfig(timeout=30, name="of batch"))
+        batch = TaskPhase(scheduler, "later", config=TaskConfig(timeout=30, name="of batch"))
         configured = batch.task(name="of task", delay=1).task(delay=0)
         task = configured.schedule(noop)
         assert task.config == TaskConfig(shield=True, timeout=30, name="of task", delay=0)
@@ -135,7 +135,7 @@ def test_a_bad_option_is_refused_where_it_is_given(options: dict[str, Any], mess
     with pytest.raises(InvalidConfigError, match=pattern):
         scheduler.task(**options)
     with pytest.raises(InvalidConfigError, match=pattern):
-        TaskBatch(scheduler, "later").task(**options)
+        TaskPhase(scheduler, "later").task(**options)
 
 
 @pytest.mark.parametrize(
@@ -206,11 +206,11 @@ def test_extreme_but_good_arguments() -> None:
         ),
         (
             lambda: any_batch(TaskScheduler(), ""),
-            'TaskBatch(scheduler, phase): phase must be a name, such as "after_commit"',
+            'TaskPhase(scheduler, name): name must be a text, such as "after_commit"',
         ),
         (
             lambda: any_batch(TaskScheduler(), 5),
-            'TaskBatch(scheduler, phase): phase must be a name, such as "after_commit"',
+            'TaskPhase(scheduler, name): name must be a text, such as "after_commit"',
         ),
         (
             lambda: any_batch(TaskScheduler(), "x").open("maybe"),

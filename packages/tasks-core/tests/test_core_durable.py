@@ -31,13 +31,13 @@ from tasks_core import (
     NotAddressableError,
     Receipt,
     RetryPolicy,
-    TaskBatch,
     TaskConfig,
     TaskObserver,
+    TaskPhase,
     TaskScheduler,
     TaskState,
-    current_context,
     durable,
+    durable_context,
     observe,
     override_engine,
 )
@@ -117,7 +117,7 @@ def test_name_of_another_function_is_refused() -> None:
         lambda: durable(timeout=0)(top),
         lambda: TaskConfig(key=""),
         lambda: TaskScheduler(engine="postgresql://"),  # type: ignore[arg-type]
-        lambda: TaskScheduler(engine=ListEngine(), on_unavailable="drop"),  # type: ignore[arg-type]
+        lambda: TaskScheduler(engine=ListEngine(), engine_fallback="drop"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_options_are_refused(make: Any) -> None:
@@ -421,7 +421,7 @@ async def test_engine_that_is_away_fails_the_task(caplog: pytest.LogCaptureFixtu
 
 
 async def test_engine_has_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks_core._submit._TIME_LIMIT", 0.01)
+    monkeypatch.setattr("tasks_core._durable.task._TIME_LIMIT", 0.01)
     engine = ListEngine()
     engine.gate = anyio.Event()
     async with TaskScheduler(engine=engine) as scheduler:
@@ -430,8 +430,8 @@ async def test_engine_has_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_in_memory_when_the_engine_is_away(caplog: pytest.LogCaptureFixture) -> None:
-    async with TaskScheduler(engine=ListEngine(down=True), on_unavailable="memory") as scheduler:
-        batch = TaskBatch(scheduler, "after")
+    async with TaskScheduler(engine=ListEngine(down=True), engine_fallback="memory") as scheduler:
+        batch = TaskPhase(scheduler, "after")
         task = batch.task(key="k").schedule(note, "hello")
         await batch.submit()
         receipt = task.result()
@@ -447,7 +447,7 @@ async def test_in_memory_when_the_engine_is_away(caplog: pytest.LogCaptureFixtur
 
 
 async def test_in_memory_it_is_retried_and_reported_as_on_a_worker() -> None:
-    async with TaskScheduler(engine=ListEngine(down=True), on_unavailable="memory") as scheduler:
+    async with TaskScheduler(engine=ListEngine(down=True), engine_fallback="memory") as scheduler:
         receipt = await scheduler.schedule(flaky, 9)
         await scheduler.schedule(reports)  # to nobody
         assert (await receipt.status()).state is DurableState.GONE
@@ -460,14 +460,14 @@ async def test_shutdown_that_is_bounded_says_that_a_task_was_not_handed_over() -
     engine.gate = anyio.Event()
     caught: list[EngineUnavailableError] = []
 
-    async def submit(batch: TaskBatch) -> None:
+    async def submit(batch: TaskPhase) -> None:
         with pytest.raises(EngineUnavailableError, match="'note' was not handed over to list: ") as error:
             await batch.submit()
         caught.append(error.value)
 
     scheduler = TaskScheduler(engine=engine, grace_period=0, shield_timeout=0)
     async with anyio.create_task_group() as group, scheduler:
-        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        batch = TaskPhase(scheduler, "after", hand_over="submit")
         batch.schedule(note, "x")
         group.start_soon(submit, batch)
         await anyio.wait_all_tasks_blocked()
@@ -480,7 +480,7 @@ async def test_shutdown_that_is_bounded_says_that_a_task_was_not_handed_over() -
 async def test_submit_hands_over_what_is_for_the_outcome_and_waits_for_it() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        batch = TaskPhase(scheduler, "after", hand_over="submit")
         first, second = batch.schedule(note, "1"), batch.task(when="always").schedule(note, "2")
         dropped = batch.task(when="error").schedule(note, "3")
         other = batch.schedule(top, "not durable")
@@ -505,7 +505,7 @@ async def test_submit_raises_what_the_engine_says_after_all_have_ended(caplog: p
     engine = ListEngine()
     engine.on_submit = lambda call: setattr(engine, "down", call.args["text"] == "bad")
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        batch = TaskPhase(scheduler, "after", hand_over="submit")
         tasks = [batch.schedule(note, text) for text in ("good", "bad", "good")]
         with pytest.raises(EngineUnavailableError, match="the list is away"):
             await batch.submit()
@@ -515,7 +515,7 @@ async def test_submit_raises_what_the_engine_says_after_all_have_ended(caplog: p
 async def test_tasks_for_errors_are_kept_when_submit_fails() -> None:
     engine = ListEngine(down=True)
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        batch = TaskPhase(scheduler, "after", hand_over="submit")
         task, compensation = batch.schedule(note, "1"), batch.task(when="error").schedule(note, "2")
         with pytest.raises(EngineUnavailableError):
             await batch.submit()
@@ -530,7 +530,7 @@ async def test_nothing_is_lost_when_whoever_submits_is_cancelled() -> None:
     engine = ListEngine()
     engine.gate = anyio.Event()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        batch = TaskPhase(scheduler, "after", hand_over="submit")
         tasks = [batch.task(transaction=t).schedule(note, "x") for t in (None, "t", "t")]
         tasks.append(batch.task(when="error").schedule(note, "x"))
         with anyio.move_on_after(0.01):
@@ -545,12 +545,12 @@ async def test_nothing_is_lost_when_whoever_submits_is_cancelled() -> None:
 async def test_open_without_submit_hands_over_too() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "after")
+        batch = TaskPhase(scheduler, "after")
         task, dropped = batch.schedule(note, "1"), batch.task(when="error").schedule(note, "2")
         batch.open()
         await task
         assert dropped.state is TaskState.DISCARDED
-        gone = TaskBatch(scheduler, "never")
+        gone = TaskPhase(scheduler, "never")
         gone.schedule(note, "3")
         gone.discard("for a reason")
     assert len(engine.calls) == 1
@@ -559,7 +559,7 @@ async def test_open_without_submit_hands_over_too() -> None:
 async def test_open_batch_keeps_tasks_in_a_transaction_until_submit() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "now", opened=True, hand_over="submit")
+        batch = TaskPhase(scheduler, "now", opened=True, hand_over="submit")
         at_once, kept = batch.schedule(note, "1"), batch.task(transaction="t").schedule(note, "2")
         await at_once
         assert engine.transactions == [None]
@@ -571,7 +571,7 @@ async def test_open_batch_keeps_tasks_in_a_transaction_until_submit() -> None:
 async def test_nothing_is_left_behind_when_nobody_submits(opened: bool) -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "after", opened=opened, hand_over="submit")
+        batch = TaskPhase(scheduler, "after", opened=opened, hand_over="submit")
         task = batch.task(transaction="t").schedule(note, "x")
         batch.open()
         with anyio.fail_after(5):
@@ -581,7 +581,7 @@ async def test_nothing_is_left_behind_when_nobody_submits(opened: bool) -> None:
 async def test_tasks_in_a_transaction_go_one_after_the_other() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        batch = TaskPhase(scheduler, "after", hand_over="submit")
         for text in "123":
             batch.task(transaction="t").schedule(note, text)
         await batch.submit()
@@ -591,7 +591,7 @@ async def test_tasks_in_a_transaction_go_one_after_the_other() -> None:
 async def test_batch_that_hands_over_now() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "after", hand_over="now")
+        batch = TaskPhase(scheduler, "after", hand_over="now")
         await batch.schedule(note, "1")
         kept = batch.task(when="error").schedule(note, "2")
         await anyio.wait_all_tasks_blocked()
@@ -603,7 +603,7 @@ async def test_batch_that_hands_over_now() -> None:
 async def test_cancelled_task_is_not_handed_over() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "after", hand_over="submit")
+        batch = TaskPhase(scheduler, "after", hand_over="submit")
         task = batch.schedule(note, "1")
         task.cancel()
         await batch.submit()
@@ -638,7 +638,7 @@ async def test_override_takes_the_place_of_every_engine() -> None:
 
 def test_context_is_for_durable_tasks_only() -> None:
     with pytest.raises(LookupError, match="no durable task runs this code"):
-        current_context()
+        durable_context()
 
 
 async def test_request_headers_of_the_origin_travel() -> None:
@@ -647,6 +647,6 @@ async def test_request_headers_of_the_origin_travel() -> None:
 
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskBatch(scheduler, "now", origin=Origin(), opened=True)
+        batch = TaskPhase(scheduler, "now", origin=Origin(), opened=True)
         await batch.schedule(note, "x")
     assert engine.calls[0].headers["x-request-id"] == "7"

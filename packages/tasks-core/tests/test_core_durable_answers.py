@@ -11,7 +11,7 @@ import core_durable_functions as functions
 import pytest
 from core_durable_functions import forget, note, shielded
 from core_postgres import Wire, ends, engine, postgres, queue, wire, working
-from tasks_core import DurableState, RetryPolicy, TaskScheduler, Worker, current_context, durable
+from tasks_core import DurableState, RetryPolicy, TaskScheduler, Worker, durable, durable_context
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
 __all__ = ("engine", "forget", "postgres", "queue", "wire")
@@ -27,8 +27,8 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers look again soon."""
-    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
-    monkeypatch.setattr("tasks_core.engines._work._POLL", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._POLL", 0.1)
 
 
 @pytest.fixture
@@ -51,13 +51,13 @@ def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @durable(retry=RetryPolicy(attempts=3, backoff=0.0))
 async def always_fails() -> None:
-    functions.ran.append(current_context().attempt)
+    functions.ran.append(durable_context().attempt)
     raise ConnectionError
 
 
 @durable(retry=RetryPolicy(attempts=3, backoff=0.0))
 async def waits_in_its_second_attempt() -> None:
-    attempt = current_context().attempt
+    attempt = durable_context().attempt
     functions.ran.append(attempt)
     if attempt == 1:
         raise ConnectionError

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 from core_engine import ListEngine
-from tasks_core import EngineSchemaError, EngineUnavailableError, TaskCall, durable
+from tasks_core import EngineSchemaError, EngineUnavailableError, DurableCall, durable
 
 class Away(ListEngine):
     tries = 0
@@ -64,7 +64,7 @@ async def broken():
     yield
 
 def with_call(engine, function, /, **arguments):
-    engine.calls.append(TaskCall(function, arguments, "k"))
+    engine.calls.append(DurableCall(function, arguments, "k"))
     return engine
 
 engine, away = (with_call(engine, "greet", name="ann") for engine in (ListEngine(), Away()))

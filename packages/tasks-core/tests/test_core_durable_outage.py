@@ -13,7 +13,7 @@ import pytest
 from core_durable_functions import forget, note, shielded
 from core_postgres import Wire, ends, engine, postgres, queue, until, wire, working
 from psycopg.conninfo import make_conninfo
-from tasks_core import DurableState, EngineUnavailableError, TaskCall, TaskScheduler
+from tasks_core import DurableCall, DurableState, EngineUnavailableError, TaskScheduler
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
 __all__ = ("engine", "forget", "postgres", "queue", "wire")
@@ -42,9 +42,9 @@ async def test_worker_comes_back_by_itself(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("tasks_core.engines._work._PATIENCE", 0.3)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._PATIENCE", 0.3)
     # Long: the watch over stalled tasks sees the database again before the task that has ended meanwhile is reported.
-    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 1.5)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 1.5)
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
     async with engine, working(engine):
         during = await producer.schedule(shielded, "x")
@@ -93,8 +93,8 @@ async def test_task_that_outlasts_an_outage_is_run_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The worker that takes the place of one which has lost its database does not take that for dead."""
-    monkeypatch.setattr("tasks_core.engines._work._PATIENCE", 0.3)
-    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._PATIENCE", 0.3)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 0.1)
     async with cut_off(engine, producer, wire):
         await until(lambda: is_stale(postgres, queue))
         await wire.mend()
@@ -121,9 +121,9 @@ async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
-    monkeypatch.setattr("tasks_core.engines._work._PATIENCE", 0.1)
-    monkeypatch.setattr("tasks_core.engines._work._LAST_WORDS", 0.3)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._PATIENCE", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._LAST_WORDS", 0.3)
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
     with anyio.fail_after(60):
         async with engine, working(engine) as stop:
@@ -144,7 +144,7 @@ async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
 async def test_producer_comes_back_by_itself(
     engine: ProcrastinateEngine, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks_core._submit._TIME_LIMIT", 0.5)
+    monkeypatch.setattr("tasks_core._durable.task._TIME_LIMIT", 0.5)
     async with TaskScheduler(engine=engine) as scheduler:
         await scheduler.schedule(note, "before")
         await wire.cut()
@@ -197,7 +197,7 @@ async def test_worker_that_fails_starts_again(
     postgres: str, queue: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Somebody works at the tables: this is no outage, and no reason to end either."""
-    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 0.1)
 
     async def failed() -> bool:
         return "The worker failed, and starts again" in caplog.text
@@ -210,7 +210,7 @@ async def test_worker_that_fails_starts_again(
             await psycopg.AsyncConnection.connect(address, autocommit=True) as works,
         ):
             await works.execute("ALTER FUNCTION procrastinate_fetch_job_v2 RENAME TO gone")
-            receipt = await engine.submit(TaskCall(note.name, {"text": "x"}, "k"))
+            receipt = await engine.submit(DurableCall(note.name, {"text": "x"}, "k"))
             await until(failed)
             await works.execute("ALTER FUNCTION gone RENAME TO procrastinate_fetch_job_v2")
             await ends(receipt, DurableState.SUCCEEDED)
@@ -220,8 +220,8 @@ async def test_server_that_only_reads_is_away(
     postgres: str, queue: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has become a standby, and its successor is not known yet."""
-    monkeypatch.setattr("tasks_core.engines._work._RECONNECT", 0.1)
-    monkeypatch.setattr("tasks_core.engines._work._POLL", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._POLL", 0.1)
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
 
     async def lost() -> bool:
@@ -237,7 +237,7 @@ async def test_server_that_only_reads_is_away(
 
         engine = ProcrastinateEngine(address, queue=queue, pool_size=2, heartbeat=0.2)
         async with engine, working(engine):
-            receipt = await engine.submit(TaskCall(shielded.name, {"path": "x"}, "k"))
+            receipt = await engine.submit(DurableCall(shielded.name, {"path": "x"}, "k"))
             await functions.waiting["x"].wait()
             await change("SET default_transaction_read_only = on")
             functions.released["x"].set()

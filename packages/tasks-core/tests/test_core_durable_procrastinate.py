@@ -21,16 +21,16 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from tasks_core import (
+    DurableCall,
     DurableState,
     EngineCapabilityError,
     EngineSchemaError,
     EngineUnavailableError,
     Receipt,
-    TaskBatch,
-    TaskCall,
+    TaskPhase,
     TaskScheduler,
-    current_context,
     durable,
+    durable_context,
 )
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
@@ -111,7 +111,7 @@ async def test_arguments_are_in_no_log_line(engine: ProcrastinateEngine, caplog:
 async def test_headers_arrive(engine: ProcrastinateEngine) -> None:
     headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x-request-id": "r-7"}
     async with TaskScheduler(engine=engine), working(engine):
-        receipt = await engine.submit(TaskCall(note.name, {"text": "x"}, "k", headers=headers))
+        receipt = await engine.submit(DurableCall(note.name, {"text": "x"}, "k", headers=headers))
         await ends(receipt, DurableState.SUCCEEDED)
     assert functions.contexts[0].headers == headers
 
@@ -127,7 +127,7 @@ async def test_delay_is_for_the_engine(engine: ProcrastinateEngine, postgres: st
 
 @durable
 async def reports(path: str) -> None:
-    await current_context().report_progress({"done": 1, "of": 2})
+    await durable_context().report_progress({"done": 1, "of": 2})
     while not await anyio.Path(path).exists():
         await anyio.sleep(0.01)
 
@@ -195,7 +195,7 @@ async def test_session_commits_or_rolls_back_the_task(
         for end in ("commit", "rollback"):
             async with AsyncSession(database) as session:
                 await session.execute(text("SELECT 1"))
-                batch = TaskBatch(scheduler, "after", hand_over="submit")
+                batch = TaskPhase(scheduler, "after", hand_over="submit")
                 unique = key and f"{key} {queue} {end}"
                 tasks = [batch.task(transaction=session, key=unique).schedule(note, end)]
                 tasks.append(batch.task(transaction=session, delay=1).schedule(note, end))
@@ -238,7 +238,7 @@ async def test_commit_takes_along_what_was_not_handed_over_yet(
 ) -> None:
     async with TaskScheduler(engine=engine) as scheduler, sqlalchemy(postgres, driver) as database:
         async with AsyncSession(database) as session:
-            batch = TaskBatch(scheduler, "after", hand_over="submit")
+            batch = TaskPhase(scheduler, "after", hand_over="submit")
             await session.execute(text("SELECT 1"))
             task = batch.task(transaction=session).schedule(note, "1")
             batch.task(transaction=session).schedule(note, "cancelled").cancel()
@@ -257,7 +257,7 @@ async def test_transaction_that_is_over_is_an_error(engine: ProcrastinateEngine,
     async with TaskScheduler(engine=engine) as scheduler, sqlalchemy(postgres, "psycopg") as database:
         async with AsyncSession(database) as session:
             await session.execute(text("SELECT 1"))
-            batch = TaskBatch(scheduler, "after", hand_over="submit")
+            batch = TaskPhase(scheduler, "after", hand_over="submit")
             batch.task(transaction=session).schedule(note, "x")
             await session.rollback()
             with pytest.raises(EngineCapabilityError, match="the transaction in which the task was scheduled is over"):
@@ -332,8 +332,8 @@ async def test_tampered_row_is_refused_and_unknown_names_go_back(
 ) -> None:
     target = tmp_path / "pwned"
     async with TaskScheduler(engine=engine) as scheduler:
-        await engine.submit(TaskCall("os:system", {"command": f"touch {target}"}, "1"))
-        receipt = await engine.submit(TaskCall("plain", {"number": 1, "nonsense": 2}, "2"))
+        await engine.submit(DurableCall("os:system", {"command": f"touch {target}"}, "1"))
+        receipt = await engine.submit(DurableCall("plain", {"number": 1, "nonsense": 2}, "2"))
         async with working(engine):
             await ends(await scheduler.schedule(note, "x"), DurableState.SUCCEEDED)
             await ends(receipt, DurableState.FAILED)
@@ -549,7 +549,7 @@ async def test_entered_at_the_same_time_it_connects_once(postgres: str, queue: s
 
     async def use() -> None:
         async with engine:
-            inside.append((await engine.submit(TaskCall(note.name, {"text": "x"}, "k"))).id)
+            inside.append((await engine.submit(DurableCall(note.name, {"text": "x"}, "k"))).id)
             await looked.wait()
 
     async def all_inside() -> bool:

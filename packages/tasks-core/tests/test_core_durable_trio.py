@@ -20,8 +20,8 @@ from tasks_core import (
     RetryPolicy,
     TaskScheduler,
     Worker,
-    current_context,
     durable,
+    durable_context,
 )
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
@@ -50,7 +50,7 @@ settings: ContextVar[str] = ContextVar("settings")
 
 @durable(retry=RetryPolicy(attempts=2, backoff=0.0))
 async def on_this_loop(number: int) -> None:
-    context = current_context()
+    context = durable_context()
     await context.report_progress(number)
     if context.attempt == 1:
         raise ConnectionError
@@ -107,7 +107,7 @@ async def test_several_schedulers_share_the_thread_and_the_next_one_gets_another
 async def test_engine_that_does_not_answer_has_a_limited_time(
     engine: ProcrastinateEngine, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks_core._submit._TIME_LIMIT", 0.3)
+    monkeypatch.setattr("tasks_core._durable.task._TIME_LIMIT", 0.3)
     async with TaskScheduler(engine=engine) as scheduler:
         locked, unlock = threading.Event(), threading.Event()
         async with anyio.create_task_group() as group:
@@ -116,7 +116,7 @@ async def test_engine_that_does_not_answer_has_a_limited_time(
             with pytest.raises(EngineUnavailableError, match=r"did not acknowledge 'note' within 0\.3 seconds"):
                 await scheduler.schedule(note, "x")
             unlock.set()
-        monkeypatch.setattr("tasks_core._submit._TIME_LIMIT", 5.0)
+        monkeypatch.setattr("tasks_core._durable.task._TIME_LIMIT", 5.0)
         await scheduler.schedule(note, "y")
     assert event_loops() == []
 

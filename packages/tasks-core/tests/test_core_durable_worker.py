@@ -27,7 +27,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from tasks_core import InvalidConfigError, RunDelivery, TaskCall, TaskScheduler, Worker, override_engine
+from tasks_core import DurableCall, InvalidConfigError, RunDelivery, TaskScheduler, Worker, override_engine
 
 __all__ = ("forget",)
 
@@ -102,7 +102,7 @@ async def test_scheduler_of_a_task_is_not_kept_alive_by_its_context() -> None:
 
 async def test_former_name_is_known() -> None:
     engine = ListEngine()
-    engine.calls.append(TaskCall("old-plain", {"number": 1}, "k"))
+    engine.calls.append(DurableCall("old-plain", {"number": 1}, "k"))
     async with working(engine):
         await until(says(engine, "done old-plain"))
 
@@ -142,7 +142,7 @@ async def test_handler_may_ask_for_another_delivery() -> None:
 
 async def test_unknown_name_is_left_in_the_queue_and_runs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     engine = ListEngine()
-    calls = [TaskCall("os:system", {"command": "touch /tmp/tampered"}, "1"), TaskCall("os:system", {}, "2")]
+    calls = [DurableCall("os:system", {"command": "touch /tmp/tampered"}, "1"), DurableCall("os:system", {}, "2")]
     engine.calls += calls
     async with working(engine):
         await until(says(engine, *["again os:system in 5"] * 2))
@@ -152,7 +152,7 @@ async def test_unknown_name_is_left_in_the_queue_and_runs_nothing(caplog: pytest
 
 async def test_arguments_that_do_not_fit_fail_the_task(caplog: pytest.LogCaptureFixture) -> None:
     engine = ListEngine()
-    engine.calls.append(TaskCall("plain", {"number": "secret"}, "1"))
+    engine.calls.append(DurableCall("plain", {"number": "secret"}, "1"))
     async with working(engine):
         await until(says(engine, "failed plain ArgumentCodecError"))
     assert functions.ran == []
@@ -190,7 +190,7 @@ async def test_call_that_is_taken_at_the_moment_of_the_stop_goes_back() -> None:
 
 async def test_engine_may_cancel_a_delivery() -> None:
     class Impatient(ListEngine):
-        async def _deliver(self, run: RunDelivery, call: TaskCall, attempts: dict[str, list[int]]) -> None:
+        async def _deliver(self, run: RunDelivery, call: DurableCall, attempts: dict[str, list[int]]) -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(super()._deliver, run, call, attempts)
                 await functions.waiting["x"].wait()

@@ -12,7 +12,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import pytest
 from core_support import in_thread, messages, noop
-from tasks_core import Retry, Task, TaskBatch, TaskScheduler, TaskState
+from tasks_core import Retry, Task, TaskPhase, TaskScheduler, TaskState
 
 BACKENDS = ("asyncio", "trio")
 
@@ -35,7 +35,7 @@ def run_again_plainly(task: Task[Any], error: Exception) -> Retry:
 
 
 def schedule_in_a_batch(scheduler: TaskScheduler) -> Task[str]:
-    batch = TaskBatch(scheduler, "later")
+    batch = TaskPhase(scheduler, "later")
     task = batch.schedule(use_the_loop)
     batch.open()
     return task

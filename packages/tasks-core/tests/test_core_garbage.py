@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from core_support import every_event_loop, fail, noop, quiet
-from tasks_core import RunAttempt, Task, TaskBatch, TaskObserver, TaskScheduler, observe, retry
+from tasks_core import RunAttempt, Task, TaskObserver, TaskPhase, TaskScheduler, observe, retry
 
 pytestmark = pytest.mark.anyio
 anyio_backend = every_event_loop
@@ -139,7 +139,7 @@ async def test_a_task_of_a_batch_is_gone(cancelled: bool) -> None:
     argument = Argument()
     gone = weakref.ref(argument)
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         task = batch.schedule(succeed, argument)
         if cancelled:
             task.cancel()  # the batch is still there, and still closed

@@ -13,7 +13,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from core_support import EventLog, every_event_loop, fail, in_thread, messages, noop
-from tasks_core import Task, TaskBatch, TaskObserver, TaskQueueFullError, TaskScheduler, TaskState, observe, retry
+from tasks_core import Task, TaskObserver, TaskPhase, TaskQueueFullError, TaskScheduler, TaskState, observe, retry
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -59,7 +59,7 @@ async def test_a_free_place_goes_to_the_oldest_whatever_its_phase_and_kind() -> 
 
     async with TaskScheduler(max_concurrency=1) as scheduler:
         scheduler.schedule(gate.wait)
-        first, second = TaskBatch(scheduler, "first"), TaskBatch(scheduler, "second")
+        first, second = TaskPhase(scheduler, "first"), TaskPhase(scheduler, "second")
         second.schedule(note, "a")
         scheduler.schedule(note_plainly, "b")
         first.schedule(note_plainly, "c")
@@ -151,7 +151,7 @@ async def test_max_pending_refuses_at_the_call_and_keeps_nothing() -> None:
             "'noop' was not accepted: 2 tasks are waiting to start, and max_pending=2. "
             "Raise max_pending, or schedule less at once"
         )
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         with observe(log):
             for target in (scheduler, scheduler.task(shield=True), batch):
                 with pytest.raises(TaskQueueFullError, match=f"^{re.escape(message)}$"):
@@ -311,7 +311,7 @@ async def test_statistics_tell_what_there_is_and_was() -> None:
             await anyio.lowlevel.checkpoint()
         await scheduler.schedule(noop)
         await scheduler.schedule(fail).wait()
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         batch.schedule(noop)
         batch.schedule(noop).cancel()
         clock.advance(7)

@@ -17,8 +17,8 @@ from tasks_core import (
     SchedulerClosedError,
     Subscription,
     Task,
-    TaskBatch,
     TaskObserver,
+    TaskPhase,
     TaskScheduler,
     TaskState,
     announce,
@@ -35,13 +35,13 @@ async def test_an_observer_sees_every_transition() -> None:
     log = EventLog()
     async with TaskScheduler(clock=VirtualClock()) as scheduler:
         with observe(log):
-            batch = TaskBatch(scheduler, "later")
+            batch = TaskPhase(scheduler, "later")
             task = batch.task(name="t", on_error=retry(attempts=2, backoff=3)).schedule(fail)
             batch.open("success")
             await task.wait()
             cancelled = scheduler.task(name="c").schedule(noop)
             cancelled.cancel()
-            dropped = TaskBatch(scheduler, "never")
+            dropped = TaskPhase(scheduler, "never")
             dropped.task(name="d").schedule(noop)
             dropped.discard("so")
             announce("request 1", "request_started")
@@ -81,10 +81,10 @@ class Raising(TaskObserver):
     def task_finished(self, task: Task[Any]) -> None:
         raise self.error
 
-    def batch_opened(self, batch: TaskBatch, outcome: Any) -> None:
+    def phase_opened(self, batch: TaskPhase, outcome: Any) -> None:
         raise self.error
 
-    def batch_discarded(self, batch: TaskBatch, reason: str) -> None:
+    def phase_discarded(self, batch: TaskPhase, reason: str) -> None:
         raise self.error
 
     def origin_event(self, origin: object, event: str) -> None:
@@ -99,7 +99,7 @@ async def test_an_observer_that_raises_harms_nobody(error: BaseException, caplog
     log = EventLog()
     with observe(Raising(error)), observe(log):
         async with TaskScheduler() as scheduler:
-            batch, dropped = TaskBatch(scheduler, "later"), TaskBatch(scheduler, "never")
+            batch, dropped = TaskPhase(scheduler, "later"), TaskPhase(scheduler, "never")
             again = batch.task(on_error=retry(attempts=2, backoff=0)).schedule(fail)
             dropped.schedule(noop)
             batch.open()
@@ -279,7 +279,7 @@ async def test_a_held_task_can_be_cancelled_and_is_then_not_released() -> None:
 
 async def test_releasing_a_task_that_nobody_holds_does_nothing() -> None:
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         task = batch.schedule(noop)
         task.release()
         await anyio.wait_all_tasks_blocked()

@@ -1,7 +1,7 @@
 """How an observer of the whole process finds the tasks of one scheduler."""
 
 import pytest
-from tasks_core import TaskBatch, TaskScheduler
+from tasks_core import TaskPhase, TaskScheduler
 
 pytestmark = pytest.mark.anyio
 
@@ -12,7 +12,7 @@ async def nothing() -> None: ...
 async def test_a_scheduler_knows_its_tasks() -> None:
     async with TaskScheduler() as one, TaskScheduler() as other:
         direct = one.schedule(nothing)
-        batched = TaskBatch(one, "after_commit").schedule(nothing)
+        batched = TaskPhase(one, "after_commit").schedule(nothing)
         assert one.owns(direct)
         assert one.owns(batched)
         assert not other.owns(direct)

@@ -21,7 +21,7 @@ from tasks_core import (
     SchedulerClosedError,
     SchedulerNotStartedError,
     Task,
-    TaskBatch,
+    TaskPhase,
     TaskScheduler,
     TasksError,
     TaskState,
@@ -266,7 +266,7 @@ async def test_context_variables_are_those_of_the_call(function: Callable[[], An
         elif way == "worker":
             task = await anyio.to_thread.run_sync(call)
         elif way == "batch":
-            batch = TaskBatch(scheduler, "later")
+            batch = TaskPhase(scheduler, "later")
             task = call(batch)
             in_thread(batch.open)
         elif way == "delayed":
@@ -335,7 +335,7 @@ async def test_where_is_the_line_of_the_call() -> None:
     async with TaskScheduler() as scheduler:
         task = scheduler.schedule(noop)
         configured = scheduler.task(name="other").schedule(noop)
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         batched = batch.schedule(
             noop,
         )
@@ -381,7 +381,7 @@ async def test_reprs_logs_and_errors_show_no_arguments(caplog: pytest.LogCapture
                 task = scheduler.task(**options).schedule(func, SECRET, key=SECRET)
                 await task.wait()
                 texts += [repr(task), str(task), task.name]
-        batch = TaskBatch(scheduler, "never")
+        batch = TaskPhase(scheduler, "never")
         for target in (scheduler.task(delay=60), batch):
             texts.append(repr(target.schedule(failing, SECRET, key=SECRET)))
         batch.schedule(failing, SECRET).cancel()
@@ -410,7 +410,7 @@ async def test_log_records_carry_the_task_as_extra(caplog: pytest.LogCaptureFixt
         raise ValueError("failed")
 
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         task = batch.task(name="charge").schedule(failing)
         batch.open()
         await task.wait()
@@ -514,7 +514,7 @@ async def test_what_cannot_be_called_is_refused_at_the_call(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], message: str
 ) -> None:
     async with TaskScheduler() as scheduler:
-        for target in (scheduler, scheduler.task(name="x"), TaskBatch(scheduler, "later")):
+        for target in (scheduler, scheduler.task(name="x"), TaskPhase(scheduler, "later")):
             with pytest.raises(InvalidTaskError, match=f"^{re.escape(message)}$") as caught:
                 target.schedule(function, *args, **kwargs)
             assert isinstance(caught.value, TypeError)
@@ -538,7 +538,7 @@ async def test_a_scheduler_that_was_not_entered_refuses() -> None:
         "'noop' was scheduled before the scheduler was started. "
         "Enter it first: async with TaskScheduler() as scheduler: scheduler.schedule(...)"
     )
-    for target in (scheduler, TaskBatch(scheduler, "later")):
+    for target in (scheduler, TaskPhase(scheduler, "later")):
         with pytest.raises(SchedulerNotStartedError, match=f"^{re.escape(message)}$"):
             target.schedule(noop)
     assert (await scheduler.aclose()).clean
@@ -546,7 +546,7 @@ async def test_a_scheduler_that_was_not_entered_refuses() -> None:
 
 async def test_a_closed_scheduler_refuses_on_the_loop_and_in_threads() -> None:
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
     message = (
         "'noop' was scheduled after shutdown began. "
         "Only tasks that still run may schedule more; schedule other work before `async with scheduler` is left"

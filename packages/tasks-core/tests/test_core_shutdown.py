@@ -17,8 +17,8 @@ from tasks_core import (
     Retry,
     SchedulerClosedError,
     Task,
-    TaskBatch,
     TaskObserver,
+    TaskPhase,
     TaskScheduler,
     TaskState,
     observe,
@@ -104,7 +104,7 @@ async def test_outside_work_is_refused_and_follow_ups_are_not() -> None:
 
     await scheduler.start()
     parent = scheduler.schedule(follow_up)
-    late = TaskBatch(scheduler, "late")
+    late = TaskPhase(scheduler, "late")
     async with anyio.create_task_group() as group:
         await closing.begin(group)
         for target in (scheduler, late, scheduler.task(shield=True)):
@@ -270,7 +270,7 @@ async def test_no_grace_at_all_on_a_clock_that_stands_still() -> None:
 
 async def test_a_task_knows_whether_it_was_lost() -> None:
     async with TaskScheduler(grace_period=0) as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         done, dropped, cancelled = scheduler.schedule(noop), batch.schedule(noop), scheduler.schedule(noop)
         cancelled.cancel()
         batch.discard("not wanted")
@@ -462,9 +462,9 @@ async def test_a_thread_that_hangs_is_abandoned(caplog: pytest.LogCaptureFixture
 
 
 async def test_a_thread_that_is_about_to_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks_core._shutdown
+    import tasks_core._run.shutdown
 
-    monkeypatch.setattr(tasks_core._shutdown, "_LAST_CLEAN_UP", 60)
+    monkeypatch.setattr(tasks_core._run.shutdown, "_LAST_CLEAN_UP", 60)
     leave = threading.Event()
     closing = Closing()
     scheduler = closing.scheduler
@@ -489,7 +489,7 @@ async def test_batches_that_nobody_opens(shield_timeout: float | None) -> None:
     closing = Closing(grace_period=1, shield_timeout=shield_timeout)
     scheduler = closing.scheduler
     await scheduler.start()
-    batch = TaskBatch(scheduler, "never")
+    batch = TaskPhase(scheduler, "never")
     plain, shielded = batch.schedule(noop), batch.task(shield=True).schedule(noop)
     gate = anyio.Event()
     running = scheduler.task(shield=True).schedule(stop_at, gate)
@@ -515,7 +515,7 @@ async def test_a_shielded_task_may_open_a_phase_after_the_grace_period() -> None
     gate, followed = anyio.Event(), []
 
     async def transaction() -> None:
-        batch = TaskBatch(scheduler, "after_commit")
+        batch = TaskPhase(scheduler, "after_commit")
         followed.append(batch.task(shield=True).schedule(noop))
         await gate.wait()
         batch.open()
@@ -691,7 +691,7 @@ async def test_nothing_is_left_after_the_end() -> None:
 
 async def test_many_losses_are_logged_by_kind(caplog: pytest.LogCaptureFixture) -> None:
     async with TaskScheduler(grace_period=0, max_concurrency=1) as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         for _ in range(1200):
             batch.schedule(noop)
         place = batch.schedule(noop).where.rpartition(":")[0]
@@ -709,7 +709,7 @@ async def test_many_losses_are_logged_by_kind(caplog: pytest.LogCaptureFixture) 
 async def test_what_the_last_cleaning_up_schedules_into_a_phase_that_never_opens_is_discarded() -> None:
     followed: list[Task[None]] = []
     async with TaskScheduler(grace_period=0, shield_timeout=0) as scheduler:
-        batch = TaskBatch(scheduler, "never")
+        batch = TaskPhase(scheduler, "never")
 
         async def follow_up() -> None:
             try:

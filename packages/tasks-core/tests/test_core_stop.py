@@ -19,7 +19,7 @@ import anyio.to_thread
 import pytest
 import trio.testing
 from core_support import EventLog, every_event_loop, in_thread, messages, noop, states
-from tasks_core import SchedulerClosedError, Task, TaskBatch, TaskObserver, TaskScheduler, TaskState, observe
+from tasks_core import SchedulerClosedError, Task, TaskObserver, TaskPhase, TaskScheduler, TaskState, observe
 from tasks_testing import VirtualClock
 
 BACKENDS = ["asyncio", "trio"]
@@ -223,7 +223,7 @@ def test_a_thread_that_schedules_when_the_loop_is_gone(backend: str, caplog: pyt
     anyio.run(main, backend=backend)
     task: Task[None] = in_thread(lambda: scheduler.schedule(noop))
     assert (task.state, task.reason) == (TaskState.DISCARDED, "the event loop of its scheduler was closed")
-    batch = TaskBatch(scheduler, "later")
+    batch = TaskPhase(scheduler, "later")
     other: Task[None] = in_thread(lambda: batch.schedule(noop))
     assert other.state is TaskState.DISCARDED
     in_thread(batch.open)
@@ -273,8 +273,8 @@ def test_a_task_launched_when_shutdown_is_interrupted_does_not_start(backend: st
     class Interrupter(TaskObserver):
         def shutdown_started(self, tasks: Sequence[Task[Any]], grace_period: float) -> None:
             (task,) = tasks
-            assert task.batch is not None
-            task.batch.open()
+            assert task.phase is not None
+            task.phase.open()
             raise KeyboardInterrupt
 
     ran: list[int] = []
@@ -285,7 +285,7 @@ def test_a_task_launched_when_shutdown_is_interrupted_does_not_start(backend: st
 
     async def main() -> None:
         async with TaskScheduler() as scheduler:
-            tasks.append(TaskBatch(scheduler, "later").schedule(run))
+            tasks.append(TaskPhase(scheduler, "later").schedule(run))
 
     with observe(Interrupter()), pytest.raises(KeyboardInterrupt):
         anyio.run(main, backend=backend)
@@ -298,8 +298,8 @@ def test_a_task_accepted_by_a_thread_at_the_moment_of_the_end_is_refused(
     observed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread has seen that the scheduler is open; when it gets to the books, they are closed."""
-    from tasks_core._ledger import Ledger
     from tasks_core._observer import hooks
+    from tasks_core._run.ledger import Ledger
 
     looked, go_on = threading.Event(), threading.Event()
     enter = Ledger.enter

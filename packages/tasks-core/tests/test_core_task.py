@@ -14,11 +14,11 @@ import pytest
 from core_support import every_event_loop, fail, in_thread, messages, noop
 from tasks_core import (
     Task,
-    TaskBatch,
     TaskCancelledError,
     TaskConfig,
     TaskDiscardedError,
     TaskNotFinishedError,
+    TaskPhase,
     TaskScheduler,
     TaskState,
     retry,
@@ -45,7 +45,7 @@ async def test_a_handle_says_everything() -> None:
         assert other.id > task.id
         assert (task.name, task.func, task.args, task.kwargs) == ("three", wait_at, (3,), {"letter": "x"})
         assert task.config == TaskConfig(name="three", timeout=60)
-        assert (task.phase, task.batch, task.attempts) == (None, None, 0)
+        assert (task.phase, task.phase, task.attempts) == (None, None, 0)
         assert (task.exception, task.reason) == (None, None)
         assert task.state is TaskState.PENDING
         assert not task.started.is_set()
@@ -57,9 +57,9 @@ async def test_a_handle_says_everything() -> None:
         assert await task == "xxx"
         assert (task.state, task.attempts, task.reason) == (TaskState.SUCCEEDED, 1, None)
         assert task.result() == "xxx"
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         late = batch.schedule(noop)
-        assert (late.phase, late.batch) == ("later", batch)
+        assert late.phase is batch
         assert repr(late) == f"<Task 'noop' #{late.id} later pending>"
         batch.open()
 
@@ -200,7 +200,7 @@ async def test_cancelled_before_the_start_it_never_starts(
         ran.append(1)
 
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         tasks = [
             scheduler.task(shield=shield).schedule(run),
             scheduler.task(shield=shield).schedule(ran.append, 1),
@@ -317,7 +317,7 @@ async def test_a_thread_cancels_a_task_between_two_attempts_and_there_is_no_seco
 
 async def test_the_result_of_a_discarded_task() -> None:
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "after_commit")
+        batch = TaskPhase(scheduler, "after_commit")
         task = batch.schedule(noop)
         batch.discard("the transaction was rolled back")
         message = f"Task 'noop' #{task.id} was discarded: the transaction was rolled back"

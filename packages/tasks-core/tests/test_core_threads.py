@@ -40,9 +40,9 @@ async def test_threads_are_daemons_with_a_name() -> None:
 
 
 async def test_an_idle_thread_ends_and_another_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks_core._threads
+    import tasks_core._run.threads
 
-    monkeypatch.setattr(tasks_core._threads, "_IDLE", 0.01)
+    monkeypatch.setattr(tasks_core._run.threads, "_IDLE", 0.01)
     workers = Workers()
     async with TaskScheduler() as scheduler:
         for _ in range(3):
@@ -52,18 +52,18 @@ async def test_an_idle_thread_ends_and_another_is_started(monkeypatch: pytest.Mo
 
 
 async def test_a_thread_may_be_handed_something_while_it_gives_up_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks_core._threads
+    import tasks_core._run.threads
 
     gives_up, handed = threading.Event(), threading.Event()
-    retire = tasks_core._threads.WorkerThreads.retire
+    retire = tasks_core._run.threads.WorkerThreads.retire
 
     def pause(*args: Any) -> bool:
         gives_up.set()
         handed.wait()
         return retire(*args)
 
-    monkeypatch.setattr(tasks_core._threads.WorkerThreads, "retire", pause)
-    monkeypatch.setattr(tasks_core._threads, "_IDLE", 0.0001)
+    monkeypatch.setattr(tasks_core._run.threads.WorkerThreads, "retire", pause)
+    monkeypatch.setattr(tasks_core._run.threads, "_IDLE", 0.0001)
     async with TaskScheduler() as scheduler:
         thread = await scheduler.schedule(threading.get_ident)
         await anyio.to_thread.run_sync(gives_up.wait)

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from core_support import every_event_loop, messages, noop, states
-from tasks_core import Clock, MonotonicClock, TaskBatch, TaskScheduler, TaskState, override_clock, retry
+from tasks_core import Clock, MonotonicClock, TaskPhase, TaskScheduler, TaskState, override_clock, retry
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -131,7 +131,7 @@ async def test_an_infinite_timeout_is_none() -> None:
 async def test_a_delay_counts_from_the_opening_of_the_phase() -> None:
     clock = VirtualClock(auto=False)
     async with TaskScheduler(clock=clock) as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         task = batch.task(delay=10).schedule(noop)
         clock.advance(100)
         batch.open()

@@ -6,7 +6,7 @@ A line that has to be an error carries the `type: ignore` for it; one that is no
 
 from typing import Any
 
-from tasks_core import Retry, Task, TaskBatch, TaskConfig, TaskErrorHandler, TaskScheduler, by_exception, chain, retry
+from tasks_core import Retry, Task, TaskConfig, TaskErrorHandler, TaskPhase, TaskScheduler, by_exception, chain, retry
 
 
 def sync_handler(task: Task[Any], error: Exception) -> None: ...
@@ -49,7 +49,7 @@ def options(scheduler: TaskScheduler) -> None:
 
 
 def phases(scheduler: TaskScheduler) -> None:
-    batch = TaskBatch(scheduler, "after_commit")
+    batch = TaskPhase(scheduler, "after_commit")
     batch.open("error")
     batch.open("sometimes")  # type: ignore[arg-type]
     batch.discard()  # type: ignore[call-arg]

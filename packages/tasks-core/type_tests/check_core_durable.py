@@ -2,7 +2,7 @@
 
 from typing import assert_type
 
-from tasks_core import Receipt, RetryPolicy, Task, TaskBatch, TaskScheduler, durable
+from tasks_core import Receipt, RetryPolicy, Task, TaskPhase, TaskScheduler, durable
 
 
 @durable
@@ -22,7 +22,7 @@ async def still_a_function() -> None:
 
 
 def scheduled(scheduler: TaskScheduler) -> None:
-    batch = TaskBatch(scheduler, "after_commit")
+    batch = TaskPhase(scheduler, "after_commit")
     assert_type(scheduler.schedule(charge, 1, currency="USD"), Task[Receipt])
     assert_type(batch.schedule(render, 1, 2.0), Task[Receipt])
     assert_type(batch.task(key="k", transaction=object()).schedule(charge, 1), Task[Receipt])

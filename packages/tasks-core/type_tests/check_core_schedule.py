@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import assert_type
 
-from tasks_core import Schedulable, Task, TaskBatch, TaskScheduler
+from tasks_core import ScheduleTarget, Task, TaskPhase, TaskScheduler
 
 
 async def charge(order: int, *, currency: str = "EUR") -> bool:
@@ -93,7 +93,7 @@ def not_callable(scheduler: TaskScheduler) -> None:
 
 def configured(scheduler: TaskScheduler) -> None:
     payment = scheduler.task(name="charge", shield=True, timeout=30, when="always")
-    assert_type(payment, Schedulable)
+    assert_type(payment, ScheduleTarget)
     assert_type(payment.schedule(charge, 1), Task[bool])
     assert_type(payment.task(delay=0.5).schedule(render, 1, 2.0), Task[bytes])
     payment.schedule(charge, "1")  # type: ignore[call-overload]
@@ -101,7 +101,7 @@ def configured(scheduler: TaskScheduler) -> None:
 
 
 def batches(scheduler: TaskScheduler) -> None:
-    after_commit = TaskBatch(scheduler, "after_commit")
+    after_commit = TaskPhase(scheduler, "after_commit")
     assert_type(after_commit.schedule(charge, 1, currency="USD"), Task[bool])
     assert_type(after_commit.task(shield=True).schedule(render, 1, 2.0), Task[bytes])
     after_commit.schedule(charge, "1")  # type: ignore[call-overload]

@@ -61,7 +61,7 @@ def schedule_jobs(tasks: RequestTasks, number: int, dice: random.Random) -> None
     log.note(f"request {number}")
     for phase in (tasks, tasks.after_route, tasks.after_response):
         for shield in (True, False):
-            name = f"job-{number}-{phase.phase}{'' if shield else PLAIN}"
+            name = f"job-{number}-{phase.name}{'' if shield else PLAIN}"
             kind = dice.choice((work, work_in_thread, fail_once, schedule_another))
             hopeless = not shield and dice.random() < 0.1
             phase.task(

@@ -17,7 +17,7 @@ from pathlib import Path
 import aiojobs
 import anyio
 import fastapi_tasks.tasks
-from tasks_core import TaskBatch, TaskScheduler
+from tasks_core import TaskPhase, TaskScheduler
 
 _NUMBER = 10_000
 
@@ -63,7 +63,7 @@ async def tasks_running() -> float:
 
 async def tasks_in_a_phase() -> float:
     async with TaskScheduler(grace_period=0) as scheduler:
-        batch = TaskBatch(scheduler, "after_response")
+        batch = TaskPhase(scheduler, "after_response")
         return await _grown(lambda: batch.schedule(wait))
 
 

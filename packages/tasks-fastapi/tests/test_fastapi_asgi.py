@@ -13,8 +13,8 @@ from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from tasks_core import DurableTask, Outcome, TaskBatch, TaskObserver, TaskState, observe
-from tasks_fastapi import Request, add_tasks, get_tasks
+from tasks_core import DurableTask, Outcome, TaskObserver, TaskPhase, TaskState, observe
+from tasks_fastapi import RequestOrigin, add_tasks, get_tasks
 
 pytestmark = pytest.mark.anyio
 
@@ -71,7 +71,7 @@ async def test_a_last_byte_that_comes_after_the_end_changes_nothing() -> None:
         scope = http_scope()
         await app(scope, receiving(EMPTY_BODY), Spy())
         origin = get_tasks(HTTPConnection(scope)).origin
-        assert isinstance(origin, Request)
+        assert isinstance(origin, RequestOrigin)
         assert (origin.outcome, origin.final_outcome) == ("error", "error")
         await late[0](BODY)
         assert (origin.outcome, origin.final_outcome) == ("error", "error")
@@ -79,11 +79,11 @@ async def test_a_last_byte_that_comes_after_the_end_changes_nothing() -> None:
 
 async def test_observers_see_the_exception_that_left_the_application_until_the_end() -> None:
     seen: list[tuple[str, BaseException | None]] = []
-    origins: list[Request] = []
+    origins: list[RequestOrigin] = []
 
     class Watches(TaskObserver):
         def origin_event(self, origin: object, event: str) -> None:
-            assert isinstance(origin, Request)
+            assert isinstance(origin, RequestOrigin)
             seen.append((event, origin.error))
             origins.append(origin)
 
@@ -144,8 +144,8 @@ class Events(TaskObserver):
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def batch_opened(self, batch: TaskBatch, outcome: Outcome) -> None:
-        self.seen.append(f"{batch.phase}: {outcome}")
+    def phase_opened(self, batch: TaskPhase, outcome: Outcome) -> None:
+        self.seen.append(f"{batch.name}: {outcome}")
 
     def origin_event(self, origin: object, event: str) -> None:
         self.seen.append(event)

@@ -198,7 +198,7 @@ async def test_deferred_tasks_in_memory_see_an_error(caplog: pytest.LogCaptureFi
         tasks.after_response.schedule(note, "durable")
         for batch in (tasks.after_route, tasks.after_response):
             batch.schedule(ran.append, "success")
-            batch.task(when="error").schedule(ran.append, f"error {batch.phase}")
+            batch.task(when="error").schedule(ran.append, f"error {batch.name}")
 
     async with running(app):
         assert (await request(app, "/", "POST")).status == 503
@@ -269,7 +269,7 @@ async def test_error_that_the_refusal_does_not_explain_is_not_hidden() -> None:
 
 async def test_in_memory_as_an_explicit_choice(caplog: pytest.LogCaptureFixture) -> None:
     engine = ListEngine(down=True)
-    assert (await post(engine, "/all", on_unavailable="memory")).status == 200
+    assert (await post(engine, "/all", engine_fallback="memory")).status == 200
     assert sorted(functions.ran) == ["after_response", "after_route", "always", "now"]
     assert caplog.text.count("runs in this process, and is lost if that ends") == 4
 
@@ -318,7 +318,7 @@ async def test_request_id_goes_along() -> None:
 
 async def test_embedded_worker_runs_them_in_this_process() -> None:
     engine = ListEngine()
-    app = make_app(engine, embed_worker=2)
+    app = make_app(engine, worker_concurrency=2)
     with anyio.fail_after(10):
         async with running(app):
             await request(app, "/sync", "POST")
@@ -332,14 +332,15 @@ async def test_embedded_worker_runs_them_in_this_process() -> None:
 async def test_embedded_worker_gives_way_to_an_override() -> None:
     engine, other = ListEngine(), ListEngine()
     with override_engine(other):
-        app = make_app(engine, embed_worker=2)
+        app = make_app(engine, worker_concurrency=2)
         async with running(app):
             await request(app, "/sync", "POST")
     assert (len(other.calls), engine.log, functions.ran) == (1, [], [])
 
 
 @pytest.mark.parametrize(
-    "options", [{"embed_worker": 2}, {"engine": ListEngine(), "embed_worker": 0}, {"engine": "postgresql://"}]
+    "options",
+    [{"worker_concurrency": 2}, {"engine": ListEngine(), "worker_concurrency": 0}, {"engine": "postgresql://"}],
 )
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfigError):

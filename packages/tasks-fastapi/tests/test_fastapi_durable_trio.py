@@ -104,7 +104,7 @@ async def test_worker_in_the_web_process(postgres: str, queue: str) -> None:
     """Its tasks run on the event loop that serves requests."""
     engine = ProcrastinateEngine(postgres, queue=queue, pool_size=2, heartbeat=0.2)
     here = noted[trio.lowlevel.current_trio_token()] = anyio.Event()
-    async with served(make_app(engine, embed_worker=2)) as client:
+    async with served(make_app(engine, worker_concurrency=2)) as client:
         assert (await client.post("/loop")).status_code == 200
         with anyio.fail_after(30):
             await here.wait()

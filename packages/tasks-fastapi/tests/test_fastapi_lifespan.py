@@ -279,7 +279,7 @@ async def test_options_reach_the_scheduler() -> None:
     @app.get("/")
     async def endpoint(tasks: Tasks) -> None:
         for batch in (tasks, tasks.after_route, tasks.after_response):
-            batch.task(name=batch.phase).schedule(boom)
+            batch.task(name=batch.name).schedule(boom)
 
     async with running(app):
         scheduler = get_scheduler(app)

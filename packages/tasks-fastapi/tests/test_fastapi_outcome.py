@@ -43,7 +43,7 @@ class Scheduled:
     def schedule(self, tasks: RequestTasks) -> None:
         for batch in (tasks.after_route, tasks.after_response):
             for when in WHENS:
-                key = batch.phase, when
+                key = batch.name, when
                 self.tasks[key] = batch.task(when=when).schedule(self.ran.append, key)
 
     async def finished(self) -> None:
@@ -301,14 +301,14 @@ async def test_a_middleware_that_answers_in_place_of_the_application() -> None:
 
 
 async def test_what_the_request_says_of_itself() -> None:
-    """`current_task().batch.origin` is the request: its status and outcome, for the tasks that come after it."""
+    """`current_task().phase.origin` is the request: its status and outcome, for the tasks that come after it."""
     origins: list[Any] = []
 
     async def look() -> None:
         task = current_task()
         assert task is not None
-        assert task.batch is not None
-        origin: Any = task.batch.origin
+        assert task.phase is not None
+        origin: Any = task.phase.origin
         origins.append((origin.method, origin.path, origin.status, origin.outcome, origin.error))
 
     app = FastAPI()

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from tasks_core import TaskQueueFullError
-from tasks_fastapi import TASK_QUEUE_FULL_RESPONSE, Tasks, add_tasks, get_scheduler, get_tasks
+from tasks_fastapi import TASK_QUEUE_FULL_RESPONSES, Tasks, add_tasks, get_scheduler, get_tasks
 
 pytestmark = pytest.mark.anyio
 
@@ -240,7 +240,7 @@ def test_schema() -> None:
     app = FastAPI()
     add_tasks(app)
 
-    @app.post("/orders", responses=TASK_QUEUE_FULL_RESPONSE)
+    @app.post("/orders", responses=TASK_QUEUE_FULL_RESPONSES)
     async def create(tasks: Annotated[None, Depends(lambda: None)]) -> None: ...
 
     @app.get("/orders")

@@ -8,7 +8,7 @@ from asgi_spy import assert_order, note, running, turns, websocket
 from fastapi import Depends, FastAPI, WebSocket, WebSocketDisconnect, WebSocketException
 from starlette.responses import PlainTextResponse
 from tasks_core import TaskObserver, observe
-from tasks_fastapi import RequestTasks, Tasks, WebSocketRequest, add_tasks, get_tasks
+from tasks_fastapi import RequestTasks, Tasks, WebSocketOrigin, add_tasks, get_tasks
 
 pytestmark = pytest.mark.anyio
 
@@ -21,8 +21,8 @@ class App(FastAPI):
 
     def schedule(self, tasks: RequestTasks) -> None:
         for batch in (tasks.after_route, tasks.after_response):
-            batch.schedule(note, self.log, f"{batch.phase} success")
-            batch.task(when="error").schedule(note, self.log, f"{batch.phase} error")
+            batch.schedule(note, self.log, f"{batch.name} success")
+            batch.task(when="error").schedule(note, self.log, f"{batch.name} error")
 
     async def dependency(self) -> AsyncIterator[None]:
         yield
@@ -167,7 +167,7 @@ class Origins(TaskObserver):
         self.statuses: list[int] = []
 
     def origin_event(self, origin: object, event: str) -> None:
-        assert isinstance(origin, WebSocketRequest)
+        assert isinstance(origin, WebSocketOrigin)
         assert origin.method == "WEBSOCKET"
         self.events.append(event)
         if event == "request_finished":

@@ -10,7 +10,7 @@ from typing import assert_type
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
-from tasks_core import Schedulable, TaskBatch, TaskScheduler
+from tasks_core import ScheduleTarget, TaskPhase, TaskScheduler
 from tasks_fastapi import RequestTasks, Task, TaskConfig, Tasks, add_tasks, get_scheduler, get_tasks, retry
 
 app = FastAPI()
@@ -37,8 +37,8 @@ class Mailer:
 @app.post("/orders/{order}")
 async def result_types(order: int, tasks: Tasks) -> None:
     assert_type(tasks, RequestTasks)
-    assert_type(tasks.after_route, TaskBatch)
-    assert_type(tasks.after_response, TaskBatch)
+    assert_type(tasks.after_route, TaskPhase)
+    assert_type(tasks.after_response, TaskPhase)
     assert_type(tasks.schedule(charge, order), Task[bool])
     assert_type(tasks.schedule(render, order, scale=2.0), Task[bytes])
     assert_type(tasks.schedule(Mailer().send, "a@b.c"), Task[int])
@@ -66,7 +66,7 @@ async def configured(order: int, tasks: Tasks) -> None:
     payment = tasks.after_response.task(
         name="charge", shield=True, timeout=30, on_error=retry(attempts=5, on=ConnectionError)
     )
-    assert_type(payment, Schedulable)
+    assert_type(payment, ScheduleTarget)
     assert_type(payment.schedule(charge, order), Task[bool])
     assert_type(tasks.task(delay=1).schedule(render, order, 2.0), Task[bytes])
     assert_type(tasks.after_route.task(when="error").schedule(charge, order), Task[bool])

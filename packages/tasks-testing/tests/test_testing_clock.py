@@ -10,7 +10,7 @@ from threading import Thread
 
 import anyio
 import pytest
-from tasks_core import Clock, TaskBatch, TaskScheduler, TaskState, retry
+from tasks_core import Clock, TaskPhase, TaskScheduler, TaskState, retry
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -149,9 +149,9 @@ async def test_advance_is_one_leap() -> None:
 async def test_a_task_whose_phase_is_not_open_does_not_hold_up_time() -> None:
     clock = VirtualClock()
     async with TaskScheduler(clock=clock) as scheduler:
-        batch = TaskBatch(scheduler, "after_commit")
+        batch = TaskPhase(scheduler, "after_commit")
         waiting = batch.task(delay=1).schedule(clock.now)
-        dropped = TaskBatch(scheduler, "after_rollback")
+        dropped = TaskPhase(scheduler, "after_rollback")
         unwanted = dropped.schedule(clock.now)
         assert await scheduler.task(delay=5).schedule(clock.now) == 5
         batch.open()
@@ -231,7 +231,7 @@ async def test_a_clock_is_forgotten_whatever_its_last_tasks_know() -> None:
 
     before = watchers()
     async with TaskScheduler(clock=VirtualClock(), grace_period=0) as scheduler:
-        for target in (TaskBatch(scheduler, "never"), scheduler.task(delay=60)):
+        for target in (TaskPhase(scheduler, "never"), scheduler.task(delay=60)):
             target.schedule(use, VirtualClock())
     del scheduler, target
     async with TaskScheduler() as other:
@@ -246,7 +246,7 @@ async def test_a_clock_is_forgotten_whatever_its_last_tasks_know() -> None:
 async def test_a_clock_keeps_no_task_of_a_phase_that_is_still_to_open() -> None:
     clock = VirtualClock()
     async with TaskScheduler(clock=clock) as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         first, second = batch.schedule(anyio.lowlevel.checkpoint), batch.schedule(anyio.lowlevel.checkpoint)
         gone = weakref.ref(first)
         first.cancel()

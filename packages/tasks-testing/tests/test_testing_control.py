@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from tasks_core import TaskBatch, TaskObserver, TaskScheduler, observe, retry
+from tasks_core import TaskObserver, TaskPhase, TaskScheduler, observe, retry
 from tasks_testing import TasksRecorder, call, finished, record_tasks, started
 
 pytestmark = pytest.mark.anyio
@@ -78,7 +78,7 @@ async def test_release_names_tasks_and_counts_them() -> None:
 async def test_a_task_can_be_released_before_its_phase_opens() -> None:
     with record_tasks(mode="hold") as recorder:
         async with recording(recorder) as scheduler:
-            batch = TaskBatch(scheduler, "after_commit")
+            batch = TaskPhase(scheduler, "after_commit")
             batch.schedule(work)
             recorder.release(work)
             assert recorder[0].state == "scheduled"

@@ -20,8 +20,8 @@ from tasks_core import (
     EngineUnavailableError,
     RetryPolicy,
     TaskScheduler,
-    current_context,
     durable,
+    durable_context,
 )
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_fastapi import Tasks, add_tasks
@@ -55,7 +55,7 @@ async def hangs_shielded() -> None:
 
 @durable
 async def half_way() -> None:
-    await current_context().report_progress(50)
+    await durable_context().report_progress(50)
 
 
 async def follow_up() -> None: ...
@@ -63,16 +63,16 @@ async def follow_up() -> None: ...
 
 @durable(retry=RetryPolicy(attempts=2, backoff=0))
 async def leave_more_behind(attempts: int) -> None:
-    scheduler = current_context().scheduler
+    scheduler = durable_context().scheduler
     await scheduler.schedule(follow_up)
     await scheduler.schedule(note, "handed over by a run")
-    if current_context().attempt < attempts:
+    if durable_context().attempt < attempts:
         raise ConnectionError
 
 
 @durable(name="hangs_in_its_second_attempt", retry=RetryPolicy(attempts=2, backoff=0))
 async def hangs_in_its_second_attempt() -> None:
-    if current_context().attempt == 1:
+    if durable_context().attempt == 1:
         raise ConnectionError
     functions.waiting["second attempt"].set()
     await anyio.sleep_forever()
@@ -88,7 +88,7 @@ def _forget() -> Iterator[None]:
 @pytest.fixture
 def client() -> Iterator[TestClient]:
     app = FastAPI()
-    add_tasks(app, engine=ProcrastinateEngine("postgresql://nowhere.invalid/none"), embed_worker=2)
+    add_tasks(app, engine=ProcrastinateEngine("postgresql://nowhere.invalid/none"), worker_concurrency=2)
 
     @app.post("/")
     async def endpoint(tasks: Tasks) -> None:

@@ -10,7 +10,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tasks_core import TaskBatch, TaskScheduler, announce, retry
+from tasks_core import TaskPhase, TaskScheduler, announce, retry
 from tasks_testing import EventKind, RecordedTask, TasksRecorder, record_tasks
 
 PHASES = ("immediate", "after_route", "after_response", None)
@@ -100,7 +100,7 @@ class Job:
 async def serve(plan: RequestPlan, scheduler: TaskScheduler) -> None:
     request = Request()
     announce(request, "request_started")
-    batches = {phase: TaskBatch(scheduler, phase, origin=request) for phase in PHASES if phase}
+    batches = {phase: TaskPhase(scheduler, phase, origin=request) for phase in PHASES if phase}
     batches["immediate"].open()
     for task in plan.tasks:
         schedule(task, batches, scheduler)
@@ -117,7 +117,7 @@ async def serve(plan: RequestPlan, scheduler: TaskScheduler) -> None:
     announce(request, "request_finished")
 
 
-def schedule(plan: Plan, batches: dict[str, TaskBatch], scheduler: TaskScheduler) -> None:
+def schedule(plan: Plan, batches: dict[str, TaskPhase], scheduler: TaskScheduler) -> None:
     job = Job(plan, scheduler)
     handler = retry(attempts=plan.attempts, backoff=1)
     if plan.phase is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from tasks_core import TaskBatch, TaskScheduler, announce, retry
+from tasks_core import TaskPhase, TaskScheduler, announce, retry
 from tasks_testing import (
     TaskEvent,
     TaskLostWarning,
@@ -36,10 +36,10 @@ class Request:
         self.path = path
         self.status = 0
         announce(self, "request_started")
-        self.immediate = TaskBatch(scheduler, "immediate", origin=self)
+        self.immediate = TaskPhase(scheduler, "immediate", origin=self)
         self.immediate.open()
-        self.after_route = TaskBatch(scheduler, "after_route", origin=self)
-        self.after_response = TaskBatch(scheduler, "after_response", origin=self)
+        self.after_route = TaskPhase(scheduler, "after_route", origin=self)
+        self.after_response = TaskPhase(scheduler, "after_response", origin=self)
 
     def finish(self, status: int = 201) -> None:
         announce(self, "route_returned")
@@ -306,11 +306,11 @@ async def test_a_batch_of_a_session_is_no_request() -> None:
 
     with record_tasks() as recorder:
         async with TaskScheduler() as scheduler:
-            batch = TaskBatch(scheduler, "after_commit", origin=Session())
+            batch = TaskPhase(scheduler, "after_commit", origin=Session())
             batch.schedule(work)
             batch.task(when="error").schedule(fail)
             batch.open()
-            rolled_back = TaskBatch(scheduler, "after_rollback", origin=Session())
+            rolled_back = TaskPhase(scheduler, "after_rollback", origin=Session())
             rolled_back.schedule(mail, "ann@x")
             rolled_back.discard("it was committed")
             await recorder.adrain()

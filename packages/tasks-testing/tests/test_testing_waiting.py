@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
-from tasks_core import TaskBatch, TaskScheduler, announce, retry
+from tasks_core import TaskPhase, TaskScheduler, announce, retry
 from tasks_testing import TasksRecorder, VirtualClock, call, finished, record_tasks, started
 
 
@@ -188,7 +188,7 @@ def test_drain_says_what_it_waited_for(scheduler: TaskScheduler) -> None:
     gate, request = Gate(), Request()
     with record_tasks(timeout=0.1) as recorder:
         announce(request, "request_started")
-        batch = TaskBatch(scheduler, "after_response", origin=request)
+        batch = TaskPhase(scheduler, "after_response", origin=request)
         batch.schedule(work, 5)
         scheduler.schedule(gate)
         with pytest.raises(
@@ -210,7 +210,7 @@ def test_drain_waits_for_a_request_to_come_to_the_phase_of_a_task(scheduler: Tas
     request = Request()
     with record_tasks() as recorder:
         announce(request, "request_started")
-        batch = TaskBatch(scheduler, "after_response", origin=request)
+        batch = TaskPhase(scheduler, "after_response", origin=request)
         batch.schedule(work)
         threading.Timer(0.05, batch.open).start()
         recorder.drain()
@@ -220,7 +220,7 @@ def test_drain_waits_for_a_request_to_come_to_the_phase_of_a_task(scheduler: Tas
 
 def test_a_phase_that_nobody_opens_is_not_waited_for(scheduler: TaskScheduler) -> None:
     with record_tasks(timeout=0.1) as recorder:
-        batch = TaskBatch(scheduler, "after_commit")
+        batch = TaskPhase(scheduler, "after_commit")
         batch.schedule(work)
         recorder.drain()
         with pytest.raises(AssertionError, match=r"hint: its phase 'after_commit' has not been opened$"):
@@ -282,7 +282,7 @@ def test_the_result_of_a_task_that_has_none(scheduler: TaskScheduler) -> None:
         recorder.drain()
         with pytest.raises(AssertionError, match=r"^#1 fail\(\) has no result, it is failed: ValueError: no$"):
             _ = recorder[0].result
-        TaskBatch(scheduler, "after_commit").schedule(work)
+        TaskPhase(scheduler, "after_commit").schedule(work)
         with pytest.raises(AssertionError, match=r"^#2 work\(\) has no result, it is scheduled$"):
             _ = recorder[1].result
 

@@ -1,28 +1,26 @@
 """
 Background tasks for asyncio and trio that are never lost without a line that says so.
 
-Start reading at `_scheduler.py` (what is entered and left), then `_runner.py` (the way of a task to its attempts) and
-`_attempt.py` (one attempt, and what its end means). `_shutdown.py` is the end of a scheduler. Imports go one way:
+Start reading at `_scheduler.py` (what is entered and left), then `_run/runner.py` (the way of a task to its attempts) and
+`_run/attempt.py` (one attempt, and what its end means). `_run/shutdown.py` is the end of a scheduler. Imports go one way:
 
 ```text
-exceptions  _log  _call  _subscription  _context ── _backend
-_config ── _task ── _observer ── _clock ── _loop ── _ledger ── _admission
-_retry ── _threads ── _attempt ── _runner ── _codec ── _engine ── _durable
-_trace ── _submit ── _schedule ── _batch, _shutdown ── _scheduler ── _worker
+exceptions ── _support ── _config ── _task ── _observer ── _clock ── _retry
+_loop ── _run ── _schedule ── _phase, _scheduler
+_durable ── engines
 ```
 
-Durable tasks, which another process runs, are described by `_durable.py` (functions), `_engine.py` (the seam) and
-`_worker.py`; what implements the seam is in `engines/`, and is imported by whoever uses it.
+Durable tasks, which another process runs, stand above that: `_durable/function.py` (functions), `_durable/engine.py` (the
+seam) and `_durable/worker.py`; what implements the seam is in `engines/`, and is imported by the program that uses it.
 """
 
-from ._batch import TaskBatch
 from ._clock import Clock, MonotonicClock, override_clock
-from ._codec import Json
 from ._config import Outcome, TaskConfig, TaskErrorHandler, When
-from ._durable import DurableFunction, TaskContext, current_context, durable
-from ._engine import (
+from ._durable.codec import Json
+from ._durable.engine import (
     Capability,
     Delivery,
+    DurableCall,
     DurableState,
     DurableStatus,
     Engine,
@@ -30,19 +28,20 @@ from ._engine import (
     Redeliver,
     RetryPolicy,
     RunDelivery,
-    TaskCall,
     override_engine,
 )
-from ._ledger import LostTask, SchedulerStatistics
+from ._durable.function import DurableContext, DurableFunction, durable, durable_context
+from ._durable.task import DurableTask, EngineFallback
+from ._durable.worker import Worker
 from ._observer import RunAttempt, TaskObserver, announce, observe
+from ._phase import TaskPhase
 from ._retry import Retry, by_exception, chain, retry
-from ._schedule import Schedulable
+from ._run.ledger import LostTask, SchedulerStatistics
+from ._run.shutdown import ShutdownReport
+from ._schedule import ScheduleTarget
 from ._scheduler import TaskScheduler
-from ._shutdown import ShutdownReport
-from ._submit import DurableTask, OnUnavailable
-from ._subscription import Subscription
+from ._support.overrides import Subscription
 from ._task import Task, TaskState, current_task
-from ._worker import Worker
 from .exceptions import (
     ArgumentCodecError,
     EngineCapabilityError,
@@ -68,6 +67,8 @@ __all__ = (
     "Capability",
     "Clock",
     "Delivery",
+    "DurableCall",
+    "DurableContext",
     "DurableFunction",
     "DurableState",
     "DurableStatus",
@@ -75,6 +76,7 @@ __all__ = (
     "Engine",
     "EngineCapabilityError",
     "EngineError",
+    "EngineFallback",
     "EngineNotConfiguredError",
     "EngineSchemaError",
     "EngineUnavailableError",
@@ -84,7 +86,6 @@ __all__ = (
     "LostTask",
     "MonotonicClock",
     "NotAddressableError",
-    "OnUnavailable",
     "Outcome",
     "Receipt",
     "Redeliver",
@@ -92,22 +93,20 @@ __all__ = (
     "RetryPolicy",
     "RunAttempt",
     "RunDelivery",
-    "Schedulable",
+    "ScheduleTarget",
     "SchedulerClosedError",
     "SchedulerNotStartedError",
     "SchedulerStatistics",
     "ShutdownReport",
     "Subscription",
     "Task",
-    "TaskBatch",
-    "TaskCall",
     "TaskCancelledError",
     "TaskConfig",
-    "TaskContext",
     "TaskDiscardedError",
     "TaskErrorHandler",
     "TaskNotFinishedError",
     "TaskObserver",
+    "TaskPhase",
     "TaskQueueFullError",
     "TaskScheduler",
     "TaskState",
@@ -118,9 +117,9 @@ __all__ = (
     "announce",
     "by_exception",
     "chain",
-    "current_context",
     "current_task",
     "durable",
+    "durable_context",
     "observe",
     "override_clock",
     "override_engine",

@@ -16,8 +16,8 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from ._engine import Engine
-from ._worker import Worker
+from ._durable.engine import Engine
+from ._durable.worker import Worker
 from .exceptions import EngineUnavailableError, TasksError
 
 _logger = logging.getLogger("tasks_core")

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import anyio.lowlevel
 
-from ._subscription import Subscription, without
+from ._support.overrides import Subscription, without
 
 
 @runtime_checkable

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._log import logger
-from ._subscription import Subscription, without
+from ._support.log import logger
+from ._support.overrides import Subscription, without
 
 if TYPE_CHECKING:
-    from ._batch import TaskBatch
     from ._config import Outcome
+    from ._phase import TaskPhase
     from ._task import Task
 
 
@@ -42,15 +42,15 @@ class TaskObserver:
     def task_finished(self, task: Task[Any]) -> None:
         """The task reached its terminal state; called exactly once for each task that was scheduled."""
 
-    def batch_opened(self, batch: TaskBatch, outcome: Outcome) -> None:
+    def phase_opened(self, phase: TaskPhase, outcome: Outcome) -> None:
         """A phase opens; called before the first of its tasks starts."""
 
-    def batch_discarded(self, batch: TaskBatch, reason: str) -> None:
+    def phase_discarded(self, phase: TaskPhase, reason: str) -> None:
         """A phase will never open; called before its tasks are discarded."""
 
     def origin_event(self, origin: object, event: str) -> None:
         """
-        Something happened to what batches belong to (`TaskBatch.origin`), as `announce()` was told.
+        Something happened to what phases belong to (`TaskPhase.origin`), as `announce()` was told.
 
         For a request, tasks-fastapi announces `request_started`, `route_returned`, `response_started`, `response_sent`
         and `request_finished`, in this order; its origin has the attributes `method`, `path`, `status` and `error`.
@@ -87,10 +87,10 @@ class Hooks:
 
     __slots__ = (
         "around_attempt",
-        "batch_discarded",
-        "batch_opened",
         "hold_task",
         "origin_event",
+        "phase_discarded",
+        "phase_opened",
         "shutdown_started",
         "task_finished",
         "task_retrying",
@@ -111,8 +111,8 @@ class Hooks:
     task_started: tuple[Callable[[Task[Any]], None], ...]
     task_retrying: tuple[Callable[[Task[Any], Exception, float], None], ...]
     task_finished: tuple[Callable[[Task[Any]], None], ...]
-    batch_opened: tuple[Callable[[TaskBatch, Outcome], None], ...]
-    batch_discarded: tuple[Callable[[TaskBatch, str], None], ...]
+    phase_opened: tuple[Callable[[TaskPhase, Outcome], None], ...]
+    phase_discarded: tuple[Callable[[TaskPhase, str], None], ...]
     origin_event: tuple[Callable[[object, str], None], ...]
     shutdown_started: tuple[Callable[[Sequence[Task[Any]], float], None], ...]
     hold_task: tuple[Callable[[Task[Any]], bool], ...]
@@ -147,7 +147,7 @@ def _remove(observer: TaskObserver) -> None:
 
 def announce(origin: object, event: str) -> bool:
     """
-    Tell observers that *event* happened to *origin*, something that batches belong to; return whether anybody listens.
+    Tell observers that *event* happened to *origin*, something that phases belong to; return whether anybody listens.
 
     Free if nobody does.
     """

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._call import check_call
 from ._config import is_seconds
+from ._support.call import check_call
 from .exceptions import InvalidConfigError, InvalidTaskError
 
 if TYPE_CHECKING:

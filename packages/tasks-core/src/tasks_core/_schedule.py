@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import anyio
 
-from ._call import check_call
 from ._config import TaskConfig, TaskErrorHandler, When
-from ._durable import DurableFunction
-from ._engine import Receipt
-from ._submit import new_durable_task, refuse_durable_options, refuse_partial
+from ._durable.engine import Receipt
+from ._durable.function import DurableFunction
+from ._durable.task import new_durable_task, refuse_durable_options, refuse_partial
+from ._support.call import check_call
 from ._task import Task
 from .exceptions import InvalidConfigError
 
 if TYPE_CHECKING:
-    from ._batch import TaskBatch
-    from ._runner import Runner
+    from ._phase import TaskPhase
+    from ._run.runner import Runner
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Schedulable(ABC):
-    """Something that tasks can be scheduled into: a scheduler, a batch, or one of them with a configuration."""
+class ScheduleTarget(ABC):
+    """Something that tasks can be scheduled into: a scheduler, a phase, or one of them with a configuration."""
 
     __slots__ = ()
 
@@ -80,7 +80,7 @@ class Schedulable(ABC):
         limiter: anyio.CapacityLimiter | None = None,
         key: str | None = None,
         transaction: Any = None,
-    ) -> Schedulable:
+    ) -> ScheduleTarget:
         """
         Say how the next task is to be run: `tasks.task(name="charge", shield=True).schedule(charge, order.id)`.
 
@@ -115,7 +115,7 @@ class Schedulable(ABC):
         """Schedule with *config* in place of the own one."""
 
     @abstractmethod
-    def _configured(self, config: TaskConfig) -> Schedulable: ...
+    def _configured(self, config: TaskConfig) -> ScheduleTarget: ...
 
 
 def new_task(
@@ -123,7 +123,7 @@ def new_task(
     then: Callable[[Task[Any]], object],
     config: TaskConfig | None,
     base: TaskConfig,
-    batch: TaskBatch | None,
+    phase: TaskPhase | None,
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -137,7 +137,7 @@ def new_task(
     if not isinstance(func, FunctionType):
         if isinstance(func, DurableFunction):
             check_call(func.func, args, kwargs)
-            return new_durable_task(runner, config or base, base, batch, func, args, kwargs, caller)
+            return new_durable_task(runner, config or base, base, phase, func, args, kwargs, caller)
         if isinstance(func, partial):
             refuse_partial(func)
     if config is None:
@@ -151,7 +151,7 @@ def new_task(
         args,
         kwargs,
         config,
-        batch,
+        phase,
         is_async,
         copy_context(),
         caller.f_code,
@@ -162,12 +162,12 @@ def new_task(
     return task
 
 
-class ConfiguredSchedule(Schedulable):
+class ConfiguredSchedule(ScheduleTarget):
     """What `.task(...)` returns."""
 
     __slots__ = ("_config", "_target")
 
-    def __init__(self, target: Schedulable, config: TaskConfig) -> None:
+    def __init__(self, target: ScheduleTarget, config: TaskConfig) -> None:
         self._target = target
         self._config = config
 
@@ -181,7 +181,7 @@ class ConfiguredSchedule(Schedulable):
     ) -> Task[Any]:
         return self._target._schedule(func, args, kwargs, caller, config or self._config)
 
-    def _configured(self, config: TaskConfig) -> Schedulable:
+    def _configured(self, config: TaskConfig) -> ScheduleTarget:
         return ConfiguredSchedule(self._target, self._config.merge(config))
 
 

@@ -10,20 +10,19 @@ from weakref import ref
 
 import anyio
 
-from ._backend import NativeTask
 from ._clock import Clock, MonotonicClock
 from ._config import TaskConfig, is_seconds
-from ._engine import Engine, engine_in_force
-from ._ledger import SchedulerStatistics
-from ._runner import Runner, Stage
-from ._schedule import ConfiguredSchedule, Schedulable, new_task, refuse_when
-from ._shutdown import Shutdown, ShutdownReport
-from ._submit import EngineHost, OnUnavailable
-from ._task import Task, current_task
+from ._durable.engine import Engine, engine_in_force
+from ._durable.task import EngineFallback, EngineHost
+from ._run.ledger import SchedulerStatistics
+from ._run.runner import Runner, Stage
+from ._run.shutdown import Shutdown, ShutdownReport
+from ._schedule import ConfiguredSchedule, ScheduleTarget, new_task, refuse_when
+from ._task import NativeTask, Task, current_task
 from .exceptions import InvalidConfigError
 
 
-class TaskScheduler(Schedulable):
+class TaskScheduler(ScheduleTarget):
     """
     Runs tasks in the background of whatever else the event loop does, and accounts for each of them.
 
@@ -71,7 +70,7 @@ class TaskScheduler(Schedulable):
 
         engine: What keeps durable tasks. It is entered and left with the scheduler.
 
-        on_unavailable: What becomes of a durable task when the engine does not acknowledge it within 5 seconds:
+        engine_fallback: What becomes of a durable task when the engine does not acknowledge it within 5 seconds:
             `"error"`, its task fails with `EngineUnavailableError`; `"memory"`, it runs in this process like any other
             task, with a line in the log, and nobody sees to its `key`.
 
@@ -107,7 +106,7 @@ class TaskScheduler(Schedulable):
         max_threads: int = 40,
         clock: Clock | None = None,
         engine: Engine | None = None,
-        on_unavailable: OnUnavailable = "error",
+        engine_fallback: EngineFallback = "error",
     ) -> None:
         if config is not None and not isinstance(config, TaskConfig):
             raise InvalidConfigError("config must be a TaskConfig, as in config=TaskConfig(on_error=report)")
@@ -130,7 +129,7 @@ class TaskScheduler(Schedulable):
             inf if max_concurrency is None else max_concurrency,
             inf if max_pending is None else max_pending,
             max_threads,
-            None if engine is None else EngineHost(engine, on_unavailable, ref(self)),
+            None if engine is None else EngineHost(engine, engine_fallback, ref(self)),
         )
 
     async def start(self, *, paused: bool = False) -> None:
@@ -252,7 +251,7 @@ class TaskScheduler(Schedulable):
         return None if self._shutdown is None else self._shutdown.report
 
     def owns(self, task: Task[Any]) -> bool:
-        """Whether *task* was scheduled here, directly or into a batch; for observers, who hear of all schedulers."""
+        """Whether *task* was scheduled here, directly or into a phase; for observers, who hear of all schedulers."""
         return task._owner is self._runner
 
     def statistics(self) -> SchedulerStatistics:
@@ -270,7 +269,7 @@ class TaskScheduler(Schedulable):
         runner = self._runner
         return new_task(runner, runner.ready, config, self.config, None, func, args, kwargs, caller)
 
-    def _configured(self, config: TaskConfig) -> Schedulable:
+    def _configured(self, config: TaskConfig) -> ScheduleTarget:
         refuse_when(config)
         return ConfiguredSchedule(self, self.config.merge(config))
 

@@ -13,13 +13,12 @@ from weakref import ref
 
 import anyio.lowlevel
 
-from ._call import describe
+from ._support.call import describe
 from .exceptions import TaskCancelledError, TaskDiscardedError, TaskNotFinishedError
 
 if TYPE_CHECKING:
-    from ._backend import NativeTask
-    from ._batch import TaskBatch
-    from ._config import TaskConfig
+    from ._config import Outcome, TaskConfig
+    from ._phase import TaskPhase
 
 T = TypeVar("T")
 
@@ -71,6 +70,18 @@ _ids = count(1)
 CURRENT_TASK: ContextVar[ref[Task[Any]] | None] = ContextVar("tasks_core_current_task", default=None)
 
 
+class NativeTask(Protocol):
+    """A running coroutine of the event loop."""
+
+    def cancel(self) -> object:
+        """Request cancellation; call on the thread of the loop."""
+        ...
+
+    def done(self) -> bool:
+        """Return whether the coroutine has ended, in whatever way."""
+        ...
+
+
 class TaskOwner(Protocol):
     """What a task needs of the machinery that runs it."""
 
@@ -93,7 +104,6 @@ class Task(Generic[T]):
 
     __slots__ = (
         "__weakref__",
-        "_batch",
         "_cancel_reason",
         "_code",
         "_context",
@@ -103,6 +113,7 @@ class Task(Generic[T]):
         "_lost",
         "_native",
         "_owner",
+        "_phase",
         "_result",
         "_started",
         "_state",
@@ -119,8 +130,9 @@ class Task(Generic[T]):
         "scheduled_at",
     )
 
-    # What an attempt does instead of calling `func`; see DurableTask.
-    _submit: ClassVar[Callable[..., Coroutine[Any, Any, Any]] | None] = None
+    # For kinds of task that do not call `func` here. `_perform` is what an attempt awaits instead; such a task starts
+    # when its phase opens, whatever the limits, the delay and the observers that hold tasks say.
+    _perform: ClassVar[Callable[..., Coroutine[Any, Any, Any]] | None] = None
 
     id: int
     """Unique among the tasks of the process, in the order of scheduling."""
@@ -147,7 +159,7 @@ class Task(Generic[T]):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         config: TaskConfig,
-        batch: TaskBatch | None,
+        phase: TaskPhase | None,
         is_async: bool,
         context: Context,
         code: CodeType,
@@ -164,7 +176,7 @@ class Task(Generic[T]):
         self.reason = None
         self.scheduled_at = now
         self._owner = owner
-        self._batch = batch
+        self._phase = phase
         self._is_async = is_async
         self._context: Context | None = context
         self._code = code
@@ -184,14 +196,9 @@ class Task(Generic[T]):
         return self.config.name or describe(self.func)
 
     @property
-    def phase(self) -> str | None:
-        """The name of the batch that the task was scheduled into; `None` if directly into a scheduler."""
-        return None if self._batch is None else self._batch.phase
-
-    @property
-    def batch(self) -> TaskBatch | None:
-        """The batch that the task was scheduled into."""
-        return self._batch
+    def phase(self) -> TaskPhase | None:
+        """The phase that the task was scheduled into; `None` if directly into a scheduler."""
+        return self._phase
 
     @property
     def state(self) -> TaskState:
@@ -294,8 +301,13 @@ class Task(Generic[T]):
         self._owner.release(self)
 
     def __repr__(self) -> str:
-        phase = "" if self.phase is None else f" {self.phase}"
+        phase = "" if self._phase is None else f" {self._phase.name}"
         return f"<Task {self.name!r} #{self.id}{phase} {self._state}>"
+
+    def _is_for(self, outcome: Outcome) -> bool:
+        """Return whether the task is to run when its phase ends in *outcome*."""
+        when = self.config.when or "success"
+        return when == outcome or when == "always"
 
     def _title(self) -> str:
         return f"Task {self.name!r} #{self.id}"

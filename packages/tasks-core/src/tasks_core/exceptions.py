@@ -114,7 +114,7 @@ class EngineSchemaError(EngineError, RuntimeError):
 
 class EngineUnavailableError(EngineError, ConnectionError):
     """
-    Raised when an engine did not acknowledge a call: by the task of the submit, and by `TaskBatch.submit()`.
+    Raised when an engine did not acknowledge a call: by the task of the submit, and by `TaskPhase.submit()`.
 
     Whether the engine has the call all the same is not known; a `key` makes it safe to try again.
     """

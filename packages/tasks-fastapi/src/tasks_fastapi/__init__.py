@@ -15,14 +15,14 @@ from tasks_core import Task, TaskConfig, TaskErrorHandler, retry
 
 from ._app import add_tasks, get_scheduler, get_tasks
 from ._dependencies import Tasks, request_tasks
-from ._overload import TASK_QUEUE_FULL_RESPONSE
-from ._request import Request, RequestTasks, WebSocketRequest
+from ._overload import TASK_QUEUE_FULL_RESPONSES
+from ._request import RequestOrigin, RequestTasks, WebSocketOrigin
 from ._telemetry import TelemetryConfig
 from .exceptions import TasksInstallationError, TasksNotInstalledError
 
 __all__ = (
-    "TASK_QUEUE_FULL_RESPONSE",
-    "Request",
+    "TASK_QUEUE_FULL_RESPONSES",
+    "RequestOrigin",
     "RequestTasks",
     "Task",
     "TaskConfig",
@@ -31,7 +31,7 @@ __all__ = (
     "TasksInstallationError",
     "TasksNotInstalledError",
     "TelemetryConfig",
-    "WebSocketRequest",
+    "WebSocketOrigin",
     "add_tasks",
     "get_scheduler",
     "get_tasks",

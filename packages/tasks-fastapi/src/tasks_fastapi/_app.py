@@ -9,17 +9,17 @@ from starlette.types import ASGIApp
 from tasks_core import (
     Clock,
     Engine,
+    EngineFallback,
     InvalidConfigError,
-    OnUnavailable,
     SchedulerNotStartedError,
     TaskConfig,
     TaskQueueFullError,
     TaskScheduler,
 )
 
-from ._asgi import Installation, TasksLayer
+from ._asgi import Installation, TasksMiddleware
 from ._overload import answer_with_503
-from ._request import SCOPE_KEY, Request, RequestTasks
+from ._request import SCOPE_KEY, RequestOrigin, RequestTasks
 from ._telemetry import Telemetry, TelemetryConfig
 from .exceptions import TasksInstallationError, TasksNotInstalledError
 
@@ -37,8 +37,8 @@ def add_tasks(
     max_threads: int = 40,
     clock: Clock | None = None,
     engine: Engine | None = None,
-    on_unavailable: OnUnavailable = "error",
-    embed_worker: int | None = None,
+    engine_fallback: EngineFallback = "error",
+    worker_concurrency: int | None = None,
     retry_after: float = 1.0,
     telemetry: TelemetryConfig | None = None,
 ) -> None:
@@ -79,11 +79,11 @@ def add_tasks(
 
         engine: What keeps durable tasks. It is entered and left with the scheduler.
 
-        on_unavailable: What becomes of a durable task when the engine does not acknowledge it within 5 seconds:
+        engine_fallback: What becomes of a durable task when the engine does not acknowledge it within 5 seconds:
             `"error"`, the response is 503; `"memory"`, it runs in this process like any other task.
 
-        embed_worker: How many durable tasks this process runs at once by itself, next to serving requests. Default:
-            none; a worker process does: `python -m tasks_core worker app.main:engine`.
+        worker_concurrency: How many durable tasks this process runs at once by itself, next to serving requests.
+            Default: none; a worker process does: `python -m tasks_core worker app.main:engine`.
 
         retry_after: When `max_pending` tasks are waiting, a request that schedules another is answered with 503, and
             this many seconds in `Retry-After`; unless the application has a handler of its own for
@@ -97,8 +97,10 @@ def add_tasks(
         InvalidConfigError: an option has a value that it cannot have.
         TasksInstallationError: the application has tasks already, or has started.
     """
-    if embed_worker is not None and engine is None:
-        raise InvalidConfigError("embed_worker= needs an engine whose tasks it could run: add_tasks(app, engine=...)")
+    if worker_concurrency is not None and engine is None:
+        raise InvalidConfigError(
+            "worker_concurrency= needs an engine whose tasks it could run: add_tasks(app, engine=...)"
+        )
     if hasattr(app.state, _STATE_KEY):
         raise TasksInstallationError(
             "add_tasks(app) was called a second time on this application. Keep one call, with all options"
@@ -118,10 +120,10 @@ def add_tasks(
             "max_threads": max_threads,
             "clock": clock,
             "engine": engine,
-            "on_unavailable": on_unavailable,
+            "engine_fallback": engine_fallback,
         },
         Telemetry(telemetry),
-        embed_worker,
+        worker_concurrency,
     )
     handler = answer_with_503(retry_after)
     if TaskQueueFullError not in app.exception_handlers:
@@ -129,7 +131,7 @@ def add_tasks(
     build = app.build_middleware_stack
 
     def build_with_tasks() -> ASGIApp:
-        layer = TasksLayer(build(), installation)
+        layer = TasksMiddleware(build(), installation)
         if app.build_middleware_stack is build_with_tasks:
             return layer
         # Somebody wraps the stack in turn. opentelemetry-instrumentation-fastapi then looks for Starlette's outermost
@@ -166,7 +168,7 @@ def get_tasks(connection: HTTPConnection) -> RequestTasks:
     Raises:
         TasksNotInstalledError: `add_tasks(app)` was not called on the application that serves the request.
     """
-    request: Request | None = connection.scope.get(SCOPE_KEY)
+    request: RequestOrigin | None = connection.scope.get(SCOPE_KEY)
     if request is None:
         raise _not_installed()
     return request.tasks

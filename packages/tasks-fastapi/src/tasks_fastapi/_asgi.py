@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tasks_core import TaskScheduler, Worker
 
-from ._request import SCOPE_KEY, Request, WebSocketRequest
+from ._request import SCOPE_KEY, RequestOrigin, WebSocketOrigin
 from ._telemetry import Telemetry
 
 logger = logging.getLogger("tasks_fastapi")
@@ -26,16 +26,16 @@ class Installation:
 
     __slots__ = ("_embed_worker", "_options", "bound_requests_told", "scheduler", "serving", "telemetry")
 
-    def __init__(self, options: dict[str, Any], telemetry: Telemetry, embed_worker: int | None) -> None:
+    def __init__(self, options: dict[str, Any], telemetry: Telemetry, worker_concurrency: int | None) -> None:
         self._options = options
-        self._embed_worker = embed_worker
+        self._embed_worker = worker_concurrency
         self.telemetry = telemetry
         self.scheduler: TaskScheduler | None = None
         self.serving: TaskScheduler | None = None  # the same, for new requests: not while it drains
         self.bound_requests_told = False
         self.new_scheduler()  # so that a wrong option is an error now, at the call of add_tasks()
-        if embed_worker is not None:
-            self._new_worker(embed_worker)
+        if worker_concurrency is not None:
+            self._new_worker(worker_concurrency)
 
     def new_scheduler(self, **options: Any) -> TaskScheduler:
         """Make a scheduler with the options that `add_tasks()` was given, and these."""
@@ -60,10 +60,10 @@ class Installation:
         )
 
 
-_KINDS: dict[str, type[Request]] = {"http": Request, "websocket": WebSocketRequest}
+_KINDS: dict[str, type[RequestOrigin]] = {"http": RequestOrigin, "websocket": WebSocketOrigin}
 
 
-class TasksLayer:
+class TasksMiddleware:
     """
     Wraps the whole middleware stack of an application.
 
@@ -133,7 +133,7 @@ class TasksLayer:
             self._installation.stop_serving()
             self._installation.scheduler = None
 
-    async def _bound_to_request(self, kind: type[Request], scope: Scope, receive: Receive, send: Send) -> None:
+    async def _bound_to_request(self, kind: type[RequestOrigin], scope: Scope, receive: Receive, send: Send) -> None:
         """Without a lifespan nobody else would wait for the tasks, so the request does."""
         scheduler = self._installation.new_scheduler(grace_period=inf)
         with self._installation.telemetry.watch(scheduler):

@@ -75,4 +75,6 @@ class TaskMetrics(TaskObserver):
 
 
 def _labels(task: Task[Any]) -> dict[str, str]:
-    return {"task.name": task.name} if task.phase is None else {"task.name": task.name, "task.phase": task.phase}
+    if task.phase is None:
+        return {"task.name": task.name}
+    return {"task.name": task.name, "task.phase": task.phase.name}

@@ -13,7 +13,7 @@ from tasks_core import InvalidConfigError
 
 _DETAIL = "Too much work is waiting. Try again later."
 
-TASK_QUEUE_FULL_RESPONSE: dict[int | str, dict[str, Any]] = {
+TASK_QUEUE_FULL_RESPONSES: dict[int | str, dict[str, Any]] = {
     503: {
         "description": "Too many background tasks are waiting; `Retry-After` says when to try again.",
         "headers": {
@@ -28,7 +28,7 @@ TASK_QUEUE_FULL_RESPONSE: dict[int | str, dict[str, Any]] = {
     }
 }
 """
-Documents the answer in the OpenAPI schema of a route: `@app.post("/orders", responses=TASK_QUEUE_FULL_RESPONSE)`.
+Documents the answer in the OpenAPI schema of a route: `@app.post("/orders", responses=TASK_QUEUE_FULL_RESPONSES)`.
 """
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
-from tasks_core import Outcome, TaskBatch, TaskScheduler, announce
+from tasks_core import Outcome, TaskPhase, TaskScheduler, announce
 
 from ._refusal import Refusal, tell
 
@@ -21,7 +21,7 @@ SCOPE_KEY = "tasks_fastapi"
 """Where the request is found in the ASGI scope; mounted applications inherit it."""
 
 
-class RequestTasks(TaskBatch):
+class RequestTasks(TaskPhase):
     """
     The tasks of one request; what an endpoint or a dependency gets for a parameter annotated with `Tasks`.
 
@@ -45,41 +45,41 @@ class RequestTasks(TaskBatch):
 
     submitted: Outcome | None
 
-    def __init__(self, scheduler: TaskScheduler, request: Request) -> None:
+    def __init__(self, scheduler: TaskScheduler, request: RequestOrigin) -> None:
         # Without super(), which costs as much as the rest on Python 3.11.
-        TaskBatch.__init__(self, scheduler, "immediate", origin=request, opened=True, hand_over=request.hand_over)
+        TaskPhase.__init__(self, scheduler, "immediate", origin=request, opened=True, hand_over=request.hand_over)
         self._request = request
-        self._after_route: TaskBatch | None = None
-        self._after_response: TaskBatch | None = None
+        self._after_route: TaskPhase | None = None
+        self._after_response: TaskPhase | None = None
 
     @property
-    def after_route(self) -> TaskBatch:
+    def after_route(self) -> TaskPhase:
         """Opens when the endpoint has returned and the head of the response is about to be sent. Does not delay it."""
         return self._after_route or self._make_after_route()
 
     @property
-    def after_response(self) -> TaskBatch:
+    def after_response(self) -> TaskPhase:
         """Opens when the last byte has been sent and every dependency has been left: what they commit is committed."""
         return self._after_response or self._make_after_response()
 
     # The outcome of a phase is set before the phase is looked for, where it begins; and looked at when the phase is
     # there, maybe by a thread.
 
-    def _make_after_route(self) -> TaskBatch:
+    def _make_after_route(self) -> TaskPhase:
         request = self._request
         with _making_phases:
-            batch = self._after_route = self._after_route or self.sibling("after_route", request.hand_over)
+            phase = self._after_route = self._after_route or self.sibling("after_route", request.hand_over)
         if request.route_outcome is not None:
-            batch.open(request.route_outcome)
-        return batch
+            phase.open(request.route_outcome)
+        return phase
 
-    def _make_after_response(self) -> TaskBatch:
+    def _make_after_response(self) -> TaskPhase:
         request = self._request
         with _making_phases:
-            batch = self._after_response = self._after_response or self.sibling("after_response", request.hand_over)
+            phase = self._after_response = self._after_response or self.sibling("after_response", request.hand_over)
         if request.final_outcome is not None:
-            batch.open(request.final_outcome)
-        return batch
+            phase.open(request.final_outcome)
+        return phase
 
     def begin_after_route(self, outcome: Outcome, observed: bool) -> None:
         """Open the phase, if somebody has asked for it or watches."""
@@ -113,16 +113,16 @@ class RequestTasks(TaskBatch):
 
     async def submit_all(self, outcome: Outcome) -> None:
         """Hand the durable tasks of all phases over to the engine; return when it has acknowledged them."""
-        for batch in (self, self._after_route, self._after_response):
-            if batch is not None:
-                await batch.submit(outcome)
+        for phase in (self, self._after_route, self._after_response):
+            if phase is not None:
+                await phase.submit(outcome)
 
 
-class Request:
+class RequestOrigin:
     """
-    An HTTP request, as the outermost ASGI layer sees it: the origin of its batches.
+    An HTTP request, as the outermost ASGI layer sees it: the origin of its phases.
 
-    Observers get it in `origin_event()`, and as `task.batch.origin`.
+    Observers get it in `origin_event()`, and as `task.phase.origin`.
     """
 
     __slots__ = (
@@ -311,7 +311,7 @@ class Request:
             self._tasks.begin_after_route(outcome, self.observed)
 
 
-class WebSocketRequest(Request):
+class WebSocketOrigin(RequestOrigin):
     """
     A WebSocket connection: both phases open when the endpoint has returned.
 

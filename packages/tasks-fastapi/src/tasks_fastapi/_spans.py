@@ -79,7 +79,7 @@ def _attributes(task: Task[Any]) -> dict[str, str | int]:
         "code.line.number": int(line),
     }
     if task.phase is not None:
-        attributes["task.phase"] = task.phase
+        attributes["task.phase"] = task.phase.name
     return attributes
 
 

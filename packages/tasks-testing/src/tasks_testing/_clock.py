@@ -7,7 +7,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, TypeVar
 
-from tasks_core import Outcome, Subscription, Task, TaskBatch, TaskObserver, observe
+from tasks_core import Outcome, Subscription, Task, TaskObserver, TaskPhase, observe
 
 from ._live import LiveTasks
 from ._monitor import Monitor
@@ -116,11 +116,11 @@ class _Watcher(TaskObserver):
     def task_finished(self, task: Task[Any]) -> None:
         self._note(LiveTasks.remove, task)
 
-    def batch_opened(self, batch: TaskBatch, outcome: Outcome) -> None:
-        self._note(LiveTasks.open, batch)
+    def phase_opened(self, phase: TaskPhase, outcome: Outcome) -> None:
+        self._note(LiveTasks.open, phase)
 
-    def batch_discarded(self, batch: TaskBatch, reason: str) -> None:
-        self._note(LiveTasks.open, batch)
+    def phase_discarded(self, phase: TaskPhase, reason: str) -> None:
+        self._note(LiveTasks.open, phase)
 
     def _note(self, change: Callable[[LiveTasks, T], None], subject: T) -> None:
         clock = self._clock()

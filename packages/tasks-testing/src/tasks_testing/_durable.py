@@ -11,13 +11,13 @@ import anyio
 from tasks_core import (
     Capability,
     Delivery,
+    DurableCall,
     DurableState,
     DurableStatus,
     Json,
     Receipt,
     Redeliver,
     RunDelivery,
-    TaskCall,
     Worker,
     current_task,
 )
@@ -33,7 +33,7 @@ class KeptCalls:
     capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "status", "progress"))
 
     def __init__(self, recording: Recording) -> None:
-        self.calls: list[TaskCall] = []
+        self.calls: list[DurableCall] = []
         self._recording = recording
         self._ids: dict[str, int] = {}
         self._places: list[str] = []
@@ -47,10 +47,10 @@ class KeptCalls:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
     ) -> None: ...
 
-    def join(self, transaction: Any, call: TaskCall, wanted: Callable[[], bool], /) -> Any:
+    def join(self, transaction: Any, call: DurableCall, wanted: Callable[[], bool], /) -> Any:
         return transaction  # whatever it is: a test need not have the real one
 
-    async def submit(self, call: TaskCall, /, *, transaction: Any = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
         known = self._ids.get(call.key)
         if known is not None:
             return Receipt(self.name, str(known), call.key, False, self.status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tasks_core import Task, TaskBatch
+from tasks_core import Task, TaskPhase
 
 
 class LiveTasks:
@@ -29,16 +29,16 @@ class LiveTasks:
 
     def add(self, task: Task[Any]) -> None:
         """Take in a task that was just scheduled."""
-        batch = task.batch
-        if batch is None or batch.opened:
+        phase = task.phase
+        if phase is None or phase.opened:
             self._live[task.id] = task
         else:
             self._resting[task.id] = task
-            self._unopened.setdefault(id(batch), {})[task.id] = task
+            self._unopened.setdefault(id(phase), {})[task.id] = task
 
-    def open(self, batch: TaskBatch) -> None:
+    def open(self, phase: TaskPhase) -> None:
         """The phase of some tasks has opened, or never will."""
-        for task in self._unopened.pop(id(batch), {}).values():
+        for task in self._unopened.pop(id(phase), {}).values():
             self.wake(task)
 
     def rest(self, task: Task[Any]) -> None:
@@ -55,6 +55,6 @@ class LiveTasks:
         """Forget a finished task."""
         self._live.pop(task.id, None)
         self._resting.pop(task.id, None)
-        unopened = self._unopened.get(id(task.batch), {})
+        unopened = self._unopened.get(id(task.phase), {})
         if unopened.pop(task.id, None) is not None and not unopened:
-            del self._unopened[id(task.batch)]
+            del self._unopened[id(task.phase)]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from tasks_core import Task
 
 from ._call import Call, Target, base_function, matches
 from ._delivered import PHASE, DurableRun
 from ._show import function_name, show_error
-
-if TYPE_CHECKING:
-    from tasks_core import TaskBatch
 
 R = TypeVar("R")
 
@@ -155,15 +152,13 @@ class RecordedTask(Generic[R]):
     @property
     def phase(self) -> str | None:
         """
-        A `Phase`, the name of a `TaskBatch` of your own, or `None` if it was scheduled into a scheduler.
+        A `Phase`, the name of a `TaskPhase` of your own, or `None` if it was scheduled into a scheduler.
 
         That of a run of a durable task is `"durable"`.
         """
-        return self.handle.phase if self._run is None else PHASE
-
-    @property
-    def batch(self) -> TaskBatch | None:
-        return self.handle.batch
+        if self._run is not None:
+            return PHASE
+        return None if self.handle.phase is None else self.handle.phase.name
 
     @property
     def delay(self) -> float:
@@ -178,7 +173,7 @@ class RecordedTask(Generic[R]):
     @property
     def opened(self) -> bool:
         """Whether its phase is open."""
-        return self.batch is None or self.batch.opened
+        return self.handle.phase is None or self.handle.phase.opened
 
     @property
     def state(self) -> State:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import anyio
-from tasks_core import Subscription, TaskCall, override_engine
+from tasks_core import DurableCall, Subscription, override_engine
 
 from ._call import Target, check_target, show_target
 from ._control import Control, holding
@@ -312,7 +312,7 @@ class TasksRecorder(TaskView):
     # ---- durable tasks ----
 
     @property
-    def durable_calls(self) -> Sequence[TaskCall]:
+    def durable_calls(self) -> Sequence[DurableCall]:
         """What was handed over by durable tasks, as an engine gets it: names, and arguments as JSON."""
         return tuple(self._kept.calls)
 

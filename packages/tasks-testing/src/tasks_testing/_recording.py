@@ -10,7 +10,7 @@ from itertools import count
 from math import inf
 from typing import Any, cast
 
-from tasks_core import Outcome, Task, TaskBatch, TaskObserver, TaskState, observe, override_clock
+from tasks_core import Outcome, Task, TaskObserver, TaskPhase, TaskState, observe, override_clock
 
 from . import _routing
 from ._call import Target, check_target
@@ -179,7 +179,7 @@ class Recording(TaskObserver):
                 return
             if len(owners) > 1:
                 self.unattributed.append(f"{handle.name!r}, scheduled at {handle.where}")
-            origin = None if handle.batch is None else handle.batch.origin
+            origin = None if handle.phase is None else handle.phase.origin
             request = self._request_of(origin) if hasattr(origin, "method") and hasattr(origin, "path") else None
             task = RecordedTask(len(self.tasks) + 1, next_seq(), handle, request, run)
             if run is not None:
@@ -254,19 +254,19 @@ class Recording(TaskObserver):
         self.live.remove(task.handle)
         self._note(kind, task, error=task.error if kind == "failed" else None, detail=reason or "")
 
-    def batch_opened(self, batch: TaskBatch, outcome: Outcome) -> None:
+    def phase_opened(self, phase: TaskPhase, outcome: Outcome) -> None:
         with self.monitor.lock:
-            self.live.open(batch)
-            request = self._by_origin.get(id(batch.origin))
-            waiting = sum(task.batch is batch and not task.terminal for task in self.tasks)
-            if batch.phase != "immediate" and (request or waiting):
+            self.live.open(phase)
+            request = self._by_origin.get(id(phase.origin))
+            waiting = sum(task.handle.phase is phase and not task.terminal for task in self.tasks)
+            if phase.name != "immediate" and (request or waiting):
                 told = "" if outcome == "success" else f", for when={outcome!r}"
-                self._add("phase_opened", request=request, phase=batch.phase, detail=f"({waiting}){told}")
+                self._add("phase_opened", request=request, phase=phase.name, detail=f"({waiting}){told}")
         self.monitor.changed()
 
-    def batch_discarded(self, batch: TaskBatch, reason: str) -> None:
+    def phase_discarded(self, phase: TaskPhase, reason: str) -> None:
         with self.monitor.lock:
-            self.live.open(batch)
+            self.live.open(phase)
         self.monitor.changed()
 
     def origin_event(self, origin: object, event: str) -> None:

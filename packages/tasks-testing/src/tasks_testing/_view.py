@@ -49,7 +49,7 @@ class TaskView(Sequence[RecordedTask[Any]]):
         return self.in_phase("after_response")
 
     def in_phase(self, phase: str) -> TaskView:
-        """Return the tasks of a phase; also of one that a `TaskBatch` of your own is."""
+        """Return the tasks of a phase; also of one that a `TaskPhase` of your own is."""
         return self._narrow(phase=phase)
 
     def of(self, target: Target) -> TaskView:

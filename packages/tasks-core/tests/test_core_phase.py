@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from core_support import EventLog, every_event_loop, in_thread, messages, noop, states
-from tasks_core import Task, TaskBatch, TaskConfig, TaskScheduler, TaskState, observe
+from tasks_core import Task, TaskConfig, TaskPhase, TaskScheduler, TaskState, observe
 
 pytestmark = pytest.mark.anyio
 anyio_backend = every_event_loop
@@ -17,18 +17,18 @@ anyio_backend = every_event_loop
 
 async def test_no_task_starts_before_its_phase_opens() -> None:
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later", origin="request")
+        batch = TaskPhase(scheduler, "later", origin="request")
         tasks: list[Task[Any]] = [batch.schedule(noop), batch.task(name="x").schedule(threading.get_ident)]
         assert not batch.opened
         assert batch.outcome is None
         assert batch.origin == "request"
-        assert repr(batch) == "<TaskBatch later waiting, 2 tasks>"
+        assert repr(batch) == "<TaskPhase later waiting, 2 tasks>"
         await anyio.wait_all_tasks_blocked()
         assert states(*tasks) == [TaskState.PENDING] * 2
         batch.open()
         assert batch.opened
         assert batch.outcome == "success"
-        assert repr(batch) == "<TaskBatch later success, 0 tasks>"
+        assert repr(batch) == "<TaskPhase later success, 0 tasks>"
         for task in tasks:
             await task.wait()
         assert states(*tasks) == [TaskState.SUCCEEDED] * 2
@@ -36,7 +36,7 @@ async def test_no_task_starts_before_its_phase_opens() -> None:
 
 async def test_scheduling_into_an_open_batch_starts_at_once() -> None:
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         batch.open()
         await batch.schedule(noop)
         task: Task[None] = in_thread(lambda: batch.schedule(noop))
@@ -50,7 +50,7 @@ async def test_each_task_starts_for_the_outcome_it_is_meant_for(
 ) -> None:
     caplog.set_level(logging.INFO)
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "after_route")
+        batch = TaskPhase(scheduler, "after_route")
 
         def schedule() -> dict[str, Task[None]]:
             return {
@@ -84,7 +84,7 @@ async def test_discarding_drops_what_there_is_and_what_comes_later(
 ) -> None:
     caplog.set_level(logging.INFO)
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         early = batch.task(when="always").schedule(noop)
         if thread:
             in_thread(lambda: batch.discard("rolled back"))
@@ -93,7 +93,7 @@ async def test_discarding_drops_what_there_is_and_what_comes_later(
         await early.wait()
         late: Task[None] = in_thread(lambda: batch.schedule(noop)) if thread else batch.schedule(noop)
         await late.wait()
-        assert repr(batch) == "<TaskBatch later discarded, 0 tasks>"
+        assert repr(batch) == "<TaskPhase later discarded, 0 tasks>"
         assert not batch.opened
     assert states(early, late) == [TaskState.DISCARDED] * 2
     assert early.reason == late.reason == "rolled back"
@@ -103,7 +103,7 @@ async def test_discarding_drops_what_there_is_and_what_comes_later(
 async def test_whichever_is_called_first_counts() -> None:
     log = EventLog()
     async with TaskScheduler() as scheduler:
-        opened, discarded = TaskBatch(scheduler, "opened"), TaskBatch(scheduler, "discarded")
+        opened, discarded = TaskPhase(scheduler, "opened"), TaskPhase(scheduler, "discarded")
         task, other = opened.schedule(noop), discarded.schedule(noop)
         with observe(log):
             opened.open("success")
@@ -123,7 +123,7 @@ async def test_whichever_is_called_first_counts() -> None:
 
 async def test_a_thread_opens_a_batch() -> None:
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         task: Task[None] = in_thread(lambda: batch.schedule(noop))
         in_thread(batch.open)
         await task
@@ -131,7 +131,7 @@ async def test_a_thread_opens_a_batch() -> None:
 
 async def test_a_task_cancelled_before_its_phase_opens_stays_cancelled() -> None:
     async with TaskScheduler() as scheduler:
-        batch, dropped = TaskBatch(scheduler, "later"), TaskBatch(scheduler, "never")
+        batch, dropped = TaskPhase(scheduler, "later"), TaskPhase(scheduler, "never")
         task, other = batch.schedule(noop), dropped.schedule(noop)
         task.cancel()
         other.cancel()
@@ -143,18 +143,18 @@ async def test_a_task_cancelled_before_its_phase_opens_stays_cancelled() -> None
 
 async def test_a_task_cancelled_before_the_loop_hears_of_it_does_not_wait_for_its_phase() -> None:
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         task: Task[None] = in_thread(lambda: batch.schedule(noop))
         task.cancel()
         await anyio.wait_all_tasks_blocked()
-        assert repr(batch) == "<TaskBatch later waiting, 0 tasks>"
+        assert repr(batch) == "<TaskPhase later waiting, 0 tasks>"
         batch.open()
     assert (task.state, task.attempts) == (TaskState.CANCELLED, 0)
 
 
 async def test_a_task_that_a_thread_schedules_and_cancels_never_starts() -> None:
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later")
+        batch = TaskPhase(scheduler, "later")
         batch.open()
 
         def schedule_and_cancel() -> Task[None]:
@@ -169,7 +169,7 @@ async def test_a_task_that_a_thread_schedules_and_cancels_never_starts() -> None
 
 async def test_the_configuration_of_a_batch_applies_to_its_tasks() -> None:
     async with TaskScheduler() as scheduler:
-        batch = TaskBatch(scheduler, "later", config=TaskConfig(when="error"))
+        batch = TaskPhase(scheduler, "later", config=TaskConfig(when="error"))
         dropped, wanted = batch.schedule(noop), batch.task(when="always").schedule(noop)
         batch.open("success")
         await wanted
@@ -178,11 +178,11 @@ async def test_the_configuration_of_a_batch_applies_to_its_tasks() -> None:
 
 async def test_a_sibling_has_the_same_origin_and_configuration_and_a_moment_of_its_own() -> None:
     async with TaskScheduler(config=TaskConfig(timeout=7)) as scheduler:
-        batch = TaskBatch(scheduler, "after_commit", origin="session", config=TaskConfig(name="mail"))
+        batch = TaskPhase(scheduler, "after_commit", origin="session", config=TaskConfig(name="mail"))
         batch.open()
         sibling = batch.sibling("after_rollback")
         task = sibling.schedule(noop)
-        assert (task.phase, task.name, task.config.timeout) == ("after_rollback", "mail", 7)
+        assert (task.phase, task.name, task.config.timeout) == (sibling, "mail", 7)
         assert (sibling.origin, sibling.outcome) == ("session", None)
         assert scheduler.owns(task)
         await anyio.wait_all_tasks_blocked()

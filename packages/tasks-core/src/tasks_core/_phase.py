@@ -9,9 +9,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ._config import Outcome, TaskConfig
+from ._durable.task import DurableTask, check_submitted
 from ._observer import hooks, notify
-from ._schedule import ConfiguredSchedule, Schedulable, new_task, refuse_when
-from ._submit import DurableTask, check_submitted
+from ._schedule import ConfiguredSchedule, ScheduleTarget, new_task, refuse_when
 from ._task import PENDING, Task
 from .exceptions import InvalidConfigError
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 HandOver: TypeAlias = Literal["open", "submit", "now"]
 
 
-class TaskBatch(Schedulable):
+class TaskPhase(ScheduleTarget):
     """
     Collects tasks until `open()` starts them, or `discard()` drops them; whichever is called first counts.
 
     ```python
-    after_commit = TaskBatch(scheduler, "after_commit")
+    after_commit = TaskPhase(scheduler, "after_commit")
     after_commit.schedule(send_receipt, order.id)
     await session.commit()
     after_commit.open()
     ```
 
-    A task scheduled into an open batch starts at once; one scheduled into a discarded batch is discarded. All methods
+    A task scheduled into an open phase starts at once; one scheduled into a discarded phase is discarded. All methods
     may be called from any thread.
 
     Args:
         scheduler: Where the tasks run. Its shutdown, its limits and its `config` apply.
 
-        phase: What the moment is called: in logs, reports, `task.phase` and statistics.
+        name: What the moment is called: in logs, reports and statistics.
 
-        origin: What the batch belongs to (a request, a session); kept for observers, see `TaskBatch.origin`.
+        origin: What the phase belongs to (a request, a session); kept for observers, see `TaskPhase.origin`.
 
-        config: Over the configuration of the scheduler, for all tasks of the batch.
+        config: Over the configuration of the scheduler, for all tasks of the phase.
 
         opened: The moment is now: every task starts at once, and has no outcome to wait for (`when` is refused).
 
@@ -60,8 +60,8 @@ class TaskBatch(Schedulable):
         "_outcome",
         "_runner",
         "_waiting",
+        "name",
         "origin",
-        "phase",
         "submitted",
         "unsubmitted",
     )
@@ -69,15 +69,15 @@ class TaskBatch(Schedulable):
     def __init__(
         self,
         scheduler: TaskScheduler,
-        phase: str,
+        name: str,
         *,
         origin: object = None,
         config: TaskConfig | None = None,
         opened: bool = False,
         hand_over: HandOver = "open",
     ) -> None:
-        if not isinstance(phase, str) or not phase:
-            raise InvalidConfigError('TaskBatch(scheduler, phase): phase must be a name, such as "after_commit"')
+        if not isinstance(name, str) or not name:
+            raise InvalidConfigError('TaskPhase(scheduler, name): name must be a text, such as "after_commit"')
         self._runner = scheduler._runner
         self._config = scheduler.config if config is None else scheduler.config.merge(config)
         self._waiting: list[int] = []  # ids: a task that is cancelled while it waits is gone at once
@@ -88,12 +88,12 @@ class TaskBatch(Schedulable):
         self.submitted: Outcome | None = None
         self.unsubmitted = False
         self._durable: list[DurableTask] = []  # those that submit() has to wait for
-        self.phase: str = phase
+        self.name: str = name
         self.origin: object = origin
 
-    def sibling(self, phase: str, hand_over: HandOver = "open") -> TaskBatch:
+    def sibling(self, name: str, hand_over: HandOver = "open") -> TaskPhase:
         """
-        Make a batch for another moment of the same thing: with the scheduler, the configuration and the origin of this
+        Make a phase for another moment of the same thing: with the scheduler, the configuration and the origin of this
         one, and not open. What becomes of this one does not matter to it.
 
         ```python
@@ -101,25 +101,25 @@ class TaskBatch(Schedulable):
         ```
 
         Args:
-            phase: What the moment is called.
+            name: What the moment is called.
 
-            hand_over: As `TaskBatch` takes it.
+            hand_over: As `TaskPhase` takes it.
         """
         # Not by calling the class, which checks its arguments and costs twice as much: a request makes one or two.
-        batch = TaskBatch.__new__(TaskBatch)
-        batch._runner = self._runner
-        batch._config = self._config
-        batch._waiting = []
-        batch._immediate = False
-        batch._outcome = None
-        batch._discarded = None
-        batch._hand_over = hand_over
-        batch.submitted = None
-        batch.unsubmitted = False
-        batch._durable = []
-        batch.phase = phase
-        batch.origin = self.origin
-        return batch
+        phase = TaskPhase.__new__(TaskPhase)
+        phase._runner = self._runner
+        phase._config = self._config
+        phase._waiting = []
+        phase._immediate = False
+        phase._outcome = None
+        phase._discarded = None
+        phase._hand_over = hand_over
+        phase.submitted = None
+        phase.unsubmitted = False
+        phase._durable = []
+        phase.name = name
+        phase.origin = self.origin
+        return phase
 
     submitted: Outcome | None
     """
@@ -158,7 +158,7 @@ class TaskBatch(Schedulable):
             self._runner.loop.post(partial(self._open, outcome))
 
     def discard(self, reason: str) -> None:
-        """Drop the tasks, and all that are scheduled into this batch later; *reason* is logged with each, at INFO."""
+        """Drop the tasks, and all that are scheduled into this phase later; *reason* is logged with each, at INFO."""
         self._runner.loop.call(self._discard, reason)
 
     async def submit(self, outcome: Outcome = "success") -> None:
@@ -188,7 +188,7 @@ class TaskBatch(Schedulable):
     async def _submit(self, outcome: Outcome) -> None:
         tracked, self._durable = self._durable, []
         self.unsubmitted = False
-        meant = [task for task in self._durable_waiting() if self._immediate or _is_meant(task, outcome)]
+        meant = [task for task in self._durable_waiting() if self._immediate or task._is_for(outcome)]
         # Those in a transaction one after the other, last: a connection does one thing at a time.
         for task in sorted(meant, key=lambda task: task.transaction is not None):
             self._waiting.remove(task.id)
@@ -212,8 +212,8 @@ class TaskBatch(Schedulable):
         if self._outcome is not None or self._discarded is not None:
             return
         self._outcome = outcome
-        if hooks.batch_opened:
-            notify(hooks.batch_opened, self, outcome)
+        if hooks.phase_opened:
+            notify(hooks.phase_opened, self, outcome)
         if self._waiting:
             self._pass_on()
 
@@ -221,8 +221,8 @@ class TaskBatch(Schedulable):
         if self._outcome is not None or self._discarded is not None:
             return
         self._discarded = reason
-        if hooks.batch_discarded:
-            notify(hooks.batch_discarded, self, reason)
+        if hooks.phase_discarded:
+            notify(hooks.phase_discarded, self, reason)
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -238,7 +238,7 @@ class TaskBatch(Schedulable):
             self._runner.ledger.drop(task, self._discarded)
         elif self._outcome is None:
             self._waiting.append(task.id)
-        elif self._immediate or _is_meant(task, self._outcome):
+        elif self._immediate or task._is_for(self._outcome):
             self._runner.ready(task)
         else:
             self._drop(task, self._outcome)
@@ -250,7 +250,7 @@ class TaskBatch(Schedulable):
         elif self._hand_over == "now" and task.config.when != "error":
             self._runner.ready(task)
         elif self.submitted is not None and self._outcome is None:
-            if _is_meant(task, self.submitted):
+            if task._is_for(self.submitted):
                 self._runner.ready(task)
             else:
                 self._drop(task, self.submitted)
@@ -279,7 +279,7 @@ class TaskBatch(Schedulable):
 
     def _drop(self, task: Task[Any], outcome: Outcome) -> None:
         when = task.config.when or "success"
-        self._runner.ledger.drop(task, f"it is for when={when!r}, and {self.phase} ended in {outcome}")
+        self._runner.ledger.drop(task, f"it is for when={when!r}, and {self.name} ended in {outcome}")
 
     def _schedule(
         self,
@@ -291,18 +291,11 @@ class TaskBatch(Schedulable):
     ) -> Task[Any]:
         return new_task(self._runner, self._take, config, self._config, self, func, args, kwargs, caller)
 
-    def _configured(self, config: TaskConfig) -> Schedulable:
+    def _configured(self, config: TaskConfig) -> ScheduleTarget:
         if self._immediate:
             refuse_when(config)
         return ConfiguredSchedule(self, self._config.merge(config))
 
     def __repr__(self) -> str:
         state = self._outcome or ("waiting" if self._discarded is None else "discarded")
-        return f"<{type(self).__name__} {self.phase} {state}, {len(self._waiting)} tasks>"
-
-
-def _is_meant(task: Task[Any], outcome: Outcome) -> bool:
-    when = task.config.when or "success"
-    if when == outcome or when == "always":
-        return True
-    return isinstance(task, DurableTask) and task.stored  # what is committed is committed
+        return f"<{type(self).__name__} {self.name} {state}, {len(self._waiting)} tasks>"

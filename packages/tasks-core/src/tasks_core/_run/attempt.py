@@ -12,16 +12,17 @@ from weakref import ref
 
 import anyio
 
-from ._admission import Admission
-from ._call import check_call
-from ._clock import Clock, clock_in_force
-from ._ledger import Ledger, LostTask, describe_loss, log_fields, title
-from ._log import logger
-from ._loop import Loop
-from ._observer import RunAttempt, hooks
-from ._retry import Retry, ask
-from ._task import CURRENT_TASK, SUCCEEDED, Task, TaskState
-from ._threads import ThreadCall, WorkerThreads
+from tasks_core._clock import Clock, clock_in_force
+from tasks_core._loop.loop import Loop
+from tasks_core._observer import RunAttempt, hooks
+from tasks_core._retry import Retry, ask
+from tasks_core._support.call import check_call
+from tasks_core._support.log import logger
+from tasks_core._task import CURRENT_TASK, SUCCEEDED, Task, TaskState
+
+from .admission import Admission
+from .ledger import Ledger, LostTask, describe_loss, log_fields, title
+from .threads import ThreadCall, WorkerThreads
 
 
 class Attempts:
@@ -123,8 +124,8 @@ class Attempts:
 
     async def _call(self, task: Task[Any], func: Callable[..., Any] | None = None, /) -> Any:
         if func is None:
-            if task._submit is not None:
-                return await task._submit()
+            if task._perform is not None:
+                return await task._perform()
             func, is_async = task.func, task._is_async
         else:
             is_async = check_call(func, task.args, task.kwargs)

@@ -7,9 +7,10 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Any
 
-from ._ledger import LAUNCHED, Ledger, log_fields, title
-from ._log import logger
-from ._task import Task
+from tasks_core._support.log import logger
+from tasks_core._task import Task
+
+from .ledger import LAUNCHED, Ledger, log_fields, title
 
 # What a task counts against: bits in Task._tickets, next to LAUNCHED.
 SLOT = 2

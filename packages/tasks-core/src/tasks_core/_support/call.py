@@ -7,7 +7,7 @@ from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_VARARGS, 
 from types import FunctionType, MethodType
 from typing import Any
 
-from .exceptions import InvalidTaskError
+from tasks_core.exceptions import InvalidTaskError
 
 
 def describe(func: Callable[..., Any]) -> str:

@@ -1,11 +1,4 @@
-"""
-Durable tasks on PostgreSQL, by procrastinate: `pip install tasks-core[procrastinate]`.
-
-```python
-engine = ProcrastinateEngine("postgresql://app@db/app")
-engine = ProcrastinateEngine.embedded("./tasks-db")  # on a laptop, with tasks-core[embedded]
-```
-"""
+"""The engine: what the scheduler and the worker call."""
 
 from __future__ import annotations
 
@@ -25,13 +18,13 @@ from psycopg_pool import AsyncConnectionPool
 
 from tasks_core import (
     Capability,
+    DurableCall,
     DurableState,
     DurableStatus,
     EngineCapabilityError,
     EngineUnavailableError,
     Receipt,
     RunDelivery,
-    TaskCall,
 )
 
 from ._bridge import work_in_thread
@@ -41,8 +34,6 @@ from ._schema import prepare_schema
 from ._thread import AsyncioThread, runs_asyncio
 from ._transaction import Row, Statement, Transaction, join_transaction
 from ._work import TASK_NAME, WorkOptions, work
-
-__all__ = ("ProcrastinateEngine",)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -223,7 +214,7 @@ class ProcrastinateEngine:
 
     # ---- handing over ----
 
-    def join(self, transaction: Any, call: TaskCall, wanted: Callable[[], bool], /) -> Transaction:
+    def join(self, transaction: Any, call: DurableCall, wanted: Callable[[], bool], /) -> Transaction:
         """
         Take a SQLAlchemy `AsyncSession` or `AsyncConnection` (over psycopg or asyncpg), or a psycopg `AsyncConnection`.
 
@@ -236,7 +227,7 @@ class ProcrastinateEngine:
             )
         return join_transaction(transaction, Statement(SUBMIT_KEY if call.dedup else SUBMIT, self._row(call)), wanted)
 
-    async def submit(self, call: TaskCall, /, *, transaction: Transaction | None = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: Transaction | None = None) -> Receipt:
         """Store the call in a row of its own, in the transaction if there is one."""
         try:
             number, created = await self._on_asyncio(self._store, call, transaction)
@@ -244,7 +235,7 @@ class ProcrastinateEngine:
             raise _unavailable(error) from error
         return Receipt(self.name, str(number), call.key, created, self.status)
 
-    async def _store(self, call: TaskCall, transaction: Transaction | None) -> Row:
+    async def _store(self, call: DurableCall, transaction: Transaction | None) -> Row:
         if transaction is not None:
             return await transaction.store()
         if call.dedup:
@@ -254,7 +245,7 @@ class ProcrastinateEngine:
         assert job.id is not None
         return job.id, True
 
-    def _job(self, call: TaskCall) -> Job:
+    def _job(self, call: DurableCall) -> Job:
         return Job(
             queue=self._queue,
             task_name=TASK_NAME,
@@ -264,7 +255,7 @@ class ProcrastinateEngine:
             scheduled_at=_moment(call.not_before),
         )
 
-    def _row(self, call: TaskCall) -> Mapping[str, Any]:
+    def _row(self, call: DurableCall) -> Mapping[str, Any]:
         return {
             "key": call.key,
             "queue": self._queue,
@@ -295,7 +286,7 @@ class ProcrastinateEngine:
         await start(self.conninfo, self._work_options, run, concurrency, stopping)
 
 
-def _stored(call: TaskCall) -> dict[str, Any]:
+def _stored(call: DurableCall) -> dict[str, Any]:
     stored: dict[str, Any] = {"name": call.name, "args": dict(call.args), "key": call.key}
     if call.retry is not None:
         stored["retry"] = call.retry.as_json()

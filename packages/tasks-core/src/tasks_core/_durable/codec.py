@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, get_type_hints
 
-from .exceptions import ArgumentCodecError
+from tasks_core.exceptions import ArgumentCodecError
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 """What JSON can say. Values for which it has no word never travel: they are an error at the call."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import anyio
 
-from ._log import logger
-from ._observer import hooks, notify
-from ._task import RUNNING, Task, TaskState
-from .exceptions import TaskQueueFullError
+from tasks_core._observer import hooks, notify
+from tasks_core._support.log import logger
+from tasks_core._task import RUNNING, Task, TaskState
+from tasks_core.exceptions import TaskQueueFullError
 
 CANCEL_CALLED = "task.cancel() was called"
 """The one reason for a cancellation that is no loss: somebody wanted it."""
@@ -233,7 +233,7 @@ class Ledger:
             failed=ended[TaskState.FAILED],
             cancelled=ended[TaskState.CANCELLED],
             discarded=ended[TaskState.DISCARDED],
-            by_phase=Counter(task.phase for task, _ in live),
+            by_phase=Counter(phase_name(task) for task, _ in live),
             oldest_age=live[0][0].age if live else 0.0,
         )
 
@@ -270,8 +270,12 @@ def unstarted(task: Task[Any]) -> TaskState:
     return TaskState.CANCELLED if task.attempts else TaskState.DISCARDED
 
 
+def phase_name(task: Task[Any]) -> str | None:
+    return None if task.phase is None else task.phase.name
+
+
 def describe_loss(task: Task[Any], state: TaskState, reason: str) -> LostTask:
-    return LostTask(task.id, task.name, task.phase, state, reason, task.attempts, task.age, task.where)
+    return LostTask(task.id, task.name, phase_name(task), state, reason, task.attempts, task.age, task.where)
 
 
 def log_fields(task: Task[Any]) -> dict[str, object]:
@@ -279,7 +283,7 @@ def log_fields(task: Task[Any]) -> dict[str, object]:
     return {
         "task_id": task.id,
         "task_name": task.name,
-        "task_phase": task.phase,
+        "task_phase": phase_name(task),
         "task_attempt": task.attempts,
         "task_where": task.where,
     }
@@ -287,5 +291,5 @@ def log_fields(task: Task[Any]) -> dict[str, object]:
 
 def title(task: Task[Any]) -> str:
     """How log lines begin."""
-    phase = "" if task.phase is None else f"{task.phase}, "
+    phase = "" if task.phase is None else f"{task.phase.name}, "
     return f"Task {task.name!r} #{task.id} ({phase}scheduled at {task.where})"

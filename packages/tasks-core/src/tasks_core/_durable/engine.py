@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, runti
 
 import anyio
 
-from ._codec import Json
-from ._config import is_seconds
-from ._subscription import Subscription
-from .exceptions import InvalidConfigError
+from tasks_core._config import is_seconds
+from tasks_core._support.overrides import Subscription
+from tasks_core.exceptions import InvalidConfigError
+
+from .codec import Json
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -100,7 +101,7 @@ def _class_name(cls: object) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskCall:
+class DurableCall:
     """A call of a durable function on its way to a worker. Everything in it is data."""
 
     name: str
@@ -141,7 +142,7 @@ class DurableStatus:
     attempts: int
     """Deliveries that have ended, in whatever way."""
     progress: Json = None
-    """What the task said last to `current_context().report_progress(...)`."""
+    """What the task said last to `durable_context().report_progress(...)`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ class Receipt:
 class Delivery:
     """A call that an engine hands to a worker."""
 
-    call: TaskCall
+    call: DurableCall
     attempt: int
     """1 for the first time that it is run; deliveries that were handed back do not count."""
     failures: int
@@ -213,7 +214,7 @@ class Engine(Protocol):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
     ) -> None: ...
 
-    def join(self, transaction: Any, call: TaskCall, wanted: Callable[[], bool], /) -> Any:
+    def join(self, transaction: Any, call: DurableCall, wanted: Callable[[], bool], /) -> Any:
         """
         Take what a call said in `transaction=`, and return what `submit()` is to be given for it.
 
@@ -226,7 +227,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def submit(self, call: TaskCall, /, *, transaction: Any = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
         """
         Store the call; what is returned survives a crash of this process and, as far as it can, of the engine.
 

@@ -7,14 +7,15 @@ from weakref import ref
 
 import anyio
 
-from ._durable import DurableFunction, TaskContext, registry, set_context
-from ._engine import Delivery, Engine, Redeliver, engine_in_force
-from ._log import logger
-from ._retry import Retry, ask
-from ._scheduler import TaskScheduler
-from ._task import Task, TaskState
-from ._trace import continued_span
-from .exceptions import InvalidConfigError, UnknownTaskError
+from tasks_core._retry import Retry, ask
+from tasks_core._scheduler import TaskScheduler
+from tasks_core._support.log import logger
+from tasks_core._task import Task, TaskState
+from tasks_core.exceptions import InvalidConfigError, UnknownTaskError
+
+from .engine import Delivery, Engine, Redeliver, engine_in_force
+from .function import DurableContext, DurableFunction, registry, set_context
+from .trace import continued_span
 
 # Seconds until a call is offered again whose function this process does not know: in a rolling deploy, another does.
 _UNKNOWN = 5.0
@@ -32,7 +33,7 @@ class Worker:
     A command does the same, with signals: `python -m tasks_core worker app.main:engine --concurrency 32`.
 
     Each delivery is a task of a scheduler, so that observers, timeouts, threads for plain functions and the rules of
-    shutdown are the same as everywhere; what follows from a task goes into `current_context().scheduler`. Stopping
+    shutdown are the same as everywhere; what follows from a task goes into `durable_context().scheduler`. Stopping
     takes no more calls; those that run have `grace_period` seconds; then the ones without `shield` are cancelled and go
     back to the queue, and the shielded ones have `shield_timeout` seconds more. A plain function cannot be stopped: its
     call goes back to the queue although it may still be running.
@@ -134,7 +135,7 @@ class _Attempt:
         if self._scheduler.stopping.is_set():
             raise Redeliver(0.0, failed=False)  # taken at the very moment of the stop
         set_context(
-            TaskContext(
+            DurableContext(
                 call.name,
                 call.key,
                 self._delivery.attempt,

@@ -9,8 +9,8 @@ from typing import Any
 
 import anyio
 
-from ._context import for_another_thread
-from ._loop import Loop
+from tasks_core._loop.backend import for_another_thread
+from tasks_core._loop.loop import Loop
 
 # Seconds an idle thread waits for its next call before it ends.
 _IDLE = 10.0

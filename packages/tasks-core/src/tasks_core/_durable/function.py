@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from ._call import describe
-from ._codec import ArgumentCodec, Json
-from ._config import TaskConfig, TaskErrorHandler
-from ._engine import RetryPolicy
-from ._task import current_task
-from .exceptions import InvalidConfigError, NotAddressableError, UnknownTaskError
+from tasks_core._config import TaskConfig, TaskErrorHandler
+from tasks_core._support.call import describe
+from tasks_core._task import current_task
+from tasks_core.exceptions import InvalidConfigError, NotAddressableError, UnknownTaskError
+
+from .codec import ArgumentCodec, Json
+from .engine import RetryPolicy
 
 if TYPE_CHECKING:
-    from ._scheduler import TaskScheduler
+    from tasks_core._scheduler import TaskScheduler
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -160,7 +161,7 @@ def durable(
     ```
 
     A durable task runs **at least once**: it survives the end of any process, and may for that reason run again after
-    it has done part of its work, or all. `current_context().key` is the same each time.
+    it has done part of its work, or all. `durable_context().key` is the same each time.
 
     The function lives at the top of a module that a worker imports, under a name that both processes know. Its
     arguments travel as JSON; what they are annotated with is what arrives.
@@ -236,8 +237,8 @@ def _place(function: DurableFunction[..., Any]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskContext:
-    """What a durable task can know about its call; see `current_context()`."""
+class DurableContext:
+    """What a durable task can know about its call; see `durable_context()`."""
 
     name: str
     key: str
@@ -257,7 +258,7 @@ class TaskContext:
         The scheduler that runs the task, for what is to follow; it has the engine that the task came from.
 
         ```python
-        context = current_context()
+        context = durable_context()
         await context.scheduler.task(key=f"{context.key}-receipt").schedule(send_receipt, order_id)
         ```
 
@@ -279,10 +280,10 @@ class TaskContext:
             await self.save_progress(progress)
 
 
-_context: ContextVar[TaskContext | None] = ContextVar("tasks_core_context", default=None)
+_context: ContextVar[DurableContext | None] = ContextVar("tasks_core_context", default=None)
 
 
-def current_context() -> TaskContext:
+def durable_context() -> DurableContext:
     """
     Return the context of the durable task that runs the caller.
 
@@ -291,12 +292,12 @@ def current_context() -> TaskContext:
     """
     context = _context.get()
     if context is None:
-        raise LookupError("current_context() is for durable tasks: no durable task runs this code")
+        raise LookupError("durable_context() is for durable tasks: no durable task runs this code")
     task = current_task()
     if task is not None and task.id == context.task_id:
         return replace(context, attempt=task.attempts)
     return context
 
 
-def set_context(context: TaskContext) -> None:
+def set_context(context: DurableContext) -> None:
     _context.set(context)

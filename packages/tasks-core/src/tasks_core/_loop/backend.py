@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
@@ -11,23 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from ._context import for_another_thread
-from ._log import logger
+from tasks_core._support.log import logger
+from tasks_core._task import NativeTask
 
 if TYPE_CHECKING:
     import trio
-
-
-class NativeTask(Protocol):
-    """A running coroutine of the event loop."""
-
-    def cancel(self) -> object:
-        """Request cancellation; call on the thread of the loop."""
-        ...
-
-    def done(self) -> bool:
-        """Whether the coroutine has ended, in whatever way."""
-        ...
 
 
 class Spawn(Protocol):
@@ -188,3 +177,15 @@ def current_backend() -> Backend:
     """Return a backend for the loop that runs the caller."""
     # Not whether a loop of asyncio runs in this thread: trio can be a guest on one.
     return AsyncioBackend() if anyio.get_cancelled_exc_class() is asyncio.CancelledError else TrioBackend()
+
+
+def for_another_thread(context: Context) -> Context:
+    """
+    Have anyio find out anew, in a copy of a context, which event loop runs.
+
+    It notes the answer in a context variable, and would believe the note in the other thread as well.
+    """
+    sniffio = sys.modules.get("sniffio")  # where the variable is; anyio does without it if it is not installed
+    if sniffio is not None:
+        context.run(sniffio.current_async_library_cvar.set, None)
+    return context

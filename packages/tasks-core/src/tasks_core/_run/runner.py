@@ -12,19 +12,20 @@ from weakref import ref
 
 import anyio
 
-from ._admission import HELD, LIMITER, Admission
-from ._attempt import Attempts
-from ._clock import Clock, clock_in_force
-from ._context import for_another_thread
-from ._ledger import CANCEL_CALLED, Ledger, log_fields, title, unstarted
-from ._log import logger
-from ._loop import Loop
-from ._observer import hooks, is_held, notify
-from ._task import CURRENT_TASK, PENDING, Task, TaskState, current_task
-from .exceptions import SchedulerClosedError, SchedulerNotStartedError
+from tasks_core._clock import Clock, clock_in_force
+from tasks_core._loop.backend import for_another_thread
+from tasks_core._loop.loop import Loop
+from tasks_core._observer import hooks, is_held, notify
+from tasks_core._support.log import logger
+from tasks_core._task import CURRENT_TASK, PENDING, Task, TaskState, current_task
+from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError
+
+from .admission import HELD, LIMITER, Admission
+from .attempt import Attempts
+from .ledger import CANCEL_CALLED, Ledger, log_fields, title, unstarted
 
 if TYPE_CHECKING:
-    from ._submit import EngineHost
+    from tasks_core._durable.task import EngineHost
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any])
 
@@ -52,7 +53,7 @@ _OPEN = Stage.OPEN  # looked up once, because every task passes by here
 
 class Runner:
     """
-    What stands behind a `TaskScheduler`, its batches and its tasks.
+    What stands behind a `TaskScheduler`, its phases and its tasks.
 
     The state of a task changes on the thread of the loop only; other threads hand over what they want done.
     """
@@ -157,7 +158,7 @@ class Runner:
             return  # cancelled, or given up by shutdown, before its turn
         if self.stage is not _OPEN and (reason := self._too_late(task)):
             self.ledger.give_up(task, TaskState.DISCARDED, reason)
-        elif task._submit is not None:
+        elif task._perform is not None:
             self.attempts.start(task)  # no limit of this process is for it, and somebody waits for it
         elif not (hooks.hold_task and self._hold(task)):
             self._wait_or_enter(task, task.config.delay or 0.0)

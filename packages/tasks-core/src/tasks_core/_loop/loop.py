@@ -11,9 +11,10 @@ from typing import ParamSpec
 
 import anyio
 
-from ._backend import Backend, Spawn, current_backend
-from ._clock import Clock
-from ._log import logger
+from tasks_core._clock import Clock
+from tasks_core._support.log import logger
+
+from .backend import Backend, Spawn, current_backend
 
 P = ParamSpec("P")
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import anyio
 
-from ._admission import HELD
-from ._ledger import LossReport, LostTask, describe_loss, unstarted
-from ._log import logger
-from ._observer import hooks, notify
-from ._runner import GRACE_OVER, SHIELD_OVER, Runner, Stage
-from ._task import Task, TaskState
+from tasks_core._observer import hooks, notify
+from tasks_core._support.log import logger
+from tasks_core._task import Task, TaskState
+
+from .admission import HELD
+from .ledger import LossReport, LostTask, describe_loss, unstarted
+from .runner import GRACE_OVER, SHIELD_OVER, Runner, Stage
 
 # Seconds between two lines that name what is being waited for, and how many tasks such a line names.
 _TELL_EVERY = 5.0
@@ -237,4 +238,4 @@ def _is_not_shielded(task: Task[Any]) -> bool:
 
 
 def _has_not_begun(task: Task[Any]) -> bool:
-    return _is_held(task) or (task.batch is not None and not task.batch.opened)
+    return _is_held(task) or (task.phase is not None and not task.phase.opened)

@@ -22,7 +22,7 @@ from procrastinate.jobs import Job
 from procrastinate.worker import Worker as ProcrastinateWorker
 from psycopg_pool import AsyncConnectionPool
 
-from tasks_core import Delivery, Json, Redeliver, RetryPolicy, RunDelivery, TaskCall
+from tasks_core import Delivery, DurableCall, Json, Redeliver, RetryPolicy, RunDelivery
 
 from ._queries import KEEP_ALIVE, PROGRESS, PURGE, REAP
 from ._reports import Reports
@@ -188,7 +188,7 @@ class _Work:
 
     def _delivery(self, job: Job, job_id: int, fields: dict[str, Any]) -> Delivery:
         retry = fields.get("retry")
-        call = TaskCall(
+        call = DurableCall(
             name=fields["name"],
             args=fields["args"],
             key=fields["key"],

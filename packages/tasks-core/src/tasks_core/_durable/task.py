@@ -13,17 +13,13 @@ from uuid import uuid4
 
 import anyio
 
-from ._backend import NativeTask
-from ._config import TaskConfig
-from ._durable import DurableFunction, TaskContext, set_context
-from ._engine import Engine, Receipt, RetryPolicy, TaskCall, engine_in_force, engine_overridden
-from ._ledger import title
-from ._log import logger
-from ._loop import Loop
-from ._retry import Retry, ask
-from ._task import Task, TaskState
-from ._trace import trace_headers
-from .exceptions import (
+from tasks_core._config import Outcome, TaskConfig
+from tasks_core._loop.loop import Loop
+from tasks_core._retry import Retry, ask
+from tasks_core._run.ledger import title
+from tasks_core._support.log import logger
+from tasks_core._task import NativeTask, Task, TaskState
+from tasks_core.exceptions import (
     EngineCapabilityError,
     EngineNotConfiguredError,
     EngineUnavailableError,
@@ -31,12 +27,16 @@ from .exceptions import (
     NotAddressableError,
 )
 
-if TYPE_CHECKING:
-    from ._batch import TaskBatch
-    from ._runner import Runner
-    from ._scheduler import TaskScheduler
+from .engine import DurableCall, Engine, Receipt, RetryPolicy, engine_in_force, engine_overridden
+from .function import DurableContext, DurableFunction, set_context
+from .trace import trace_headers
 
-OnUnavailable: TypeAlias = Literal["error", "memory"]
+if TYPE_CHECKING:
+    from tasks_core._phase import TaskPhase
+    from tasks_core._run.runner import Runner
+    from tasks_core._scheduler import TaskScheduler
+
+EngineFallback: TypeAlias = Literal["error", "memory"]
 """What becomes of a durable task when its engine does not acknowledge: it fails, or it runs in this process."""
 
 # Seconds that an engine has to acknowledge.
@@ -51,23 +51,26 @@ class DurableTask(Task[Receipt]):
     and is no part of it. Shutdown waits for it as for a task with `shield`.
     """
 
-    __slots__ = ("call", "engine", "on_unavailable", "transaction")
+    __slots__ = ("call", "engine", "engine_fallback", "transaction")
 
-    call: TaskCall
+    call: DurableCall
     engine: Engine
     transaction: Any
     """What the engine made of `transaction=`."""
-    on_unavailable: OnUnavailable
+    engine_fallback: EngineFallback
 
     @property
     def stored(self) -> bool:
         """Whether the engine has the call already, because the transaction was committed before the phase began."""
         return getattr(self.transaction, "stored", False)
 
+    def _is_for(self, outcome: Outcome) -> bool:
+        return self.stored or super()._is_for(outcome)  # a row that is committed already stays
+
     def _is_wanted(self) -> bool:
         return not self._state.finished
 
-    async def _submit(self) -> Receipt:
+    async def _perform(self) -> Receipt:
         call = self.call
         if self.config.delay and call.not_before is None:
             call = replace(call, not_before=time.time() + self.config.delay)
@@ -75,7 +78,7 @@ class DurableTask(Task[Receipt]):
             with anyio.fail_after(_TIME_LIMIT):
                 return await self.engine.submit(call, transaction=self.transaction)
         except (EngineUnavailableError, TimeoutError) as error:
-            if self.on_unavailable == "memory" and self.transaction is None:
+            if self.engine_fallback == "memory" and self.transaction is None:
                 return self._run_here(error)
             if isinstance(error, EngineUnavailableError):
                 raise
@@ -101,7 +104,7 @@ class DurableTask(Task[Receipt]):
             self.args,
             dict(self.kwargs),
             config,
-            self._batch,
+            self._phase,
             function.is_async,
             context,
             self._code,
@@ -111,8 +114,8 @@ class DurableTask(Task[Receipt]):
         call = self.call
         assert runner.host is not None  # it has said what to do
         found = runner.host.find_scheduler
-        context.run(set_context, TaskContext(call.name, call.key, 1, call.headers, found, task_id=task.id))
-        runner.accept(task, runner.ready if self._batch is None else self._batch._take)
+        context.run(set_context, DurableContext(call.name, call.key, 1, call.headers, found, task_id=task.id))
+        runner.accept(task, runner.ready if self._phase is None else self._phase._take)
         return Receipt("memory", str(task.id), self.call.key)
 
 
@@ -133,7 +136,7 @@ def new_durable_task(
     runner: Runner,
     config: TaskConfig,
     base: TaskConfig,
-    batch: TaskBatch | None,
+    phase: TaskPhase | None,
     function: DurableFunction[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -155,7 +158,7 @@ def new_durable_task(
         kwargs,
         # Errors arrive where the acknowledgement is waited for; a handler, a timeout and a limit are for the run.
         replace(config, shield=True, on_error=None, timeout=None, limiter=None),
-        batch,
+        phase,
         False,
         copy_context(),
         caller.f_code,
@@ -163,21 +166,21 @@ def new_durable_task(
         runner.now(),
     )
     task.engine = engine
-    task.on_unavailable = "error" if host is None else host.on_unavailable
-    task.call = TaskCall(
+    task.engine_fallback = "error" if host is None else host.engine_fallback
+    task.call = DurableCall(
         name=function.name,
         args=function.codec.encode(args, kwargs),
         key=config.key or str(uuid4()),
         dedup=config.key is not None,
         retry=function.retry,
-        headers=_headers(batch),
+        headers=_headers(phase),
     )
     task.transaction = None
     if config.transaction is not None:
         if config.delay:
             task.call = replace(task.call, not_before=time.time() + config.delay)
         task.transaction = engine.join(config.transaction, task.call, task._is_wanted)
-    runner.accept(task, runner.ready if batch is None else batch._take_durable)
+    runner.accept(task, runner.ready if phase is None else phase._take_durable)
     return task
 
 
@@ -220,9 +223,9 @@ def refuse_partial(func: partial[Any]) -> None:
         )
 
 
-def _headers(batch: TaskBatch | None) -> dict[str, str]:
+def _headers(phase: TaskPhase | None) -> dict[str, str]:
     headers = trace_headers()
-    of_origin: Mapping[str, str] | None = None if batch is None else getattr(batch.origin, "task_headers", None)
+    of_origin: Mapping[str, str] | None = None if phase is None else getattr(phase.origin, "task_headers", None)
     if of_origin:
         headers.update(of_origin)
     return headers
@@ -231,19 +234,21 @@ def _headers(batch: TaskBatch | None) -> dict[str, str]:
 class EngineHost:
     """Keeps an engine entered for as long as a scheduler lives, in one native task."""
 
-    __slots__ = ("_closed", "_error", "_native", "_opened", "_stop", "engine", "find_scheduler", "on_unavailable")
+    __slots__ = ("_closed", "_error", "_native", "_opened", "_stop", "engine", "engine_fallback", "find_scheduler")
 
     def __init__(
-        self, engine: Engine, on_unavailable: OnUnavailable, find_scheduler: Callable[[], TaskScheduler | None]
+        self, engine: Engine, engine_fallback: EngineFallback, find_scheduler: Callable[[], TaskScheduler | None]
     ) -> None:
         if not isinstance(engine, Engine):
             raise InvalidConfigError(
                 "engine must have the methods of tasks_core.Engine, as in engine=ProcrastinateEngine('postgresql://...')"
             )
-        if on_unavailable not in ("error", "memory"):
-            raise InvalidConfigError(f"on_unavailable={on_unavailable!r}: on_unavailable must be 'error' or 'memory'")
+        if engine_fallback not in ("error", "memory"):
+            raise InvalidConfigError(
+                f"engine_fallback={engine_fallback!r}: engine_fallback must be 'error' or 'memory'"
+            )
         self.engine = engine
-        self.on_unavailable = on_unavailable
+        self.engine_fallback = engine_fallback
         self.find_scheduler = find_scheduler
         self._native: NativeTask | None = None
         self._error: BaseException | None = None

@@ -1,0 +1,1 @@
+"""Durable tasks: functions that one process calls and another process runs."""

@@ -1,0 +1,1 @@
+"""The event loop: asyncio or trio behind one protocol, and how other threads reach it."""

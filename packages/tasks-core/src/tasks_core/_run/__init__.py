@@ -1,0 +1,1 @@
+"""The machinery that takes a task from `schedule()` to its terminal state."""
