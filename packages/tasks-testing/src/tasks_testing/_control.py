@@ -9,9 +9,9 @@ from typing import Any
 
 from tasks_core import RunAttempt, Subscription, Task, TaskObserver, observe
 
-from ._call import Target, check_target
-from ._record import RecordedTask, is_meant
-from ._recording import Recording
+from tasks_testing._recording.call import Target, check_target
+from tasks_testing._recording.record import RecordedTask, is_meant
+from tasks_testing._recording.recording import Recording
 
 
 @dataclass(eq=False)

@@ -10,21 +10,22 @@ from typing import Any
 import anyio
 from tasks_core import DurableCall, Subscription, override_engine
 
-from ._call import Target, check_target, show_target
+from tasks_testing._assertions.end_of_test import Verdict
+from tasks_testing._assertions.view import TaskView
+from tasks_testing._messages.explanation import show_unsettled
+from tasks_testing._messages.timeline import timeline
+from tasks_testing._recording.call import Target, check_target, show_target
+from tasks_testing._recording.durable_run import PHASE
+from tasks_testing._recording.record import RecordedRequest, RecordedTask, State, is_meant
+from tasks_testing._recording.recording import HELD_TO_THE_END, Recording, next_seq
+from tasks_testing._recording.selection import Part, Window
+from tasks_testing._time.monitor import Steps, Wait, in_event_loop
+
 from ._control import Control, holding
-from ._delivered import PHASE
-from ._durable import KeptCalls
-from ._explain import show_unsettled
-from ._filter import Part, Window
-from ._monitor import Steps, Wait, in_event_loop
-from ._record import RecordedRequest, RecordedTask, State, is_meant
-from ._recording import HELD_TO_THE_END, Recording, next_seq
+from ._engine import KeptCalls
+from ._recorder_clock import RecorderClock
 from ._settings import Check, Mode, Settings, in_debugger
-from ._show import function_name, number_of
-from ._timeline import timeline
-from ._verdict import Verdict
-from ._view import TaskView
-from ._virtual import RecorderClock
+from ._text import function_name, number_of
 
 # How often virtual time may jump in one drain(): a task that schedules itself again would go on for ever.
 _MOST_JUMPS = 1000

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._record import RecordedTask
+    from .record import RecordedTask
 
 PHASE = "durable"
 """The phase of runs, in the record."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from ._call import Target, show_target
-from ._record import RecordedRequest, RecordedTask, State, TaskEvent, is_meant
-from ._recording import Recording
+from .call import Target, show_target
+from .record import RecordedRequest, RecordedTask, State, TaskEvent, is_meant
+from .recording import Recording
 
 
 @dataclass(slots=True)

@@ -12,13 +12,14 @@ from typing import Any, cast
 
 from tasks_core import Outcome, Task, TaskObserver, TaskPhase, TaskState, observe, override_clock
 
-from . import _routing
-from ._call import Target, check_target
-from ._delivered import DurableRun, run_of_next_task
-from ._live import LiveTasks
-from ._monitor import Monitor, in_event_loop
-from ._record import EventKind, RecordedRequest, RecordedTask, State, TaskEvent, is_meant
-from ._sleepers import SleepQueue
+from tasks_testing._time.live_tasks import LiveTasks
+from tasks_testing._time.monitor import Monitor, in_event_loop
+from tasks_testing._time.sleep_queue import SleepQueue
+
+from . import routing
+from .call import Target, check_target
+from .durable_run import DurableRun, run_of_next_task
+from .record import EventKind, RecordedRequest, RecordedTask, State, TaskEvent, is_meant
 
 HELD_TO_THE_END = "held until test end"
 PARKED_TO_THE_END = "it waited for virtual time when the test ended"
@@ -66,12 +67,12 @@ class Recording(TaskObserver):
     # ---- on and off ----
 
     def start(self) -> None:
-        _routing.activate(self)
+        routing.activate(self)
         self._subscriptions.enter_context(observe(self))
 
     def stop(self) -> None:
         """Let go of everything: tasks that only this recording could have moved on are cancelled."""
-        _routing.deactivate(self)
+        routing.deactivate(self)
         for task in self.tasks:
             if task._held:
                 self._give_up(task, HELD_TO_THE_END)
@@ -169,7 +170,7 @@ class Recording(TaskObserver):
     # ---- TaskObserver ----
 
     def task_scheduled(self, handle: Task[Any]) -> None:
-        owners = _routing.owners()
+        owners = routing.owners()
         if self not in owners:
             return
         with self.monitor.lock:
@@ -271,7 +272,7 @@ class Recording(TaskObserver):
 
     def origin_event(self, origin: object, event: str) -> None:
         with self.monitor.lock:
-            if event == "request_started" and self in _routing.owners():
+            if event == "request_started" and self in routing.owners():
                 self._request_of(origin)
             request = self._by_origin.get(id(origin))
             if request is None:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._call import Target, check_target, show_target
-from ._explain import DRAIN_FIRST, explain, explain_unwanted, show_unsettled
-from ._filter import Part
-from ._monitor import Steps, Wait, in_event_loop
-from ._record import RecordedTask, is_meant
-from ._show import number_of
+from tasks_testing._messages.explanation import DRAIN_FIRST, explain, explain_unwanted, show_unsettled
+from tasks_testing._recording.call import Target, check_target, show_target
+from tasks_testing._recording.record import RecordedTask, is_meant
+from tasks_testing._recording.selection import Part
+from tasks_testing._text import number_of
+from tasks_testing._time.monitor import Steps, Wait, in_event_loop
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from tasks_core import Outcome, Subscription, Task, TaskObserver, TaskPhase, observe
 
-from ._live import LiveTasks
-from ._monitor import Monitor
-from ._sleepers import SleepQueue
+from .live_tasks import LiveTasks
+from .monitor import Monitor
+from .sleep_queue import SleepQueue
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._recording import Recording
+    from .recording import Recording
 
 _active: tuple[Recording, ...] = ()
 _lock = threading.Lock()

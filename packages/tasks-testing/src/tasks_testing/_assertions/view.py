@@ -7,12 +7,13 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, overload
 
-from ._call import Call, Target, check_target
-from ._filter import Part
-from ._judge import Claim, judge, too_early, wait_until
-from ._order import StepLike, as_step, explain_order, first_unmet
-from ._record import RecordedTask, State, TaskEvent
-from ._show import number_of
+from tasks_testing._recording.call import Call, Target, check_target
+from tasks_testing._recording.record import RecordedTask, State, TaskEvent
+from tasks_testing._recording.selection import Part
+from tasks_testing._text import number_of
+
+from .expectation import Claim, judge, too_early, wait_until
+from .order import StepLike, as_step, explain_order, first_unmet
 
 R = TypeVar("R")
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from ._call import Target, check_target, show_target
-from ._record import TERMINAL, EventKind, Marker, Phase, RecordedTask, TaskEvent, is_meant
-from ._show import shorten
+from tasks_testing._recording.call import Target, check_target, show_target
+from tasks_testing._recording.record import TERMINAL, EventKind, Marker, Phase, RecordedTask, TaskEvent, is_meant
+from tasks_testing._text import shorten
 
 # How many events a message lists.
 _MOST_EVENTS = 30

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ._explain import show_unsettled
-from ._monitor import Steps, in_event_loop
-from ._recording import Recording
+from tasks_testing._messages.explanation import show_unsettled
+from tasks_testing._recording.recording import Recording
+from tasks_testing._time.monitor import Steps, in_event_loop
 
 
 class RecorderClock:

@@ -1,8 +1,8 @@
 """
-The pytest plugin: options, the fixture, and when a recording begins and ends.
+The pytest plugin of tasks-testing: its options, the fixture `tasks_recorder`, and when a recording begins and ends.
 
-It is loaded in every run of pytest where the package is installed, and imports nothing else until a test asks for the
-fixture.
+pytest imports this module in every run in an environment where tasks-testing is installed. It is a module of its own,
+beside the package, because a run that records nothing must not pay for the package.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from ._recorder import TasksRecorder
-    from ._session import RecordedItem
+    from tasks_testing import TasksRecorder
+    from tasks_testing._pytest.recorded_item import RecordedItem
 
 _RECORDED: pytest.StashKey[RecordedItem] = pytest.StashKey()
 
 _MARKER = (
     "tasks_recorder(mode='spy', virtual_time=False, strict=False, failures='error', leaks='error', timeout=5.0): "
-    "settings of the fixture of that name; for each setting the closest marker counts"
+    "settings of the fixture tasks_recorder; the closest marker decides each setting"
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     ini = parser.addini
-    ini("tasks_recorder_autouse", "record the background tasks of all tests", type="bool", default=False)
-    ini("tasks_recorder_mode", "spy (default): tasks run; hold: they start when they are released", default=None)
+    ini("tasks_recorder_autouse", "record the background tasks of every test", type="bool", default=False)
+    ini("tasks_recorder_mode", "spy (default): tasks run; hold: tasks start when the test releases them", default=None)
     ini("tasks_recorder_virtual_time", "delays, retry pauses and timeouts take no time", type="bool", default=None)
-    ini("tasks_recorder_strict", "a task that no assertion was about fails the test", type="bool", default=None)
+    ini("tasks_recorder_strict", "a task that no assertion covers fails the test", type="bool", default=None)
     ini("tasks_recorder_failures", "error (default) or ignore: tasks that fail unexpectedly", default=None)
     ini("tasks_recorder_leaks", "error (default) or ignore: tasks that still run at the end of a test", default=None)
-    ini("tasks_recorder_timeout", "seconds that everything waits at most (default: 5)", type="float", default=None)
+    ini("tasks_recorder_timeout", "longest wait of the recorder, in seconds (default: 5)", type="float", default=None)
     parser.getgroup("tasks_testing", "background tasks").addoption(
         "--tasks-timeline",
         choices=("failed", "all", "none"),
@@ -45,9 +45,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
     if config.getini("tasks_recorder_autouse"):
-        from . import _autouse
+        from tasks_testing._pytest import autouse
 
-        config.pluginmanager.register(_autouse, "tasks_testing_autouse")
+        config.pluginmanager.register(autouse, "tasks_testing_autouse")
 
 
 @pytest.fixture
@@ -60,14 +60,14 @@ def tasks_recorder(request: pytest.FixtureRequest) -> TasksRecorder:
 
 def _begin(item: pytest.Item) -> RecordedItem:
     __tracebackhide__ = True
-    from ._session import RecordedItem
+    from tasks_testing._pytest.recorded_item import RecordedItem
 
     recorded = item.stash[_RECORDED] = RecordedItem(item)
     return recorded
 
 
-# It begins before the first fixture and ends behind the last, so that their order does not matter: an app that is
-# started by a fixture finds the recorder, and one that is torn down late is still recorded.
+# The recording begins before the first fixture and ends after the last one, so that the order of fixtures does not
+# matter: an app that a fixture starts is recorded from its start, and an app that is closed late until its end.
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     __tracebackhide__ = True
@@ -93,7 +93,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     recorded = item.stash.get(_RECORDED, None)
     if recorded is not None:
-        del item.stash[_RECORDED]  # the same item may be run again
+        del item.stash[_RECORDED]  # another plugin may run the same item again
     try:
         result = yield
     except BaseException as error:
@@ -106,8 +106,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    if op != "==" or f"{__package__}._call" not in sys.modules:
+    if op != "==" or "tasks_testing" not in sys.modules:
         return None
-    from ._compare import compare_calls
+    from tasks_testing._messages.comparison import compare_calls
 
     return compare_calls(left, right)

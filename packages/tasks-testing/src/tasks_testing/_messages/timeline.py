@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ._record import RecordedRequest, TaskEvent
-from ._recording import Recording
-from ._show import shorten, show_error, show_where
+from tasks_testing._recording.record import RecordedRequest, TaskEvent
+from tasks_testing._recording.recording import Recording
+from tasks_testing._text import shorten, show_error, show_where
 
 # Rows shown at most, the latest; and their width.
 _MOST_ROWS = 200

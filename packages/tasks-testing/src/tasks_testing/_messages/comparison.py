@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._call import Call, show_difference
+from tasks_testing._recording.call import Call, show_difference
 
 # How many lines are shown of each kind.
 _MOST_LINES = 10

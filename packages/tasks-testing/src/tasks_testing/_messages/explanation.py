@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ._call import Call, Target, base_function, show_difference, target_function
-from ._delivered import PHASE
-from ._filter import Part
-from ._monitor import in_event_loop
-from ._record import RecordedTask, is_meant, written
-from ._recording import HELD_TO_THE_END, Recording
-from ._show import function_name, number_of, shorten, show_error, show_where
+from tasks_testing._recording.call import Call, Target, base_function, show_difference, target_function
+from tasks_testing._recording.durable_run import PHASE
+from tasks_testing._recording.record import RecordedTask, is_meant, written
+from tasks_testing._recording.recording import HELD_TO_THE_END, Recording
+from tasks_testing._recording.selection import Part
+from tasks_testing._text import function_name, number_of, shorten, show_error, show_where
+from tasks_testing._time.monitor import in_event_loop
 
 # How many tasks a message lists, and how wide its lines are behind the margin that pytest puts before them.
 _MOST_TASKS = 10

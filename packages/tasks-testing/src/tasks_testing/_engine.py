@@ -22,8 +22,8 @@ from tasks_core import (
     current_task,
 )
 
-from ._delivered import DurableRun
-from ._recording import Recording
+from tasks_testing._recording.durable_run import DurableRun
+from tasks_testing._recording.recording import Recording
 
 
 class KeptCalls:

@@ -8,9 +8,9 @@ from unittest import SkipTest
 
 import pytest
 
-from ._recorder import TasksRecorder
-from ._settings import NAMES, Settings
-from ._show import show
+from tasks_testing._recorder import TasksRecorder
+from tasks_testing._settings import NAMES, Settings
+from tasks_testing._text import show
 
 
 class RecordedItem:

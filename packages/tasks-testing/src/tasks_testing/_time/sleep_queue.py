@@ -14,8 +14,8 @@ from typing import Any
 import anyio
 from tasks_core import Task, TaskState, current_task
 
-from ._live import LiveTasks
-from ._monitor import Monitor, Steps, Wait, Wakeup
+from .live_tasks import LiveTasks
+from .monitor import Monitor, Steps, Wait, Wakeup
 
 # Turns of the event loop in which nothing may happen before time jumps by itself: whoever waits for a task that has
 # just ended gets to see the time at which it ended.

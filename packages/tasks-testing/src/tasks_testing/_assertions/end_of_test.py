@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from ._call import Target
-from ._monitor import Steps, Wait, in_event_loop
-from ._record import RecordedTask, is_meant, written
-from ._recording import Recording
-from ._settings import Settings
-from ._show import number_of, show_where
+from tasks_testing._recording.call import Target
+from tasks_testing._recording.record import RecordedTask, is_meant, written
+from tasks_testing._recording.recording import Recording
+from tasks_testing._settings import Settings
+from tasks_testing._text import number_of, show_where
+from tasks_testing._time.monitor import Steps, Wait, in_event_loop
 
 # How many frames of the traceback of a task are shown, the innermost.
 _FRAMES = 3

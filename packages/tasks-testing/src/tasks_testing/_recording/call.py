@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, ParamSpec, TypeAlias, TypeVar, overlo
 
 from tasks_core import DurableFunction
 
-from ._show import function_name, show, show_arguments
+from tasks_testing._text import function_name, show, show_arguments
 
 P = ParamSpec("P")
 R = TypeVar("R")

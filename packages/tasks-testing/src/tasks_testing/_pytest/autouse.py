@@ -2,7 +2,7 @@
 
 import pytest
 
-from ._recorder import TasksRecorder
+from tasks_testing._recorder import TasksRecorder
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,10 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from tasks_core import Task
 
-from ._call import Call, Target, base_function, matches
-from ._delivered import PHASE, DurableRun
-from ._show import function_name, show_error
+from tasks_testing._text import function_name, show_error
+
+from .call import Call, Target, base_function, matches
+from .durable_run import PHASE, DurableRun
 
 R = TypeVar("R")
 

@@ -1,0 +1,1 @@
+"""What a test can assert, and what is checked at its end."""

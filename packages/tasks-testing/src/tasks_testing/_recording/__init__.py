@@ -1,0 +1,1 @@
+"""What is recorded: requests, tasks, events, and which recording each of them belongs to."""
