@@ -32,7 +32,7 @@ from tasks_fastapi import (
 pytestmark = pytest.mark.anyio
 
 NOT_INSTALLED = (
-    "This application has no tasks. Add them where it is made: "
+    "This application has no tasks. Add them where it is created: "
     "from tasks_fastapi import add_tasks; app = FastAPI(...); add_tasks(app)"
 )
 
@@ -57,7 +57,7 @@ async def test_add_tasks_after_the_application_has_started(kind: type[Starlette]
         with pytest.raises(TasksInstallationError) as caught:
             add_tasks(app)
     assert str(caught.value) == (
-        "add_tasks(app) was called after the application had started. Call it where the application is made: "
+        "add_tasks(app) was called after the application had started. Call it where the application is created: "
         "app = FastAPI(...); add_tasks(app)"
     )
 
@@ -118,8 +118,8 @@ async def test_get_scheduler_lives_as_long_as_the_lifespan() -> None:
     app = FastAPI()
     add_tasks(app, config=TaskConfig(name="named"))
     message = (
-        "get_scheduler(app) needs a running application: the scheduler lives from the beginning of the lifespan to "
-        "its end. In a test write: with TestClient(app): ..."
+        "get_scheduler(app) needs a running application, because the scheduler exists from the start of the "
+        "lifespan to its end. In a test write: with TestClient(app): ..."
     )
     for _ in range(2):
         with pytest.raises(SchedulerNotStartedError, match=re.escape(message)):

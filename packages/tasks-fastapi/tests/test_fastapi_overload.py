@@ -145,7 +145,8 @@ async def test_websocket_that_is_closed_already() -> None:
 
     async with overloaded(app):
         answer = await websocket(app, "/", log=[])
-    assert str(answer.error) == "A task was refused when the WebSocket had been closed: nobody can be told"
+    expected = "A task was refused after the WebSocket had been closed, so the client cannot be informed"
+    assert str(answer.error) == expected
     assert answer.error is not None
     assert isinstance(answer.error.__cause__, TaskQueueFullError)
     assert [message["type"] for message in answer.messages] == ["websocket.accept", "websocket.close"]

@@ -417,7 +417,7 @@ async def test_broken_sampler_breaks_no_task(caplog: pytest.LogCaptureFixture) -
     async with running(app):
         assert await get_scheduler(app).schedule(lambda: 1) == 1
     assert telemetry.spans == []
-    assert "OpenTelemetry could not begin a span; the task is not affected" in caplog.text
+    assert "OpenTelemetry could not start a span; the task is not affected" in caplog.text
 
 
 def watchers() -> list[str]:

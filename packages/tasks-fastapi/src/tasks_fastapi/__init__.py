@@ -1,11 +1,11 @@
 """
-Background tasks for FastAPI that are started at the right moment, and never lost without a line that says so.
+Background tasks for FastAPI that start at the right moment. A task that is lost is always logged.
 
-Start reading at `_app.py` (`add_tasks()`), then `_asgi.py` (the layer around the application) and `_request.py` (what a
-request has, and when its phases open). Imports go one way:
+Start reading at `_app.py` (`add_tasks()`), then `_asgi.py` (the middleware around the application) and `_request.py`
+(the tasks of a request, and when their phases open). Imports go one way:
 
 ```text
-exceptions  _overload  _refusal
+exceptions  _unavailable
 _spans ── _metrics ── _telemetry
 _request ── _asgi ── _app ── _dependencies
 ```
@@ -15,9 +15,9 @@ from tasks_core import Task, TaskConfig, TaskErrorHandler, retry
 
 from ._app import add_tasks, get_scheduler, get_tasks
 from ._dependencies import Tasks, request_tasks
-from ._overload import TASK_QUEUE_FULL_RESPONSES
 from ._request import RequestOrigin, RequestTasks, WebSocketOrigin
 from ._telemetry import TelemetryConfig
+from ._unavailable import TASK_QUEUE_FULL_RESPONSES
 from .exceptions import TasksInstallationError, TasksNotInstalledError
 
 __all__ = (

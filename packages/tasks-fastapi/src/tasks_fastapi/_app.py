@@ -1,4 +1,4 @@
-"""Putting tasks into an application, and getting at them from there."""
+"""`add_tasks()`, and how code finds the scheduler of an application and the tasks of a request."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tasks_core import (
     TaskScheduler,
 )
 
-from ._asgi import Installation, TasksMiddleware
-from ._overload import answer_with_503
+from ._asgi import AppSchedulers, TasksMiddleware
 from ._request import SCOPE_KEY, RequestOrigin, RequestTasks
 from ._telemetry import Telemetry, TelemetryConfig
+from ._unavailable import queue_full_handler
 from .exceptions import TasksInstallationError, TasksNotInstalledError
 
 _STATE_KEY = "tasks_fastapi"
@@ -43,26 +43,26 @@ def add_tasks(
     telemetry: TelemetryConfig | None = None,
 ) -> None:
     """
-    Give an application background tasks. Call it once, anywhere before the application starts.
+    Add background tasks to an application. Call it once, anywhere before the application starts.
 
     ```python
     app = FastAPI(lifespan=lifespan)
     add_tasks(app, config=TaskConfig(on_error=report), grace_period=10)
     ```
 
-    It puts one layer around the whole middleware stack, whatever is added to that later. The layer starts a
-    `tasks_core.TaskScheduler` when the application has started up, and drains it before the application hears of
-    shutdown: the resources of all its lifespans are open while tasks run. What is scheduled during startup starts when
-    that is complete.
+    It wraps the whole middleware stack in one more middleware, which stays outermost. That starts a
+    `tasks_core.TaskScheduler` when the startup of the application is complete, and drains it before the application
+    receives the shutdown message: the resources of all its lifespans are open while tasks run. Tasks that are scheduled
+    during startup start when startup is complete.
 
     Where no lifespan runs (`httpx.ASGITransport`, `TestClient(app)` without `with`, `lifespan="off"`), each request
     waits for its own tasks instead.
 
     Args:
-        app: A FastAPI or Starlette application. One that is mounted in another uses the tasks of the outer one; adding
-            tasks to it as well is harmless, and lets it answer with 503, too.
+        app: A FastAPI or Starlette application. An application that is mounted in another one uses the tasks of the
+            outer one. Adding tasks to it as well is harmless, and makes it answer with 503 when the queue is full.
 
-        config: What tasks inherit when `.task(...)` does not say otherwise.
+        config: The configuration that tasks inherit unless `.task(...)` overrides it.
 
         grace_period: Seconds at shutdown for all tasks to finish. With `shield_timeout`, it must fit into the time that
             the server and the orchestrator give.
@@ -75,31 +75,31 @@ def add_tasks(
 
         max_threads: How many plain functions run at once, each in a thread.
 
-        clock: Where all waits come from.
+        clock: The source of time for all waits.
 
-        engine: What keeps durable tasks. It is entered and left with the scheduler.
+        engine: The engine that stores durable tasks. It is entered and exited with the scheduler.
 
-        engine_fallback: What becomes of a durable task when the engine does not acknowledge it within 5 seconds:
-            `"error"`, the response is 503; `"memory"`, it runs in this process like any other task.
+        engine_fallback: What happens to a durable task that the engine does not acknowledge within 5 seconds: with
+            `"error"`, the response is 503; with `"memory"`, the task runs in this process like any other task.
 
-        worker_concurrency: How many durable tasks this process runs at once by itself, next to serving requests.
-            Default: none; a worker process does: `python -m tasks_core worker app.main:engine`.
+        worker_concurrency: How many durable tasks this process runs at once, besides serving requests. Default: none,
+            because a worker process runs them: `python -m tasks_core worker app.main:engine`.
 
-        retry_after: When `max_pending` tasks are waiting, a request that schedules another is answered with 503, and
-            this many seconds in `Retry-After`; unless the application has a handler of its own for
-            `TaskQueueFullError`.
+        retry_after: Seconds in the header `Retry-After` of the 503 response to a request that schedules a task while
+            `max_pending` tasks are waiting. A handler of the application for `TaskQueueFullError` replaces that
+            response.
 
-        telemetry: Where OpenTelemetry has a provider when the application has started up, each attempt of a task is a
-            span in the trace of the request that scheduled it, and tasks are counted and measured. These settings
-            choose other providers than the global ones, or turn it off.
+        telemetry: Settings for OpenTelemetry. If it has a provider when startup is complete, each attempt of a task is
+            a span in the trace of the request that scheduled it, and metrics of tasks are recorded. These settings
+            choose other providers than the global ones, or turn telemetry off.
 
     Raises:
-        InvalidConfigError: an option has a value that it cannot have.
+        InvalidConfigError: an option has an invalid value.
         TasksInstallationError: the application has tasks already, or has started.
     """
     if worker_concurrency is not None and engine is None:
         raise InvalidConfigError(
-            "worker_concurrency= needs an engine whose tasks it could run: add_tasks(app, engine=...)"
+            "worker_concurrency= needs an engine that stores the tasks to run: add_tasks(app, engine=...)"
         )
     if hasattr(app.state, _STATE_KEY):
         raise TasksInstallationError(
@@ -107,10 +107,10 @@ def add_tasks(
         )
     if app.middleware_stack is not None:
         raise TasksInstallationError(
-            "add_tasks(app) was called after the application had started. Call it where the application is made: "
+            "add_tasks(app) was called after the application had started. Call it where the application is created: "
             "app = FastAPI(...); add_tasks(app)"
         )
-    installation = Installation(
+    schedulers = AppSchedulers(
         {
             "config": config,
             "grace_period": grace_period,
@@ -125,48 +125,48 @@ def add_tasks(
         Telemetry(telemetry),
         worker_concurrency,
     )
-    handler = answer_with_503(retry_after)
+    handler = queue_full_handler(retry_after)
     if TaskQueueFullError not in app.exception_handlers:
         app.add_exception_handler(TaskQueueFullError, handler)
     build = app.build_middleware_stack
 
     def build_with_tasks() -> ASGIApp:
-        layer = TasksMiddleware(build(), installation)
+        middleware = TasksMiddleware(build(), schedulers)
         if app.build_middleware_stack is build_with_tasks:
-            return layer
-        # Somebody wraps the stack in turn. opentelemetry-instrumentation-fastapi then looks for Starlette's outermost
-        # middleware, and does nothing, with an error in the log, unless it finds that.
-        return ServerErrorMiddleware(layer)
+            return middleware
+        # Another library wraps the stack as well. opentelemetry-instrumentation-fastapi then requires the outermost
+        # middleware of Starlette; without this one, it logs an error and creates no spans.
+        return ServerErrorMiddleware(middleware)
 
-    app.build_middleware_stack = build_with_tasks  # type: ignore[method-assign]  # what the application calls once
-    setattr(app.state, _STATE_KEY, installation)
+    app.build_middleware_stack = build_with_tasks  # type: ignore[method-assign]  # the application calls it once
+    setattr(app.state, _STATE_KEY, schedulers)
 
 
 def get_scheduler(app: Starlette) -> TaskScheduler:
     """
-    Return the scheduler of an application, for code outside of a request: lifespans, consumers, other threads.
+    Return the scheduler of an application, for code outside a request: lifespans, consumers, other threads.
 
     Raises:
-        TasksNotInstalledError: `add_tasks(app)` was not called on this very application.
-        SchedulerNotStartedError: the application does not run (no lifespan is between its beginning and its end).
+        TasksNotInstalledError: `add_tasks(app)` was not called for this application.
+        SchedulerNotStartedError: no lifespan of the application runs.
     """
-    installation: Installation | None = getattr(app.state, _STATE_KEY, None)
-    if installation is None:
+    schedulers: AppSchedulers | None = getattr(app.state, _STATE_KEY, None)
+    if schedulers is None:
         raise _not_installed()
-    if installation.scheduler is None:
+    if schedulers.scheduler is None:
         raise SchedulerNotStartedError(
-            "get_scheduler(app) needs a running application: the scheduler lives from the beginning of the lifespan to "
-            "its end. In a test write: with TestClient(app): ..."
+            "get_scheduler(app) needs a running application, because the scheduler exists from the start of the "
+            "lifespan to its end. In a test write: with TestClient(app): ..."
         )
-    return installation.scheduler
+    return schedulers.scheduler
 
 
 def get_tasks(connection: HTTPConnection) -> RequestTasks:
     """
-    Return the tasks of a request or a WebSocket, where there is no dependency injection: `get_tasks(request)`.
+    Return the tasks of a request or a WebSocket, for code without dependency injection: `get_tasks(request)`.
 
     Raises:
-        TasksNotInstalledError: `add_tasks(app)` was not called on the application that serves the request.
+        TasksNotInstalledError: `add_tasks(app)` was not called for the application that serves the request.
     """
     request: RequestOrigin | None = connection.scope.get(SCOPE_KEY)
     if request is None:
@@ -176,6 +176,6 @@ def get_tasks(connection: HTTPConnection) -> RequestTasks:
 
 def _not_installed() -> TasksNotInstalledError:
     return TasksNotInstalledError(
-        "This application has no tasks. Add them where it is made: "
+        "This application has no tasks. Add them where it is created: "
         "from tasks_fastapi import add_tasks; app = FastAPI(...); add_tasks(app)"
     )

@@ -1,4 +1,4 @@
-"""The outermost ASGI layer: the lifespan of the scheduler, and the phases of each request."""
+"""The outermost ASGI middleware: it runs the scheduler in the lifespan, and opens the phases of each request."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from ._telemetry import Telemetry
 logger = logging.getLogger("tasks_fastapi")
 
 
-class Installation:
+class AppSchedulers:
     """
-    What `add_tasks()` leaves on an application.
+    Creates the schedulers of one application, and holds the one of the lifespan that runs.
 
-    The scheduler lives as long as a lifespan does; an application may have one lifespan after another, in tests.
+    `add_tasks()` stores it in `app.state`. In tests, an application has one lifespan after another.
     """
 
-    __slots__ = ("_embed_worker", "_options", "bound_requests_told", "scheduler", "serving", "telemetry")
+    __slots__ = ("_options", "_worker_concurrency", "logged_bound_requests", "scheduler", "serving", "telemetry")
 
     def __init__(self, options: dict[str, Any], telemetry: Telemetry, worker_concurrency: int | None) -> None:
         self._options = options
-        self._embed_worker = worker_concurrency
+        self._worker_concurrency = worker_concurrency
         self.telemetry = telemetry
         self.scheduler: TaskScheduler | None = None
-        self.serving: TaskScheduler | None = None  # the same, for new requests: not while it drains
-        self.bound_requests_told = False
-        self.new_scheduler()  # so that a wrong option is an error now, at the call of add_tasks()
+        self.serving: TaskScheduler | None = None  # the same; `None` while it drains
+        self.logged_bound_requests = False
+        self.new_scheduler()  # a wrong option is an error now, at the call of add_tasks()
         if worker_concurrency is not None:
             self._new_worker(worker_concurrency)
 
     def new_scheduler(self, **options: Any) -> TaskScheduler:
-        """Make a scheduler with the options that `add_tasks()` was given, and these."""
+        """Create a scheduler with the options of `add_tasks()`, overridden by *options*."""
         return TaskScheduler(**{**self._options, **options})
 
     def stop_serving(self) -> None:
-        """Bind the requests that still come to their own tasks."""
+        """Bind the requests that arrive from now on to their own tasks."""
         self.serving = None
 
     def start_worker(self, scheduler: TaskScheduler) -> None:
-        """Run durable tasks in this process as well, if `add_tasks()` was told so."""
-        if self._embed_worker is not None and scheduler.engine is self._options["engine"]:
-            worker = self._new_worker(self._embed_worker)
+        """Run durable tasks in this process as well, if `worker_concurrency` asks for it."""
+        if self._worker_concurrency is not None and scheduler.engine is self._options["engine"]:
+            worker = self._new_worker(self._worker_concurrency)
             scheduler.task(name="durable worker", shield=True).schedule(worker.run, scheduler.stopping)
 
     def _new_worker(self, concurrency: int) -> Worker:
@@ -67,40 +67,40 @@ class TasksMiddleware:
     """
     Wraps the whole middleware stack of an application.
 
-    Being outermost is the point: only here is "the last byte was sent" true of the client and not of some middleware,
-    and only here is every dependency, background task and middleware done when the call returns.
+    It must be the outermost one: only there is the last byte sent to the server and not to another middleware, and only
+    there are all dependencies, background tasks and middlewares finished when the call returns.
     """
 
-    __slots__ = ("_installation", "app")
+    __slots__ = ("_schedulers", "app")
 
     app: ASGIApp
-    """What is wrapped. FastAPI follows attributes of this name to see which middleware is there."""
+    """The wrapped application. FastAPI follows attributes of this name to find the middlewares."""
 
-    def __init__(self, app: ASGIApp, installation: Installation) -> None:
+    def __init__(self, app: ASGIApp, schedulers: AppSchedulers) -> None:
         self.app = app
-        self._installation = installation
+        self._schedulers = schedulers
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        # Returns what is to be awaited, in place of awaiting it: one frame less around every request.
+        # Not a coroutine function: each request has one frame less.
         kind = _KINDS.get(scope["type"])
         if kind is None or SCOPE_KEY in scope:
             if scope["type"] == "lifespan":
                 return self._lifespan(scope, receive, send)
-            return self.app(scope, receive, send)  # an application mounted in another one has the tasks of that
-        scheduler = self._installation.serving
+            return self.app(scope, receive, send)  # it is mounted in an application with tasks, and uses those
+        scheduler = self._schedulers.serving
         if scheduler is None:
             return self._bound_to_request(kind, scope, receive, send)
         return kind(scheduler, scope, send).serve(self.app, scope, receive)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the scheduler inside the lifespans of the application: what they have opened is open while tasks run."""
-        scheduler = self._installation.new_scheduler()
+        """Run the scheduler inside the lifespans of the application: their resources are open while tasks run."""
+        scheduler = self._schedulers.new_scheduler()
 
         async def receive_and_drain() -> Message:
             async with AsyncExitStack() as stack:
-                # An exception is the server going away: like shutdown, it reaches the application after the tasks.
+                # An exception means that the server ends: like shutdown, it reaches the application after the drain.
                 stack.push_async_exit(scheduler)
-                stack.callback(self._installation.stop_serving)
+                stack.callback(self._schedulers.stop_serving)
                 message = await receive()
                 if message["type"] != "lifespan.shutdown":
                     stack.pop_all()
@@ -108,44 +108,46 @@ class TasksMiddleware:
 
         async def resume_and_send(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                watching.enter_context(self._installation.telemetry.watch(scheduler))  # configured by now
+                telemetry.enter_context(
+                    self._schedulers.telemetry.observe(scheduler)
+                )  # startup has configured the providers
                 scheduler.resume()
-                self._installation.start_worker(scheduler)
+                self._schedulers.start_worker(scheduler)
             elif message["type"] == "lifespan.startup.failed":
                 await scheduler.aclose()
             await send(message)
 
         await scheduler.start(paused=True)
-        self._installation.scheduler = self._installation.serving = scheduler
-        watching = ExitStack()
+        self._schedulers.scheduler = self._schedulers.serving = scheduler
+        telemetry = ExitStack()
         try:
             async with AsyncExitStack() as stack:
-                stack.push_async_exit(scheduler)  # for an application that ends without a word
+                stack.push_async_exit(scheduler)  # for an application that returns without a message
                 try:
                     await self.app(scope, receive_and_drain, resume_and_send)
                 finally:
                     if scheduler.closed:
-                        # The end must not take another turn of the loop. uvicorn would call a lifespan that it cancels
-                        # there "unsupported", and hypercorn would go on to serve when startup has failed.
+                        # The return must not take another turn of the event loop. Otherwise uvicorn logs a lifespan
+                        # that it cancels there as "unsupported", and hypercorn serves although startup has failed.
                         stack.pop_all()
         finally:
-            watching.close()
-            self._installation.stop_serving()
-            self._installation.scheduler = None
+            telemetry.close()
+            self._schedulers.stop_serving()
+            self._schedulers.scheduler = None
 
     async def _bound_to_request(self, kind: type[RequestOrigin], scope: Scope, receive: Receive, send: Send) -> None:
-        """Without a lifespan nobody else would wait for the tasks, so the request does."""
-        scheduler = self._installation.new_scheduler(grace_period=inf)
-        with self._installation.telemetry.watch(scheduler):
+        """Serve a request that waits for its own tasks, because without a lifespan nothing else does."""
+        scheduler = self._schedulers.new_scheduler(grace_period=inf)
+        with self._schedulers.telemetry.observe(scheduler):
             async with scheduler:
                 try:
                     await kind(scheduler, scope, send).serve(self.app, scope, receive)
                 finally:
-                    self._tell_once(scheduler)
+                    self._log_bound_request_once(scheduler)
 
-    def _tell_once(self, scheduler: TaskScheduler) -> None:
-        if not self._installation.bound_requests_told and scheduler.statistics().scheduled:
-            self._installation.bound_requests_told = True
+    def _log_bound_request_once(self, scheduler: TaskScheduler) -> None:
+        if not self._schedulers.logged_bound_requests and scheduler.statistics().scheduled:
+            self._schedulers.logged_bound_requests = True
             logger.info(
                 "No lifespan of the application is running: tasks are bound to their requests, "
                 "and a request ends when its tasks have ended"

@@ -1,4 +1,4 @@
-"""The annotation that an endpoint or a dependency writes: `tasks: Tasks`."""
+"""The annotation of a parameter of endpoints and dependencies: `tasks: Tasks`."""
 
 from typing import Annotated, TypeAlias
 
@@ -9,14 +9,14 @@ from ._app import get_tasks
 from ._request import RequestTasks
 
 
-# A coroutine function, because FastAPI would run a plain one in a thread.
+# A coroutine function, because FastAPI runs a plain function in a thread.
 async def request_tasks(connection: HTTPConnection) -> RequestTasks:
-    """Return the tasks of the request or WebSocket that is being served."""
+    """Return the tasks of the request or WebSocket that the application serves."""
     return get_tasks(connection)
 
 
-# With a scope, FastAPI need not find out for each request whether the function is a generator. "request", because
-# dependencies of both scopes may depend on it.
+# With a scope, FastAPI does not check for each request whether the function is a generator. The scope is "request",
+# because dependencies of both scopes may depend on it.
 Tasks: TypeAlias = Annotated[RequestTasks, Depends(request_tasks, scope="request")]
 """
 The tasks of the current request: a parameter of endpoints and dependencies, in HTTP routes and WebSockets alike.

@@ -1,4 +1,4 @@
-"""What tasks do, in numbers: how many run, how long they take, how many fail, how many are lost."""
+"""Metrics of tasks: how many run, how long they take, how many fail, how many are lost."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tasks_core import Task, TaskObserver, TaskScheduler, TaskState
 
 from ._spans import error_type
 
-# Those that FastAPI has for its requests, and longer ones.
+# The buckets that FastAPI uses for its requests, and longer ones.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 300, 600, 1800, 3600)
 
 
 class TaskInstruments:
-    """What is measured; to be made once for each meter."""
+    """The instruments of one meter; created once for each meter."""
 
     __slots__ = ("duration", "failures", "losses", "running")
 
@@ -30,15 +30,17 @@ class TaskInstruments:
             explicit_bucket_boundaries_advisory=_BUCKETS,
         )
         self.failures = meter.create_counter(
-            "tasks.failures", unit="{task}", description="Number of tasks that failed for good."
+            "tasks.failures", unit="{task}", description="Number of tasks whose last attempt failed."
         )
         self.losses = meter.create_counter(
-            "tasks.losses", unit="{task}", description="Number of tasks that were cancelled or discarded unwillingly."
+            "tasks.losses",
+            unit="{task}",
+            description="Number of tasks that were cancelled or discarded without a request to do so.",
         )
 
 
 class TaskMetrics(TaskObserver):
-    """Measures the tasks of one scheduler, by name and phase."""
+    """Records the metrics of the tasks of one scheduler, by name and phase."""
 
     def __init__(self, scheduler: TaskScheduler, instruments: TaskInstruments) -> None:
         self._scheduler = scheduler
@@ -52,11 +54,11 @@ class TaskMetrics(TaskObserver):
             self._instruments.running.add(1, _labels(task))
 
     def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
-        """Measure an attempt that another one follows."""
+        """Record an attempt that is followed by another one."""
         self._attempt_ended(task, {"task.outcome": "retrying", "error.type": error_type(exception)})
 
     def task_finished(self, task: Task[Any]) -> None:
-        """Measure the last attempt, if there was one, and count a failure or a loss."""
+        """Record the last attempt, if there was one, and count a failure or a loss."""
         if not self._scheduler.owns(task):
             return
         labels = {"task.outcome": str(task.state)}

@@ -1,4 +1,4 @@
-"""What one request has: its tasks, its phases, and how it ended."""
+"""One request: its tasks, its phases and its outcome."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 from tasks_core import Outcome, TaskPhase, TaskScheduler, announce
 
-from ._refusal import Refusal, tell
+from ._unavailable import ResponseReplaced
 
-# Headers of the request that the task is a consequence of; the trace context is seen to by tasks-core.
+# Headers of the request that a durable task carries to its worker. tasks-core adds the trace context.
 _TO_WORKER = frozenset((b"x-request-id", b"x-correlation-id"))
 
 _making_phases = Lock()
 
 SCOPE_KEY = "tasks_fastapi"
-"""Where the request is found in the ASGI scope; mounted applications inherit it."""
+"""The key of the `RequestOrigin` in the ASGI scope; mounted applications inherit it."""
 
 
 class RequestTasks(TaskPhase):
     """
-    The tasks of one request; what an endpoint or a dependency gets for a parameter annotated with `Tasks`.
+    The tasks of one request: what FastAPI passes for a parameter annotated with `Tasks`.
 
     ```python
     @app.post("/orders")
@@ -33,12 +33,12 @@ class RequestTasks(TaskPhase):
         tasks.after_response.schedule(send_receipt, order.id)  # when the client has the response
     ```
 
-    Durable tasks are handed over to the engine before the response begins, whatever their phase; one that the engine
-    does not acknowledge turns the response into one with status 503. The phase still says whether they are for this
-    outcome.
+    Durable tasks are submitted to the engine before the response starts, whatever their phase. If the engine does not
+    acknowledge one of them, the client gets a response with status 503. A durable task for another outcome than that of
+    its phase is discarded.
 
-    Everybody who asks within one request gets the same object. Scheduling into a phase that has passed starts the task
-    at once (or discards it, if the task is not meant for the outcome).
+    Every parameter of one request gets the same object. A task that is scheduled into a phase that has opened starts at
+    the next turn of the event loop, or is discarded if it is for another outcome.
     """
 
     __slots__ = ("_after_response", "_after_route", "_request")
@@ -46,7 +46,7 @@ class RequestTasks(TaskPhase):
     submitted: Outcome | None
 
     def __init__(self, scheduler: TaskScheduler, request: RequestOrigin) -> None:
-        # Without super(), which costs as much as the rest on Python 3.11.
+        # Not super().__init__(), which doubles the cost of the call on Python 3.11.
         TaskPhase.__init__(self, scheduler, "immediate", origin=request, opened=True, hand_over=request.hand_over)
         self._request = request
         self._after_route: TaskPhase | None = None
@@ -54,16 +54,24 @@ class RequestTasks(TaskPhase):
 
     @property
     def after_route(self) -> TaskPhase:
-        """Opens when the endpoint has returned and the head of the response is about to be sent. Does not delay it."""
+        """
+        The phase that opens when the endpoint has returned, right before the start of the response is sent.
+
+        Its tasks run concurrently with the sending; the response does not wait for them.
+        """
         return self._after_route or self._make_after_route()
 
     @property
     def after_response(self) -> TaskPhase:
-        """Opens when the last byte has been sent and every dependency has been left: what they commit is committed."""
+        """
+        The phase that opens when the last byte has been sent and every dependency has exited.
+
+        What the dependencies commit when they exit is committed before its tasks start.
+        """
         return self._after_response or self._make_after_response()
 
-    # The outcome of a phase is set before the phase is looked for, where it begins; and looked at when the phase is
-    # there, maybe by a thread.
+    # A race between the event loop and a worker thread: the event loop sets the outcome and then reads the attribute of
+    # the phase; the thread sets the attribute and then reads the outcome. One of the two always opens the phase.
 
     def _make_after_route(self) -> TaskPhase:
         request = self._request
@@ -81,22 +89,22 @@ class RequestTasks(TaskPhase):
             phase.open(request.final_outcome)
         return phase
 
-    def begin_after_route(self, outcome: Outcome, observed: bool) -> None:
-        """Open the phase, if somebody has asked for it or watches."""
+    def open_after_route(self, outcome: Outcome, observed: bool) -> None:
+        """Open the phase if the application has used it. If *observed*, create it first."""
         if self._after_route is not None:
             self._after_route.open(outcome)
         elif observed:
             self._make_after_route()
 
-    def begin_after_response(self, outcome: Outcome, observed: bool) -> None:
-        """Open the phase, if somebody has asked for it or watches."""
+    def open_after_response(self, outcome: Outcome, observed: bool) -> None:
+        """Open the phase if the application has used it. If *observed*, create it first."""
         if self._after_response is not None:
             self._after_response.open(outcome)
         elif observed:
             self._make_after_response()
 
     def pass_barrier(self, outcome: Outcome) -> bool:
-        """Say whether there is nothing for an engine; if so, durable tasks that come later leave at once."""
+        """Return whether no durable task waits to be submitted; if so, later ones are submitted at once."""
         route, response = self._after_route, self._after_response
         if (
             self.unsubmitted
@@ -112,7 +120,7 @@ class RequestTasks(TaskPhase):
         return True
 
     async def submit_all(self, outcome: Outcome) -> None:
-        """Hand the durable tasks of all phases over to the engine; return when it has acknowledged them."""
+        """Submit the durable tasks of all phases to the engine; return when it has acknowledged them."""
         for phase in (self, self._after_route, self._after_response):
             if phase is not None:
                 await phase.submit(outcome)
@@ -120,16 +128,16 @@ class RequestTasks(TaskPhase):
 
 class RequestOrigin:
     """
-    An HTTP request, as the outermost ASGI layer sees it: the origin of its phases.
+    An HTTP request as the outermost ASGI middleware sees it: the origin of its phases.
 
-    Observers get it in `origin_event()`, and as `task.phase.origin`.
+    Observers receive it in `origin_event()`, and read it from `task.phase.origin`.
     """
 
     __slots__ = (
         "_complete",
         "_headers",
         "_outcome",
-        "_refusal",
+        "_replaced",
         "_send",
         "_tasks",
         "_trailers",
@@ -148,21 +156,21 @@ class RequestOrigin:
     """The HTTP method, or `"WEBSOCKET"`."""
     path: str
     status: int
-    """The status of the response; 0 until there is one."""
+    """The status of the response; 0 before the response starts."""
     error: BaseException | None
-    """The exception that left the application, if one did. `None` again after `request_finished`."""
+    """The exception that the application raised; `None` if there was none, and again after `request_finished`."""
     scheduler: TaskScheduler
     hand_over: Literal["submit", "now"]
-    """When durable tasks that are scheduled from now on leave for the engine."""
+    """When durable tasks that are scheduled from now on are submitted to the engine."""
     route_outcome: Outcome | None
     """How the route ended; set before `after_route` opens."""
     final_outcome: Outcome | None
     """How the request ended; set before `after_response` opens."""
     observed: bool
-    """Whether anybody listened when the request began."""
+    """Whether an observer was registered when the request started."""
 
     _harmless: ClassVar[tuple[type[BaseException], ...]] = ()
-    """What may leave the application without being an error."""
+    """The exceptions that do not make the outcome an error."""
 
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         self.method = scope.get("method", "WEBSOCKET")
@@ -172,17 +180,17 @@ class RequestOrigin:
         self.scheduler = scheduler
         self._send = send
         self._complete = False
-        self._refusal: Refusal | None = None
+        self._replaced: ResponseReplaced | None = None
         self._headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
         self._trailers = False
         self._tasks: RequestTasks | None = None
         self.route_outcome = None
-        self._outcome: Outcome = "error"  # so far
+        self._outcome: Outcome = "error"  # until the response says otherwise
         self.final_outcome = None
         self.hand_over = "submit"
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
-        """Have the application answer; when it has returned, or raised, open every phase that is not open."""
+        """Call the application; when it has returned or raised, open every phase that is not open."""
         scope[SCOPE_KEY] = self
         self.observed = announce(self, "request_started")
         try:
@@ -191,7 +199,7 @@ class RequestOrigin:
             self.error = error
             if not isinstance(error, self._harmless):
                 self._outcome = "error"
-            if self._refusal is None or not self._refusal.explains(error):
+            if self._replaced is None or not self._replaced.explains(error):
                 raise
         finally:
             outcome = self._outcome
@@ -201,43 +209,43 @@ class RequestOrigin:
             tasks = self._tasks
             if tasks is not None:
                 if tasks.unsubmitted:
-                    tasks.open(outcome)  # there was no response, and nobody else will care
-                tasks.begin_after_response(outcome, self.observed)
+                    tasks.open(outcome)  # no response started, so send() has not submitted them
+                tasks.open_after_response(outcome, self.observed)
             if self.observed:
                 announce(self, "request_finished")
-            # Both lead back to the request, the error by the frames of its traceback: cycles.
-            self._tasks = self.error = self._refusal = None
+            # These refer to the request, the error through the frames of its traceback, and so would keep it alive.
+            self._tasks = self.error = self._replaced = None
 
     @property
     def task_headers(self) -> dict[str, str]:
-        """What goes with a durable task to its worker: the request id, if the client or a proxy sent one."""
+        """The headers that a durable task carries to its worker: the request id, if the client or a proxy sent one."""
         return {name.decode(): value.decode("latin-1") for name, value in self._headers if name in _TO_WORKER}
 
     @property
     def tasks(self) -> RequestTasks:
-        """The tasks of the request, made when first asked for."""
+        """The tasks of the request, created on first use."""
         tasks = self._tasks
         if tasks is None:
             tasks = RequestTasks(self.scheduler, self)
             if self.final_outcome is None:
                 self._tasks = tasks
-            if self.observed:  # and asked for late: by the exit of a dependency, by a middleware, by a task
+            if self.observed:  # created late: by the exit of a dependency, by a middleware, by a task
                 if self.route_outcome is not None:
-                    tasks.begin_after_route(self.route_outcome, observed=True)
+                    tasks.open_after_route(self.route_outcome, observed=True)
                 if self.final_outcome is not None:
-                    tasks.begin_after_response(self.final_outcome, observed=True)
+                    tasks.open_after_response(self.final_outcome, observed=True)
         return tasks
 
     @property
     def outcome(self) -> Outcome:
-        """`"error"` if an exception left the application, the status is 400 or more, or the response was cut off."""
+        """`"error"` if the application raised, the status is 400 or more, or the response is incomplete."""
         return self.final_outcome or self._outcome
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message of the application on to the server; open `after_route` right before the first."""
-        # Returns what is to be awaited, in place of awaiting it, where nothing is left to do afterwards.
-        if self._refusal is not None:
-            return _nothing()  # the client has a response already, and what the application says to that is for nobody
+        """Pass a message of the application to the server; open `after_route` right before the first."""
+        # Not a coroutine function: without one, messages with nothing left to do cost one frame less.
+        if self._replaced is not None:
+            return _ignored()  # the client has another response already
         kind = message["type"]
         if kind == "http.response.start":
             self.status = status = message["status"]
@@ -265,8 +273,8 @@ class RequestOrigin:
             announce(self, "response_started")
 
     async def _send_last(self, message: Message) -> None:
-        # Not when the call returns: a server may tell of the end of the connection, for which Starlette cancels
-        # whoever sends a stream, while it still closes what it has sent (hypercorn on trio does).
+        # Complete before the call returns: a server may report the disconnect while it still closes the connection
+        # (hypercorn on trio does), for which Starlette cancels the code that sends a stream.
         self._complete = True
         if self.status < 400:
             self._outcome = "success"
@@ -283,16 +291,16 @@ class RequestOrigin:
         try:
             await tasks.submit_all(outcome)
         except Exception as error:
-            refusal = Refusal()
-            refusal.__cause__ = error
-            await self._refuse(refusal)
-            raise refusal from error
+            replaced = ResponseReplaced()
+            replaced.__cause__ = error
+            await self._replace_response(replaced)
+            raise replaced from error
 
-    async def _refuse(self, refusal: Refusal) -> None:
-        """Answer in place of the application."""
-        tell(self.method, self.path, self.status, refusal)
-        response = refusal.response()
-        self._refusal = refusal
+    async def _replace_response(self, replaced: ResponseReplaced) -> None:
+        """Send a response in place of that of the application."""
+        replaced.log(self.method, self.path, self.status)
+        response = replaced.response()
+        self._replaced = replaced
         self.status = response.status_code
         self._open_after_route("error")
         await self._send({"type": "http.response.start", "status": self.status, "headers": response.raw_headers})
@@ -308,14 +316,14 @@ class RequestOrigin:
         if self.observed:
             announce(self, "route_returned")
         if self._tasks is not None:
-            self._tasks.begin_after_route(outcome, self.observed)
+            self._tasks.open_after_route(outcome, self.observed)
 
 
 class WebSocketOrigin(RequestOrigin):
     """
     A WebSocket connection: both phases open when the endpoint has returned.
 
-    Its outcome is `"error"` if it was refused, or an exception left the application; a disconnect is none.
+    Its outcome is `"error"` if the connection was refused or the application raised. A disconnect is no error.
     """
 
     __slots__ = ()
@@ -324,10 +332,10 @@ class WebSocketOrigin(RequestOrigin):
 
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         super().__init__(scheduler, scope, send)
-        self.hand_over: Literal["submit", "now"] = "now"  # there is no response that could wait
+        self.hand_over: Literal["submit", "now"] = "now"  # a WebSocket has no response that could wait for the engine
 
     async def send(self, message: Message) -> None:
-        """Pass a message of the application on to the server."""
+        """Pass a message of the application to the server."""
         await self._send(message)
         if message["type"] == "websocket.accept":
             self._outcome: Outcome = "success"
@@ -335,12 +343,12 @@ class WebSocketOrigin(RequestOrigin):
             self.status: int = message["status"]
 
 
-async def _nothing() -> None:
+async def _ignored() -> None:
     pass
 
 
 def _is_last(message: Message, trailers: bool) -> bool:
-    """Whether the response is complete with this message, of the kinds that ASGI and its extensions know."""
+    """Return whether *message* completes the response; it is one of ASGI or of its extensions."""
     match message["type"]:
         case "http.response.body" | "http.response.zerocopysend":
             return not trailers and not message.get("more_body", False)

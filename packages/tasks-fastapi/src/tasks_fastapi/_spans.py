@@ -15,10 +15,10 @@ logger = logging.getLogger("tasks_fastapi")
 
 class TaskSpans(TaskObserver):
     """
-    Makes a span of each attempt of the tasks of one scheduler, its error handler included.
+    Creates a span for each attempt of the tasks of one scheduler, including the error handler.
 
-    The span is the current one inside the task, in worker threads as well, and its parent is the one that was current
-    at `schedule()`. That it is over by then does not matter: it is not made longer.
+    It is the current span inside the task, also in worker threads. Its parent is the span that was current at the call
+    of `schedule()`, which has usually ended by then and is not extended.
     """
 
     def __init__(self, scheduler: TaskScheduler, tracer: Tracer) -> None:
@@ -27,25 +27,25 @@ class TaskSpans(TaskObserver):
         self._spans: dict[int, Span] = {}
 
     async def around_attempt(self, task: Task[Any], run: RunAttempt, /) -> Any:
-        """Run the attempt inside of its span."""
+        """Run the attempt inside its span."""
         if not self._scheduler.owns(task):
             return await run()
         try:
             span = self._tracer.start_span(f"task {task.name}", attributes=_attributes(task))
-        except Exception:  # of a sampler or a processor: no reason for the task to fail
-            logger.exception("OpenTelemetry could not begin a span; the task is not affected")
+        except Exception:  # raised by a sampler or a processor, which must not fail the task
+            logger.exception("OpenTelemetry could not start a span; the task is not affected")
             return await run()
-        # It ends in task_retrying() or task_finished(). What the end of an attempt means is not known before.
+        # task_retrying() or task_finished() ends the span, because only they know what the end of the attempt means.
         self._spans[task.id] = span
         with use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
             return await run()
 
     def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
-        """End the span of an attempt that another one follows."""
+        """End the span of an attempt that is followed by another one."""
         self._end(task, "retrying", exception)
 
     def task_finished(self, task: Task[Any]) -> None:
-        """End the span of the last attempt, if there is one: not if the task never started."""
+        """End the span of the last attempt. A task that never started has none."""
         self._end(task, task.state, task.exception if task.state is TaskState.FAILED else None)
 
     def _end(self, task: Task[Any], outcome: str, error: BaseException | None) -> None:
@@ -63,12 +63,12 @@ class TaskSpans(TaskObserver):
 
 
 def error_type(error: BaseException) -> str:
-    """Name the class of an exception, as the semantic conventions want it."""
+    """Return the name of the class of an exception, as the semantic conventions define it."""
     return _qualified(type(error))
 
 
 def _attributes(task: Task[Any]) -> dict[str, str | int]:
-    """Say which task it is: never with its arguments."""
+    """Return the attributes that identify the task, which never include its arguments."""
     file, _, line = task.where.rpartition(":")
     attributes: dict[str, str | int] = {
         "task.id": task.id,

@@ -1,4 +1,4 @@
-"""OpenTelemetry: whether anybody has configured it, and who then watches the tasks of a scheduler."""
+"""OpenTelemetry: which providers are configured, and the observers that they need."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class TelemetryConfig(TypedDict, total=False):
     """
     Settings for `add_tasks(app, telemetry={...})`, named as those of `FastAPI(telemetry={...})` are.
 
-    What is left out has its default. `{"tracing": False, "metrics": False}` turns all of it off.
+    A setting that is left out has its default. `{"tracing": False, "metrics": False}` turns telemetry off.
     """
 
     tracer_provider: TracerProvider | None
-    """Where spans come from. Default: the global provider."""
+    """The provider of spans. Default: the global provider."""
     meter_provider: MeterProvider | None
-    """Where metrics come from. Default: the global provider."""
+    """The provider of metrics. Default: the global provider."""
     tracing: bool
-    """Whether the attempts of tasks are spans. Default: `True`."""
+    """Whether each attempt of a task is a span. Default: `True`."""
     metrics: bool
-    """Whether tasks are counted and measured. Default: `True`."""
+    """Whether metrics of tasks are recorded. Default: `True`."""
 
 
 class Telemetry:
-    """What `add_tasks(app, telemetry=...)` asks for."""
+    """Registers the observers that `add_tasks(app, telemetry=...)` asks for."""
 
     __slots__ = ("_config", "_instruments", "_meter_provider")
 
@@ -50,20 +50,20 @@ class Telemetry:
         self._meter_provider: MeterProvider | None = None
         self._instruments: TaskInstruments | None = None
 
-    def watch(self, scheduler: TaskScheduler) -> AbstractContextManager[Any]:
+    def observe(self, scheduler: TaskScheduler) -> AbstractContextManager[Any]:
         """
-        Trace and measure the tasks of *scheduler* until the returned context manager is left.
+        Trace and measure the tasks of *scheduler* until the returned context manager exits.
 
-        Only for what has a provider at this moment does anybody watch: without one, tasks cost what they always do.
+        An observer is registered only for what has a provider at the time of the call. Without one, tasks pay nothing.
         """
-        watching = ExitStack()
+        observers = ExitStack()
         tracer = self._tracer()
         if tracer is not None:
-            watching.enter_context(observe(TaskSpans(scheduler, tracer)))
+            observers.enter_context(observe(TaskSpans(scheduler, tracer)))
         instruments = self._find_instruments()
         if instruments is not None:
-            watching.enter_context(observe(TaskMetrics(scheduler, instruments)))
-        return watching
+            observers.enter_context(observe(TaskMetrics(scheduler, instruments)))
+        return observers
 
     def _tracer(self) -> trace.Tracer | None:
         if not self._config.get("tracing", True):
@@ -88,5 +88,5 @@ class Telemetry:
 
 
 def _is_placeholder(provider: object, kind: type) -> bool:
-    # The API has no question for this; but the providers that it brings itself are those that do nothing.
+    # The API has no predicate for this, but the providers that it defines itself are those that do nothing.
     return f"{type(provider).__module__}.".startswith(f"{kind.__module__}.")

@@ -1,5 +1,5 @@
 """
-The errors of tasks-fastapi; those of tasks-core can be raised as well.
+The exceptions of tasks-fastapi, which also raises those of tasks-core.
 
 ```text
 TasksError (tasks_core)
@@ -14,8 +14,8 @@ __all__ = ("TasksInstallationError", "TasksNotInstalledError")
 
 
 class TasksNotInstalledError(TasksError, RuntimeError):
-    """Raised where tasks are asked for on an application on which `add_tasks()` was never called."""
+    """Raised when code uses the tasks of an application for which `add_tasks()` was never called."""
 
 
 class TasksInstallationError(TasksError, RuntimeError):
-    """Raised by `add_tasks()` on an application that has tasks already, or that has started."""
+    """Raised by `add_tasks()` for an application that already has tasks or has already started."""
