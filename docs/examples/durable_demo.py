@@ -56,7 +56,8 @@ def payments() -> list[str]:
 
 
 def start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PAYMENTS": str(FOLDER), "PYTHONPATH": str(Path(__file__).parent)}
+    path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PAYMENTS": str(FOLDER), "PYTHONPATH": path}
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(command, env=environment)  # noqa: S603  the command is the one above
 

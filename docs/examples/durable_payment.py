@@ -14,7 +14,7 @@ engine = ProcrastinateEngine.embedded(FOLDER / "postgres")  # in production: Pro
 async def charge(order_id: int, cents: int) -> None:
     """Take the money. May run more than once: the key has the provider take it once."""
     with (FOLDER / "provider.txt").open("a") as provider:
-        provider.write(f"{durable_context().key}: {cents} cents for order {order_id}\n")
+        provider.write(f"{durable_context().idempotency_key}: {cents} cents for order {order_id}\n")
 
 
 app = FastAPI()
@@ -23,5 +23,5 @@ add_tasks(app, engine=engine)
 
 @app.post("/orders/{order_id}")
 async def place_order(order_id: int, tasks: Tasks) -> str:
-    tasks.after_response.task(key=f"charge-{order_id}").schedule(charge, order_id, 2990)
+    tasks.after_response.schedule(charge.configure(idempotency_key=f"charge-{order_id}"), order_id, 2990)
     return "placed"

@@ -7,15 +7,28 @@ import re
 from pathlib import Path
 
 import pytest
+import tasks_core.engines
 
 REFERENCE = Path(__file__).parents[1] / "content" / "reference"
 
 # Given again by tasks_fastapi for convenience, and described where they come from.
-AGAIN = {"tasks_fastapi": {"Task", "TaskConfig", "TaskErrorHandler", "retry"}}
+AGAIN = {
+    "tasks_fastapi": {"Task", "TaskConfig", "TaskErrorHandler", "retry"},
+    "tasks_core.exceptions": {*tasks_core.__all__, *tasks_core.engines.__all__},
+}
 
 
 @pytest.mark.parametrize(
-    "package", ["tasks_core", "tasks_core.engines.procrastinate", "tasks_fastapi", "tasks_testing"]
+    "package",
+    [
+        "tasks_core",
+        "tasks_core.engines",
+        "tasks_core.engines.procrastinate",
+        "tasks_core.exceptions",
+        "tasks_core.testing",
+        "tasks_fastapi",
+        "tasks_testing",
+    ],
 )
 def test_every_public_name_is_described(package: str) -> None:
     page = (REFERENCE / f"{package.partition('.')[0]}.md").read_text(encoding="utf-8")

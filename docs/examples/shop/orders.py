@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
+from tasks_core import chain
 from tasks_fastapi import Task, Tasks, retry
 
 from .analytics import track_order_event
@@ -59,12 +60,14 @@ async def create_order(new: NewOrder, shop: CurrentShop, connection: Connection,
     tasks.schedule(track_order_event, shop, order.id, "created")
     tasks.after_response.task(on_error=retry(attempts=3, on=ConnectionError)).schedule(send_confirmation, shop, order)
     if shop.durable:
-        tasks.after_response.task(key=f"charge-{order.id}").schedule(charge_durably, order.id, authorisation)
+        tasks.after_response.schedule(
+            charge_durably.configure(idempotency_key=f"charge-{order.id}"), order.id, authorisation
+        )
     else:  # no PostgreSQL: shielded, it survives a deploy, but not a kill
         tasks.after_response.task(
             shield=True,
             timeout=30,
-            on_error=retry(attempts=5, on=ConnectionError, backoff=0.2, then=note_failed_payment),
+            on_error=chain(retry(attempts=5, on=ConnectionError, backoff=0.2), note_failed_payment),
         ).schedule(charge, shop, order, authorisation)
     return order
 

@@ -93,9 +93,9 @@ class Recorder(TaskObserver, logging.Handler):
     def _request_of(self, task: Task[Any]) -> int | None:
         """What the worker runs belongs to the request that has stored it, which the key of the call tells."""
         if isinstance(task, DurableTask):
-            self._requests_of_keys[task.call.key] = _request_number.get()
+            self._requests_of_keys[task.call.idempotency_key] = _request_number.get()
         try:
-            return self._requests_of_keys.get(durable_context().key)
+            return self._requests_of_keys.get(durable_context().idempotency_key)
         except LookupError:
             return _request_number.get()
 

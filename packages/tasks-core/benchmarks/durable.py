@@ -174,7 +174,8 @@ def postgres(server: Postgres, *, short: bool) -> bool:
 
 async def _postgres(server: Postgres, number: int) -> bool:
     import durable_app
-    from tasks_core import EngineUnavailableError, TaskScheduler
+    from tasks_core import TaskScheduler
+    from tasks_core.engines import EngineUnavailableError
     from tasks_core.engines.procrastinate import ProcrastinateEngine
 
     setting = Setting(server)
@@ -213,7 +214,8 @@ async def _postgres(server: Postgres, number: int) -> bool:
 
 async def _is_refused(scheduler: object) -> bool:
     import durable_app
-    from tasks_core import EngineUnavailableError, TaskScheduler
+    from tasks_core import TaskScheduler
+    from tasks_core.engines import EngineUnavailableError
 
     assert isinstance(scheduler, TaskScheduler)
     try:

@@ -29,7 +29,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tasks_core import Task, TaskPhase, TaskScheduler, TaskState, retry
+from tasks_core import Task, TaskPhase, TaskScheduler, TaskState, chain, retry
 
 WAVE = 2_000
 THREADS = 8
@@ -53,7 +53,7 @@ async def handle(task: Task[Any], error: Exception) -> bool:
     return True
 
 
-again = retry(attempts=2, backoff=0, then=handle)
+again = chain(retry(attempts=2, backoff=0), handle)
 
 
 def schedule_wave(scheduler: TaskScheduler) -> list[Task[Any]]:

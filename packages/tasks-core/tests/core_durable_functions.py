@@ -81,9 +81,9 @@ async def unshielded(path: str) -> None:
 @durable
 async def hands_on(text: str) -> None:
     context = durable_context()
-    receipt = await context.scheduler.task(key=f"{context.key}-note").schedule(note, text)
+    receipt = await context.scheduler.schedule(note.configure(idempotency_key=f"{context.idempotency_key}-note"), text)
     here = await context.scheduler.schedule(str.upper, text)
-    ran.append((receipt.key, here, context.scheduler.stopping.is_set()))
+    ran.append((receipt.idempotency_key, here, context.scheduler.stopping.is_set()))
 
 
 @durable

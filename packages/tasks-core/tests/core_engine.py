@@ -7,14 +7,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from tasks_core import (
+from tasks_core import Receipt
+from tasks_core.engines import (
     Capability,
     Delivery,
     DurableCall,
     EngineCapabilityError,
     EngineUnavailableError,
     Json,
-    Receipt,
     Redeliver,
     RunDelivery,
 )
@@ -62,10 +62,14 @@ class ListEngine:
             await self.gate.wait()
         if self.down:
             raise EngineUnavailableError("the list is away")
+        known = [other.idempotency_key for other in self.calls]
+        if call.dedup and call.idempotency_key in known:
+            number = known.index(call.idempotency_key) + 1
+            return Receipt(self.name, str(number), call.idempotency_key, created=False)
         self.calls.append(call)
         self.transactions.append(transaction)
         self.log.append(f"has {call.name}")
-        return Receipt(self.name, str(len(self.calls)), call.key)
+        return Receipt(self.name, str(len(self.calls)), call.idempotency_key)
 
     async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
         attempts: dict[str, list[int]] = {}
@@ -76,7 +80,7 @@ class ListEngine:
                 await anyio.sleep(0.005)
 
     async def _deliver(self, run: RunDelivery, call: DurableCall, attempts: dict[str, list[int]]) -> None:
-        counts = attempts.setdefault(call.key, [1, 0])
+        counts = attempts.setdefault(call.idempotency_key, [1, 0])
         try:
             await run(Delivery(call, counts[0], counts[1], self._report))
         except Redeliver as again:

@@ -33,6 +33,7 @@ from tasks_core import (
     observe,
     retry,
 )
+from tasks_core.testing import release_task
 from tasks_testing import VirtualClock
 
 GRACE_PERIOD, SHIELD_TIMEOUT = 8.0, 16.0
@@ -287,7 +288,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             batch.open()
         for task in self.tasks:
             self.released.add(task.id)
-            task.release()
+            release_task(task)
         self.on_loop(self.gate.set)
         self.on_loop(self.last_gate.set)
         self.leave_threads.set()
@@ -520,7 +521,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 task = held[index % len(held)]
                 if task.phase is None or task.phase.opened:  # before, there is nothing to release
                     self.released.add(task.id)
-                task.release()
+                release_task(task)
 
         release() if thread else self.on_loop(release)
 

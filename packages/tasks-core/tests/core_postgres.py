@@ -16,7 +16,8 @@ from uuid import uuid4
 import anyio
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from tasks_core import DurableState, Receipt, Worker
+from tasks_core import Receipt, Worker
+from tasks_core.engines import DurableState
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_core.engines.procrastinate._embedded import EmbeddedPostgres
 

@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any
 
 import pytest
-from tasks_core import InvalidTaskError, TaskScheduler
+from tasks_core import TaskScheduler
+from tasks_core.exceptions import InvalidTaskError
 
 pytestmark = pytest.mark.anyio
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -18,29 +19,24 @@ import core_durable_functions as functions
 import pytest
 from core_durable_functions import Line, flaky, forget, hidden, note, odd, plain, reports, rich, untyped
 from core_engine import ListEngine
+from core_support import messages
 from tasks_core import (
-    ArgumentCodecError,
     DurableFunction,
-    DurableState,
+    DurablePhase,
     DurableTask,
-    EngineCapabilityError,
-    EngineNotConfiguredError,
-    EngineUnavailableError,
-    InvalidConfigError,
-    InvalidTaskError,
-    NotAddressableError,
     Receipt,
     RetryPolicy,
     TaskConfig,
     TaskObserver,
-    TaskPhase,
     TaskScheduler,
     TaskState,
     durable,
     durable_context,
     observe,
-    override_engine,
 )
+from tasks_core.engines import DurableState, EngineCapabilityError, EngineNotConfiguredError, EngineUnavailableError
+from tasks_core.exceptions import ArgumentCodecError, InvalidConfigError, InvalidTaskError, NotAddressableError
+from tasks_core.testing import override_engine
 
 __all__ = ("forget",)
 
@@ -115,7 +111,13 @@ def test_name_of_another_function_is_refused() -> None:
         lambda: durable(name="")(top),
         lambda: durable(retry=3)(top),  # type: ignore[call-overload]
         lambda: durable(timeout=0)(top),
-        lambda: TaskConfig(key=""),
+        lambda: RetryPolicy(on=(int,)),  # type: ignore[arg-type]
+        lambda: RetryPolicy(on=()),
+        lambda: RetryPolicy(backoff=600.0),
+        lambda: note.configure(idempotency_key=""),
+        lambda: note.configure(idempotency_key="nul \0"),
+        lambda: note.configure(idempotency_key="surrogate \ud800"),
+        lambda: note.configure(idempotency_key="long" * 126),
         lambda: TaskScheduler(engine="postgresql://"),  # type: ignore[arg-type]
         lambda: TaskScheduler(engine=ListEngine(), engine_fallback="drop"),  # type: ignore[arg-type]
     ],
@@ -207,7 +209,8 @@ def test_plain_json_where_pydantic_is_not_installed() -> None:
     code = """
 import sys
 sys.modules["pydantic"] = None
-from tasks_core import ArgumentCodecError, durable
+from tasks_core import durable
+from tasks_core.exceptions import ArgumentCodecError
 @durable(name="f")
 def f(a: int, b: list[str]) -> None: ...
 encoded = f.codec.encode((1, ["x"]), {})
@@ -244,7 +247,8 @@ async def main():
         stop.set()
 anyio.run(main)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONPATH": path}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
@@ -271,7 +275,7 @@ async def test_task_succeeds_when_the_engine_has_acknowledged() -> None:
         assert (task.state, engine.calls) == (TaskState.RUNNING, [])
         engine.gate.set()
         receipt = await task
-    assert receipt == Receipt("list", "1", task.call.key)
+    assert receipt == Receipt("list", "1", task.call.idempotency_key)
     assert engine.calls == [task.call]
     assert task.call.dedup is False
     assert engine.log == ["entered", f"asked {note.name}", f"has {note.name}", "left"]
@@ -281,9 +285,13 @@ async def test_task_succeeds_when_the_engine_has_acknowledged() -> None:
 async def test_options_of_the_call_reach_the_engine() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        await scheduler.task(key="welcome-1", transaction="mine", delay=60).schedule(note, "x")
+        await scheduler.task(delay=60).schedule(note.configure(idempotency_key="welcome-1", transaction="mine"), "x")
         await scheduler.schedule(flaky, 0)
-    assert (engine.calls[0].key, engine.calls[0].dedup, engine.transactions[0]) == ("welcome-1", True, "mine")
+    assert (engine.calls[0].idempotency_key, engine.calls[0].dedup, engine.transactions[0]) == (
+        "welcome-1",
+        True,
+        "mine",
+    )
     not_before = engine.calls[0].not_before
     assert not_before is not None
     assert not_before > datetime.now(UTC).timestamp() + 30
@@ -295,7 +303,7 @@ async def test_what_belongs_to_the_run_cannot_be_said_at_the_call() -> None:
     async with TaskScheduler(engine=ListEngine(), config=config) as scheduler:
         await scheduler.schedule(note, "inherited options are for others")
         for option in ({"timeout": 1.0}, {"on_error": print}, {"limiter": anyio.CapacityLimiter(1)}):
-            with pytest.raises(EngineCapabilityError, match=f"another process, to which {next(iter(option))}="):
+            with pytest.raises(EngineCapabilityError, match=f"another process, where {next(iter(option))}="):
                 scheduler.task(**option).schedule(note, "x")
 
 
@@ -303,22 +311,41 @@ async def test_engine_that_cannot_is_an_error_at_the_call() -> None:
     engine = ListEngine()
     engine.capabilities = frozenset()
     async with TaskScheduler(engine=engine) as scheduler:
-        for option in ({"key": "k"}, {"transaction": "t"}, {"delay": 1.0}):
-            with pytest.raises(EngineCapabilityError, match=f"with {next(iter(option))}=, which list cannot do"):
-                scheduler.task(**option).schedule(note, "x")
+        for option, function in (
+            ("idempotency_key", note.configure(idempotency_key="k")),
+            ("transaction", note.configure(transaction="t")),
+        ):
+            with pytest.raises(EngineCapabilityError, match=f"with {option}=, which list cannot do"):
+                scheduler.schedule(function, "x")
+        with pytest.raises(EngineCapabilityError, match="with delay=, which list cannot do"):
+            scheduler.task(delay=1.0).schedule(note, "x")
 
 
 async def test_transaction_that_the_engine_does_not_know_is_an_error_at_the_call() -> None:
     async with TaskScheduler(engine=ListEngine()) as scheduler:
         with pytest.raises(EngineCapabilityError, match="must be a text"):
-            scheduler.task(transaction=1).schedule(note, "x")
+            scheduler.schedule(note.configure(transaction=1), "x")
 
 
-async def test_options_of_durable_tasks_are_refused_for_others() -> None:
-    async with TaskScheduler(engine=ListEngine()) as scheduler:
-        for config in ({"key": "k"}, {"transaction": "t"}):
-            with pytest.raises(InvalidConfigError, match=r"this function is not durable\. Decorate it with @durable"):
-                scheduler.task(**config).schedule(top, "x")  # type: ignore[arg-type]
+async def test_a_call_that_makes_no_new_task_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    engine = ListEngine()
+    caplog.set_level(logging.INFO, "tasks_core")
+    async with TaskScheduler(engine=engine) as scheduler:
+        welcome = note.configure(idempotency_key="welcome-17")
+        await scheduler.schedule(welcome, "first")
+        assert messages(caplog) == []
+        receipt = await scheduler.schedule(welcome, "second")
+    assert not receipt.created
+    (line, _) = messages(caplog)
+    assert line.startswith("Task 'note' #")
+    assert line.endswith(" made no new task: list has task 1 with idempotency key 'welcome-17' already")
+
+
+def test_configured_functions_share_nothing_but_the_function() -> None:
+    first, second = note.configure(idempotency_key="1"), note.configure(transaction="t")
+    assert first.name == second.name == note.name
+    assert first.func is second.func is note.func
+    assert repr(first) == repr(note)
 
 
 async def test_no_engine_is_an_error_with_the_line_to_write() -> None:
@@ -431,15 +458,15 @@ async def test_engine_has_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_in_memory_when_the_engine_is_away(caplog: pytest.LogCaptureFixture) -> None:
     async with TaskScheduler(engine=ListEngine(down=True), engine_fallback="memory") as scheduler:
-        batch = TaskPhase(scheduler, "after")
-        task = batch.task(key="k").schedule(note, "hello")
+        batch = DurablePhase(scheduler, "after")
+        task = batch.schedule(note.configure(idempotency_key="k"), "hello")
         await batch.submit()
         receipt = task.result()
-        assert (receipt.engine, receipt.key, functions.ran) == ("memory", "k", [])
+        assert (receipt.engine, receipt.idempotency_key, functions.ran) == ("memory", "k", [])
         batch.open()
         await scheduler.schedule(flaky, 1)
     assert functions.ran == ["hello", "flaky"] or functions.ran == ["flaky", "hello"]
-    assert functions.contexts[0].key == "k"
+    assert functions.contexts[0].idempotency_key == "k"
     assert functions.contexts[0].scheduler is scheduler
     assert "runs in this process, and is lost if that ends" in caplog.text
     assert scheduler.report is not None
@@ -450,7 +477,7 @@ async def test_in_memory_it_is_retried_and_reported_as_on_a_worker() -> None:
     async with TaskScheduler(engine=ListEngine(down=True), engine_fallback="memory") as scheduler:
         receipt = await scheduler.schedule(flaky, 9)
         await scheduler.schedule(reports)  # to nobody
-        assert (await receipt.status()).state is DurableState.GONE
+        assert (await receipt.status()).state is DurableState.UNKNOWN
     assert functions.reported == [("flaky", 3, "ConnectionResetError")]
     assert functions.ran == ["reported"]
 
@@ -460,14 +487,14 @@ async def test_shutdown_that_is_bounded_says_that_a_task_was_not_handed_over() -
     engine.gate = anyio.Event()
     caught: list[EngineUnavailableError] = []
 
-    async def submit(batch: TaskPhase) -> None:
-        with pytest.raises(EngineUnavailableError, match="'note' was not handed over to list: ") as error:
+    async def submit(batch: DurablePhase) -> None:
+        with pytest.raises(EngineUnavailableError, match="'note' was not submitted to list: ") as error:
             await batch.submit()
         caught.append(error.value)
 
     scheduler = TaskScheduler(engine=engine, grace_period=0, shield_timeout=0)
     async with anyio.create_task_group() as group, scheduler:
-        batch = TaskPhase(scheduler, "after", hand_over="submit")
+        batch = DurablePhase(scheduler, "after", submit_on="submit")
         batch.schedule(note, "x")
         group.start_soon(submit, batch)
         await anyio.wait_all_tasks_blocked()
@@ -480,7 +507,7 @@ async def test_shutdown_that_is_bounded_says_that_a_task_was_not_handed_over() -
 async def test_submit_hands_over_what_is_for_the_outcome_and_waits_for_it() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "after", hand_over="submit")
+        batch = DurablePhase(scheduler, "after", submit_on="submit")
         first, second = batch.schedule(note, "1"), batch.task(when="always").schedule(note, "2")
         dropped = batch.task(when="error").schedule(note, "3")
         other = batch.schedule(top, "not durable")
@@ -505,7 +532,7 @@ async def test_submit_raises_what_the_engine_says_after_all_have_ended(caplog: p
     engine = ListEngine()
     engine.on_submit = lambda call: setattr(engine, "down", call.args["text"] == "bad")
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "after", hand_over="submit")
+        batch = DurablePhase(scheduler, "after", submit_on="submit")
         tasks = [batch.schedule(note, text) for text in ("good", "bad", "good")]
         with pytest.raises(EngineUnavailableError, match="the list is away"):
             await batch.submit()
@@ -515,7 +542,7 @@ async def test_submit_raises_what_the_engine_says_after_all_have_ended(caplog: p
 async def test_tasks_for_errors_are_kept_when_submit_fails() -> None:
     engine = ListEngine(down=True)
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "after", hand_over="submit")
+        batch = DurablePhase(scheduler, "after", submit_on="submit")
         task, compensation = batch.schedule(note, "1"), batch.task(when="error").schedule(note, "2")
         with pytest.raises(EngineUnavailableError):
             await batch.submit()
@@ -530,8 +557,8 @@ async def test_nothing_is_lost_when_whoever_submits_is_cancelled() -> None:
     engine = ListEngine()
     engine.gate = anyio.Event()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "after", hand_over="submit")
-        tasks = [batch.task(transaction=t).schedule(note, "x") for t in (None, "t", "t")]
+        batch = DurablePhase(scheduler, "after", submit_on="submit")
+        tasks = [batch.schedule(note.configure(transaction=t), "x") for t in (None, "t", "t")]
         tasks.append(batch.task(when="error").schedule(note, "x"))
         with anyio.move_on_after(0.01):
             await batch.submit()
@@ -545,12 +572,12 @@ async def test_nothing_is_lost_when_whoever_submits_is_cancelled() -> None:
 async def test_open_without_submit_hands_over_too() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "after")
+        batch = DurablePhase(scheduler, "after")
         task, dropped = batch.schedule(note, "1"), batch.task(when="error").schedule(note, "2")
         batch.open()
         await task
         assert dropped.state is TaskState.DISCARDED
-        gone = TaskPhase(scheduler, "never")
+        gone = DurablePhase(scheduler, "never")
         gone.schedule(note, "3")
         gone.discard("for a reason")
     assert len(engine.calls) == 1
@@ -559,8 +586,8 @@ async def test_open_without_submit_hands_over_too() -> None:
 async def test_open_batch_keeps_tasks_in_a_transaction_until_submit() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "now", opened=True, hand_over="submit")
-        at_once, kept = batch.schedule(note, "1"), batch.task(transaction="t").schedule(note, "2")
+        batch = DurablePhase(scheduler, "now", opened=True, submit_on="submit")
+        at_once, kept = batch.schedule(note, "1"), batch.schedule(note.configure(transaction="t"), "2")
         await at_once
         assert engine.transactions == [None]
         await batch.submit()
@@ -571,8 +598,8 @@ async def test_open_batch_keeps_tasks_in_a_transaction_until_submit() -> None:
 async def test_nothing_is_left_behind_when_nobody_submits(opened: bool) -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "after", opened=opened, hand_over="submit")
-        task = batch.task(transaction="t").schedule(note, "x")
+        batch = DurablePhase(scheduler, "after", opened=opened, submit_on="submit")
+        task = batch.schedule(note.configure(transaction="t"), "x")
         batch.open()
         with anyio.fail_after(5):
             await task
@@ -581,9 +608,9 @@ async def test_nothing_is_left_behind_when_nobody_submits(opened: bool) -> None:
 async def test_tasks_in_a_transaction_go_one_after_the_other() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "after", hand_over="submit")
+        batch = DurablePhase(scheduler, "after", submit_on="submit")
         for text in "123":
-            batch.task(transaction="t").schedule(note, text)
+            batch.schedule(note.configure(transaction="t"), text)
         await batch.submit()
     assert engine.log == ["entered", *[f"asked {note.name}", f"has {note.name}"] * 3, "left"]
 
@@ -591,7 +618,7 @@ async def test_tasks_in_a_transaction_go_one_after_the_other() -> None:
 async def test_batch_that_hands_over_now() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "after", hand_over="now")
+        batch = DurablePhase(scheduler, "after", submit_on="schedule")
         await batch.schedule(note, "1")
         kept = batch.task(when="error").schedule(note, "2")
         await anyio.wait_all_tasks_blocked()
@@ -603,7 +630,7 @@ async def test_batch_that_hands_over_now() -> None:
 async def test_cancelled_task_is_not_handed_over() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "after", hand_over="submit")
+        batch = DurablePhase(scheduler, "after", submit_on="submit")
         task = batch.schedule(note, "1")
         task.cancel()
         await batch.submit()
@@ -647,6 +674,6 @@ async def test_request_headers_of_the_origin_travel() -> None:
 
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "now", origin=Origin(), opened=True)
+        batch = DurablePhase(scheduler, "now", origin=Origin(), opened=True)
         await batch.schedule(note, "x")
     assert engine.calls[0].headers["x-request-id"] == "7"

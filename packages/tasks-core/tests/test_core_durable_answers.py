@@ -11,7 +11,8 @@ import core_durable_functions as functions
 import pytest
 from core_durable_functions import forget, note, shielded
 from core_postgres import Wire, ends, engine, postgres, queue, wire, working
-from tasks_core import DurableState, RetryPolicy, TaskScheduler, Worker, durable, durable_context
+from tasks_core import RetryPolicy, TaskScheduler, Worker, durable, durable_context
+from tasks_core.engines import DurableState
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
 __all__ = ("engine", "forget", "postgres", "queue", "wire")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tasks_core.__main__ import main
+from tasks_core._durable.command import main
 
 MODULE = """
 import signal
@@ -18,7 +18,8 @@ from contextlib import asynccontextmanager
 
 import anyio
 from core_engine import ListEngine
-from tasks_core import EngineSchemaError, EngineUnavailableError, DurableCall, durable
+from tasks_core import durable
+from tasks_core.engines import EngineSchemaError, EngineUnavailableError, DurableCall
 
 class Away(ListEngine):
     tries = 0

@@ -13,7 +13,8 @@ import pytest
 from core_durable_functions import forget, note, shielded
 from core_postgres import Wire, ends, engine, postgres, queue, until, wire, working
 from psycopg.conninfo import make_conninfo
-from tasks_core import DurableCall, DurableState, EngineUnavailableError, TaskScheduler
+from tasks_core import TaskScheduler
+from tasks_core.engines import DurableCall, DurableState, EngineUnavailableError
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
 __all__ = ("engine", "forget", "postgres", "queue", "wire")
@@ -136,7 +137,7 @@ async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
     assert (await receipt.status()).state is DurableState.RUNNING  # until somebody misses the worker
     [line] = [line for line in caplog.messages if "has ended" in line]
     assert line == (
-        f"Task '{shielded.name}', key {receipt.key}, job {receipt.id}, has ended and is delivered again: "
+        f"Task '{shielded.name}', key {receipt.idempotency_key}, job {receipt.id}, has ended and is delivered again: "
         "the database could not be told (PoolTimeout)"
     )
 

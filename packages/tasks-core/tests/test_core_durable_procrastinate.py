@@ -20,17 +20,13 @@ from psycopg.rows import dict_row
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from tasks_core import (
+from tasks_core import DurablePhase, Receipt, TaskScheduler, durable, durable_context
+from tasks_core.engines import (
     DurableCall,
     DurableState,
     EngineCapabilityError,
     EngineSchemaError,
     EngineUnavailableError,
-    Receipt,
-    TaskPhase,
-    TaskScheduler,
-    durable,
-    durable_context,
 )
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
@@ -64,12 +60,12 @@ async def rows(address: str, queue: str) -> list[dict[str, Any]]:
 async def test_acknowledged_task_is_run_by_a_worker(engine: ProcrastinateEngine) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
         receipt = await scheduler.schedule(note, "hello")
-        assert (await receipt.status()).state is DurableState.WAITING
+        assert (await receipt.status()).state is DurableState.PENDING
         async with working(engine):
             await ends(receipt, DurableState.SUCCEEDED)
         assert (await receipt.status()).attempts == 1
     assert functions.ran == ["hello"]
-    assert functions.contexts[0].key == receipt.key
+    assert functions.contexts[0].idempotency_key == receipt.idempotency_key
 
 
 async def test_task_hands_on_to_the_next(engine: ProcrastinateEngine) -> None:
@@ -82,7 +78,7 @@ async def test_task_hands_on_to_the_next(engine: ProcrastinateEngine) -> None:
 
             await until(both)
             await ends(receipt, DurableState.SUCCEEDED)
-    assert functions.contexts[0].key == f"{receipt.key}-note"
+    assert functions.contexts[0].idempotency_key == f"{receipt.idempotency_key}-note"
 
 
 async def test_retries_are_deliveries(engine: ProcrastinateEngine) -> None:
@@ -121,7 +117,7 @@ async def test_delay_is_for_the_engine(engine: ProcrastinateEngine, postgres: st
         receipt = await scheduler.task(delay=3600).schedule(note, "later")
         async with working(engine):
             await ends(await scheduler.schedule(note, "now"), DurableState.SUCCEEDED)
-        assert (await receipt.status()).state is DurableState.WAITING
+        assert (await receipt.status()).state is DurableState.PENDING
     assert (await rows(postgres, queue))[0]["scheduled_at"] is not None
 
 
@@ -145,7 +141,7 @@ async def test_progress_and_state_can_be_read(engine: ProcrastinateEngine, tmp_p
         path.touch()
         await ends(receipt, DurableState.SUCCEEDED)
         assert (await Receipt("procrastinate", "99999999", "k", True, engine.status).status()).state is (
-            DurableState.GONE
+            DurableState.UNKNOWN
         )
 
 
@@ -154,21 +150,23 @@ async def test_progress_and_state_can_be_read(engine: ProcrastinateEngine, tmp_p
 
 async def test_key_is_taken_once(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
-        first = await scheduler.task(key=f"{queue}-1").schedule(note, "once")
-        second = await scheduler.task(key=f"{queue}-1").schedule(note, "once")
-        other = await scheduler.task(key=f"{queue}-2").schedule(note, "other")
+        first = await scheduler.schedule(note.configure(idempotency_key=f"{queue}-1"), "once")
+        second = await scheduler.schedule(note.configure(idempotency_key=f"{queue}-1"), "once")
+        other = await scheduler.schedule(note.configure(idempotency_key=f"{queue}-2"), "other")
         assert (first.created, second.created, other.created) == (True, False, True)
-        assert (second.id, second.key) == (first.id, first.key)
+        assert (second.id, second.idempotency_key) == (first.id, first.idempotency_key)
         async with working(engine):
             await ends(first, DurableState.SUCCEEDED)
             await ends(other, DurableState.SUCCEEDED)
-        assert not (await scheduler.task(key=f"{queue}-1").schedule(note, "once")).created  # also when it is done
+        assert not (
+            await scheduler.schedule(note.configure(idempotency_key=f"{queue}-1"), "once")
+        ).created  # also when it is done
     assert sorted(functions.ran) == ["once", "other"]
 
 
 async def test_many_at_once_with_one_key_make_one_task(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
-        tasks = [scheduler.task(key=queue).schedule(note, "once") for _ in range(12)]
+        tasks = [scheduler.schedule(note.configure(idempotency_key=queue), "once") for _ in range(12)]
         receipts = [await task for task in tasks]
     assert sum(receipt.created for receipt in receipts) == 1
     assert len({receipt.id for receipt in receipts}) == 1
@@ -195,10 +193,10 @@ async def test_session_commits_or_rolls_back_the_task(
         for end in ("commit", "rollback"):
             async with AsyncSession(database) as session:
                 await session.execute(text("SELECT 1"))
-                batch = TaskPhase(scheduler, "after", hand_over="submit")
+                batch = DurablePhase(scheduler, "after", submit_on="submit")
                 unique = key and f"{key} {queue} {end}"
-                tasks = [batch.task(transaction=session, key=unique).schedule(note, end)]
-                tasks.append(batch.task(transaction=session, delay=1).schedule(note, end))
+                tasks = [batch.schedule(note.configure(transaction=session, idempotency_key=unique), end)]
+                tasks.append(batch.task(delay=1).schedule(note.configure(transaction=session), end))
                 await batch.submit()
                 assert [task.result().created for task in tasks] == [True, True]
                 before = len(await rows(postgres, queue))
@@ -214,7 +212,7 @@ async def test_connection_of_sqlalchemy(engine: ProcrastinateEngine, postgres: s
         database.begin() as connection,
     ):
         assert isinstance(connection, AsyncConnection)
-        await scheduler.task(transaction=connection).schedule(note, "x")
+        await scheduler.schedule(note.configure(transaction=connection), "x")
         assert await rows(postgres, queue) == []
     assert len(await rows(postgres, queue)) == 1
 
@@ -223,12 +221,12 @@ async def test_connection_of_psycopg(engine: ProcrastinateEngine, postgres: str,
     async with TaskScheduler(engine=engine) as scheduler:
         async with await psycopg.AsyncConnection.connect(postgres) as connection:
             await connection.execute("SELECT 1")
-            await scheduler.task(transaction=connection).schedule(note, "x")
+            await scheduler.schedule(note.configure(transaction=connection), "x")
             assert await rows(postgres, queue) == []
             await connection.rollback()
             assert await rows(postgres, queue) == []
             await connection.execute("SELECT 1")
-            await scheduler.task(transaction=connection).schedule(note, "x")
+            await scheduler.schedule(note.configure(transaction=connection), "x")
         assert len(await rows(postgres, queue)) == 1
 
 
@@ -238,10 +236,10 @@ async def test_commit_takes_along_what_was_not_handed_over_yet(
 ) -> None:
     async with TaskScheduler(engine=engine) as scheduler, sqlalchemy(postgres, driver) as database:
         async with AsyncSession(database) as session:
-            batch = TaskPhase(scheduler, "after", hand_over="submit")
+            batch = DurablePhase(scheduler, "after", submit_on="submit")
             await session.execute(text("SELECT 1"))
-            task = batch.task(transaction=session).schedule(note, "1")
-            batch.task(transaction=session).schedule(note, "cancelled").cancel()
+            task = batch.schedule(note.configure(transaction=session), "1")
+            batch.schedule(note.configure(transaction=session), "cancelled").cancel()
             await session.commit()
             await session.execute(text("SELECT 1"))
             await session.rollback()
@@ -257,25 +255,25 @@ async def test_transaction_that_is_over_is_an_error(engine: ProcrastinateEngine,
     async with TaskScheduler(engine=engine) as scheduler, sqlalchemy(postgres, "psycopg") as database:
         async with AsyncSession(database) as session:
             await session.execute(text("SELECT 1"))
-            batch = TaskPhase(scheduler, "after", hand_over="submit")
-            batch.task(transaction=session).schedule(note, "x")
+            batch = DurablePhase(scheduler, "after", submit_on="submit")
+            batch.schedule(note.configure(transaction=session), "x")
             await session.rollback()
             with pytest.raises(EngineCapabilityError, match="the transaction in which the task was scheduled is over"):
                 await batch.submit()
             await session.execute(text("SELECT 1"))
-            batch.task(transaction=session).schedule(note, "x")
+            batch.schedule(note.configure(transaction=session), "x")
             await batch.submit()
             await session.rollback()
         async with await psycopg.AsyncConnection.connect(postgres) as connection:
             with pytest.raises(EngineCapabilityError, match="the transaction in which"):
-                await scheduler.task(transaction=connection).schedule(note, "x")
+                await scheduler.schedule(note.configure(transaction=connection), "x")
     assert await rows(postgres, queue) == []
 
 
 async def test_what_is_no_transaction_is_an_error_at_the_call(engine: ProcrastinateEngine) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
         with pytest.raises(EngineCapabilityError, match=r"was given a builtins\.object"):
-            scheduler.task(transaction=object()).schedule(note, "x")
+            scheduler.schedule(note.configure(transaction=object()), "x")
 
 
 @asynccontextmanager
@@ -301,7 +299,7 @@ async def test_transaction_whose_connection_is_lost(engine: ProcrastinateEngine,
         async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as other:
             await other.execute("SELECT pg_terminate_backend(%s, 5000)", [process])
         with pytest.raises(EngineUnavailableError):
-            await scheduler.task(transaction=transaction).schedule(note, "x")
+            await scheduler.schedule(note.configure(transaction=transaction), "x")
 
 
 @pytest.mark.parametrize("kind", ["session", "connection"])
@@ -310,7 +308,7 @@ async def test_transaction_that_has_failed(engine: ProcrastinateEngine, postgres
         with pytest.raises(DBAPIError, match="DivisionByZero"):
             await transaction.execute(text("SELECT 1 / 0"))
         with pytest.raises(DBAPIError, match="InFailedSqlTransaction"):
-            await scheduler.task(transaction=transaction).schedule(note, "x")
+            await scheduler.schedule(note.configure(transaction=transaction), "x")
     assert await rows(postgres, queue) == []
 
 
@@ -321,7 +319,7 @@ async def test_connection_that_is_in_no_transaction(engine: ProcrastinateEngine,
         database.connect() as connection,
     ):
         with pytest.raises(EngineCapabilityError, match="the transaction in which the task was scheduled is over"):
-            await scheduler.task(transaction=connection).schedule(note, "x")
+            await scheduler.schedule(note.configure(transaction=connection), "x")
 
 
 # ---- queues that others write to ----
@@ -375,7 +373,7 @@ async def test_stop_puts_unshielded_tasks_back(engine: ProcrastinateEngine) -> N
             await functions.waiting["shielded"].wait()
             await functions.waiting["unshielded"].wait()
             stop.set()
-            await ends(back, DurableState.WAITING)
+            await ends(back, DurableState.PENDING)
             functions.released["shielded"].set()
         assert (await ended.status()).state is DurableState.SUCCEEDED
         functions.released["unshielded"].set()
@@ -460,7 +458,7 @@ async def test_finished_tasks_and_their_keys_are_forgotten_in_the_end(
 ) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
         async with working(engine):
-            done = await scheduler.task(key=queue).schedule(note, "done")
+            done = await scheduler.schedule(note.configure(idempotency_key=queue), "done")
             failed = await scheduler.schedule(flaky, 9, "KeyError")
             await ends(done, DurableState.SUCCEEDED)
             await ends(failed, DurableState.FAILED)
@@ -471,9 +469,9 @@ async def test_finished_tasks_and_their_keys_are_forgotten_in_the_end(
                 [queue],
             )
         async with working(ProcrastinateEngine(postgres, queue=queue, keep_finished=0.0)):
-            await ends(done, DurableState.GONE)
+            await ends(done, DurableState.UNKNOWN)
         assert (await failed.status()).state is DurableState.FAILED
-        assert (await scheduler.task(key=queue).schedule(note, "again")).created
+        assert (await scheduler.schedule(note.configure(idempotency_key=queue), "again")).created
 
 
 async def test_cleaning_up_of_a_dead_worker_is_no_task(

@@ -13,16 +13,8 @@ import pytest
 import trio
 from core_durable_functions import forget, note, shielded, unshielded
 from core_postgres import ends, postgres, queue, working
-from tasks_core import (
-    DurableState,
-    EngineCapabilityError,
-    EngineUnavailableError,
-    RetryPolicy,
-    TaskScheduler,
-    Worker,
-    durable,
-    durable_context,
-)
+from tasks_core import RetryPolicy, TaskScheduler, Worker, durable, durable_context
+from tasks_core.engines import DurableState, EngineCapabilityError, EngineUnavailableError
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
 __all__ = ("forget", "postgres", "queue")
@@ -77,18 +69,18 @@ async def test_task_is_handed_over_and_run_by_a_worker_elsewhere(
 ) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
         receipt = await scheduler.schedule(note, "from trio")
-        assert (await receipt.status()).state is DurableState.WAITING
+        assert (await receipt.status()).state is DurableState.PENDING
         await anyio.to_thread.run_sync(anyio.run, work_once, postgres, queue)
         assert (await receipt.status()).state is DurableState.SUCCEEDED
         assert len(event_loops()) == 1
     assert functions.ran == ["from trio"]
-    assert functions.contexts[0].key == receipt.key
+    assert functions.contexts[0].idempotency_key == receipt.idempotency_key
     assert event_loops() == []
 
 
 async def test_keys_and_delays_are_as_elsewhere(engine: ProcrastinateEngine, queue: str) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
-        tasks = [scheduler.task(key=queue, delay=3600).schedule(note, "once") for _ in range(8)]
+        tasks = [scheduler.task(delay=3600).schedule(note.configure(idempotency_key=queue), "once") for _ in range(8)]
         receipts = [await task for task in tasks]
         assert sum(receipt.created for receipt in receipts) == 1
         assert len({receipt.id for receipt in receipts}) == 1
@@ -138,7 +130,7 @@ async def test_no_server_is_an_error_at_the_start_and_leaves_no_thread() -> None
 async def test_transactions_are_of_asyncio(engine: ProcrastinateEngine) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
         with pytest.raises(EngineCapabilityError, match="connections that run on asyncio, and this is trio"):
-            scheduler.task(transaction=object()).schedule(note, "x")
+            scheduler.schedule(note.configure(transaction=object()), "x")
 
 
 async def test_worker_takes_tasks_for_trio(engine: ProcrastinateEngine) -> None:
@@ -168,7 +160,7 @@ async def test_worker_on_trio_stops(engine: ProcrastinateEngine) -> None:
             stop.set()
             functions.released["shielded"].set()
         assert (await kept.status()).state is DurableState.SUCCEEDED
-        assert (await back.status()).state is DurableState.WAITING
+        assert (await back.status()).state is DurableState.PENDING
     assert functions.ran == ["shielded"]
 
 
@@ -181,7 +173,7 @@ async def test_worker_on_trio_is_cancelled(engine: ProcrastinateEngine) -> None:
             group.start_soon(Worker(engine).run, anyio.Event())
             await functions.waiting["x"].wait()
             group.cancel_scope.cancel()
-        assert (await receipt.status()).state is DurableState.WAITING
+        assert (await receipt.status()).state is DurableState.PENDING
         assert len(event_loops()) == 1
 
 

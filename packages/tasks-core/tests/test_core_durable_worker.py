@@ -27,7 +27,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from tasks_core import DurableCall, InvalidConfigError, RunDelivery, TaskScheduler, Worker, override_engine
+from tasks_core import TaskScheduler, Worker
+from tasks_core.engines import DurableCall, RunDelivery
+from tasks_core.exceptions import InvalidConfigError
+from tasks_core.testing import override_engine
 
 __all__ = ("forget",)
 
@@ -66,13 +69,13 @@ def says(engine: ListEngine, *lines: str) -> Callable[[], bool]:
 async def test_runs_what_was_handed_over() -> None:
     engine = ListEngine()
     await hand_over(engine, (note, "hello"), (plain, 1, 2))
-    key = engine.calls[0].key
+    key = engine.calls[0].idempotency_key
     async with working(engine):
         await until(lambda: len(functions.ran) == 2)
         await until(lambda: len(engine.log) == 2)
     assert "hello" in functions.ran
     assert (1, (2,), 1.0, {}, False) in functions.ran
-    assert (functions.contexts[0].key, functions.contexts[0].attempt) == (key, 1)
+    assert (functions.contexts[0].idempotency_key, functions.contexts[0].attempt) == (key, 1)
     assert sorted(engine.log) == ["done core_durable_functions:note", "done plain", "left"]
 
 
@@ -80,13 +83,13 @@ async def test_what_follows_goes_into_the_scheduler_of_the_worker() -> None:
     """A durable function to the engine, and before the task that asks for it has ended; another one runs here."""
     engine = ListEngine()
     await hand_over(engine, (hands_on, "x"))
-    key = engine.calls[0].key
+    key = engine.calls[0].idempotency_key
     async with working(engine):
         await until(lambda: len(functions.ran) == 2)
         await until(lambda: len(engine.log) == 4)
     assert (f"{key}-note", "X", False) in functions.ran
     assert "x" in functions.ran
-    assert functions.contexts[0].key == f"{key}-note"
+    assert functions.contexts[0].idempotency_key == f"{key}-note"
     assert engine.log.index(f"has {note.name}") < engine.log.index(f"done {hands_on.name}")
 
 

@@ -355,8 +355,8 @@ E = ValueError("again")
         (retry(attempts=3, backoff=lambda n: 1e9), [E] * 3, (3, [60, 60], TaskState.FAILED)),
         (retry(on=OSError), [E], (1, [], TaskState.FAILED)),
         (retry(on=(OSError, ValueError)), [E, None], (2, [1.0], TaskState.SUCCEEDED)),
-        (retry(on=OSError, then=retry(backoff=5)), [OSError(), E, None], (3, [1.0, 10.0], TaskState.SUCCEEDED)),
-        (retry(attempts=2, then=retry(attempts=3, backoff=9)), [E, E, E], (3, [1.0, 18.0], TaskState.FAILED)),
+        (chain(retry(on=OSError), retry(backoff=5)), [OSError(), E, None], (3, [1.0, 10.0], TaskState.SUCCEEDED)),
+        (chain(retry(attempts=2), retry(attempts=3, backoff=9)), [E, E, E], (3, [1.0, 18.0], TaskState.FAILED)),
         (chain(lambda t, e: None, retry()), [E, None], (2, [1.0], TaskState.SUCCEEDED)),
         (chain(lambda t, e: True, retry()), [E], (1, [], TaskState.FAILED)),
         (chain(lambda t, e: False, lambda t, e: None), [E], (1, [], TaskState.FAILED)),
@@ -383,7 +383,7 @@ async def test_then_counts_also_when_retry_gives_up(caplog: pytest.LogCaptureFix
         reported.append(error)
         return True
 
-    assert await attempts_of(retry(attempts=2, then=report), E, E) == (2, [1.0], TaskState.FAILED)
+    assert await attempts_of(chain(retry(attempts=2), report), E, E) == (2, [1.0], TaskState.FAILED)
     assert reported == [E]
     assert messages(caplog, logging.ERROR) == []
 

@@ -14,6 +14,7 @@ import anyio.to_thread
 import pytest
 from core_support import EventLog, every_event_loop, fail, in_thread, messages, noop
 from tasks_core import Task, TaskObserver, TaskPhase, TaskQueueFullError, TaskScheduler, TaskState, observe, retry
+from tasks_core.testing import release_task
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -192,7 +193,7 @@ async def test_max_pending_forgets_a_task_that_was_cancelled_before_its_turn() -
         posted.cancel()  # the loop has not heard of it yet
         with observe(Canceller()):
             held = scheduler.schedule(noop)
-        held.release()
+        release_task(held)
         await anyio.wait_all_tasks_blocked()
         assert posted.state is held.state is TaskState.CANCELLED
         scheduler.schedule(gate.wait)

@@ -26,6 +26,7 @@ from tasks_core import (
     observe,
     retry,
 )
+from tasks_core.testing import release_task
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -256,14 +257,14 @@ async def test_a_held_task_starts_when_it_is_released(thread: bool) -> None:
         await anyio.wait_all_tasks_blocked()
         assert task.state is TaskState.PENDING
         if thread:
-            in_thread(task.release)
+            in_thread(lambda: release_task(task))
         else:
-            task.release()
-        task.release()
-        delayed.release()
+            release_task(task)
+        release_task(task)
+        release_task(delayed)
         await task
         await delayed
-        task.release()
+        release_task(task)
     assert holder.asked == [task, delayed]
 
 
@@ -272,7 +273,7 @@ async def test_a_held_task_can_be_cancelled_and_is_then_not_released() -> None:
         with observe(Holder()):
             task = scheduler.schedule(noop)
         task.cancel()
-        task.release()
+        release_task(task)
         await task.wait()
     assert (task.state, task.attempts) == (TaskState.CANCELLED, 0)
 
@@ -281,7 +282,7 @@ async def test_releasing_a_task_that_nobody_holds_does_nothing() -> None:
     async with TaskScheduler() as scheduler:
         batch = TaskPhase(scheduler, "later")
         task = batch.schedule(noop)
-        task.release()
+        release_task(task)
         await anyio.wait_all_tasks_blocked()
         assert task.state is TaskState.PENDING
         batch.open()

@@ -9,20 +9,20 @@ import pytest
 from core_durable_functions import note
 from core_engine import ListEngine
 from core_support import every_event_loop, in_thread
-from tasks_core import DurableTask, TaskPhase, TaskScheduler, TaskState
+from tasks_core import DurablePhase, DurableTask, TaskScheduler, TaskState
 
 pytestmark = pytest.mark.anyio
 anyio_backend = every_event_loop
 
 
 @pytest.mark.parametrize("submitted", [False, True])
-@pytest.mark.parametrize("hand_over", ["open", "submit", "now"])
+@pytest.mark.parametrize("hand_over", ["open", "submit", "schedule"])
 async def test_a_discarded_batch_hands_nothing_over(
-    hand_over: Literal["open", "submit", "now"], submitted: bool
+    hand_over: Literal["open", "submit", "schedule"], submitted: bool
 ) -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "never", hand_over=hand_over)
+        batch = DurablePhase(scheduler, "never", submit_on=hand_over)
         if submitted:
             await batch.submit()
         batch.discard("it was rolled back")
@@ -35,12 +35,12 @@ async def test_a_discarded_batch_hands_nothing_over(
 async def test_what_is_cancelled_before_the_loop_hears_of_it_is_not_waited_for() -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine) as scheduler:
-        batch = TaskPhase(scheduler, "after", hand_over="submit")
+        batch = DurablePhase(scheduler, "after", submit_on="submit")
         task: DurableTask = in_thread(lambda: batch.schedule(note, "x"))
         task.cancel()
         await anyio.wait_all_tasks_blocked()
         assert not batch.unsubmitted
-        assert repr(batch) == "<TaskPhase after waiting, 0 tasks>"
+        assert repr(batch) == "<DurablePhase after waiting, 0 tasks>"
         await batch.submit()
         assert task.state is TaskState.CANCELLED
     assert engine.calls == []

@@ -16,18 +16,8 @@ import anyio
 import anyio.to_thread
 import pytest
 from core_support import every_event_loop, in_thread, noop
-from tasks_core import (
-    InvalidTaskError,
-    SchedulerClosedError,
-    SchedulerNotStartedError,
-    Task,
-    TaskPhase,
-    TaskScheduler,
-    TasksError,
-    TaskState,
-    current_task,
-    retry,
-)
+from tasks_core import SchedulerClosedError, Task, TaskPhase, TaskScheduler, TasksError, TaskState, current_task, retry
+from tasks_core.exceptions import InvalidTaskError, SchedulerNotStartedError
 
 pytestmark = pytest.mark.anyio
 anyio_backend = every_event_loop

@@ -30,7 +30,7 @@ def handlers() -> list[TaskErrorHandler | None]:
         sync_handler,
         async_handler,
         retry(attempts=5, on=ConnectionError),
-        retry(attempts=2, on=(OSError, ValueError), then=async_handler),
+        retry(attempts=2, on=(OSError, ValueError)),
         chain(sync_handler, async_handler),
     ]
 

@@ -25,10 +25,10 @@ def scheduled(scheduler: TaskScheduler) -> None:
     batch = TaskPhase(scheduler, "after_commit")
     assert_type(scheduler.schedule(charge, 1, currency="USD"), Task[Receipt])
     assert_type(batch.schedule(render, 1, 2.0), Task[Receipt])
-    assert_type(batch.task(key="k", transaction=object()).schedule(charge, 1), Task[Receipt])
+    assert_type(batch.schedule(charge.configure(idempotency_key="k", transaction=object()), 1), Task[Receipt])
     scheduler.schedule(charge)  # type: ignore[call-overload]
     scheduler.schedule(charge, "1")  # type: ignore[call-overload]
-    batch.task(key="k").schedule(render, 1)  # type: ignore[call-overload]
+    batch.schedule(render.configure(idempotency_key="k"), 1)  # type: ignore[call-overload]
 
 
 async def receipts(scheduler: TaskScheduler) -> None:

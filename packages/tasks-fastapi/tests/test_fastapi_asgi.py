@@ -127,7 +127,7 @@ async def test_a_durable_task_in_a_transaction_is_handed_over_also_if_there_is_n
     tasks: list[DurableTask] = []
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        task: Any = get_tasks(HTTPConnection(scope)).task(transaction="t").schedule(durable_note, "x")
+        task: Any = get_tasks(HTTPConnection(scope)).schedule(durable_note.configure(transaction="t"), "x")
         tasks.append(task)
 
     app = made_of(answer, engine=engine)

@@ -18,7 +18,9 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from tasks_core import InvalidConfigError, TaskScheduler, TaskState, override_engine
+from tasks_core import TaskScheduler, TaskState
+from tasks_core.exceptions import InvalidConfigError
+from tasks_core.testing import override_engine
 from tasks_fastapi import Tasks, add_tasks, get_scheduler
 
 __all__ = ("forget",)
@@ -58,8 +60,8 @@ def make_app(engine: ListEngine, log: list[str] | None = None, **options: Any) -
 
     @app.post("/commit")
     async def commit(tasks: Tasks, session: Annotated[str, Depends(session)]) -> dict[str, str]:
-        tasks.after_response.task(transaction=session).schedule(note, "in the transaction")
-        tasks.task(transaction=session).schedule(note, "immediate")
+        tasks.after_response.schedule(note.configure(transaction=session), "in the transaction")
+        tasks.schedule(note.configure(transaction=session), "immediate")
         return {"state": "stored"}
 
     @app.post("/raise")

@@ -10,15 +10,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 from starlette.applications import Starlette
 from starlette.routing import Route
-from tasks_core import (
-    InvalidConfigError,
-    InvalidTaskError,
-    SchedulerClosedError,
-    SchedulerNotStartedError,
-    TaskConfig,
-    TaskScheduler,
-    TasksError,
-)
+from tasks_core import SchedulerClosedError, TaskConfig, TaskScheduler, TasksError
+from tasks_core.exceptions import InvalidConfigError, InvalidTaskError, SchedulerNotStartedError
 from tasks_fastapi import (
     Tasks,
     TasksInstallationError,
@@ -65,14 +58,20 @@ async def test_add_tasks_after_the_application_has_started(kind: type[Starlette]
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"config": {"shield": True}}, "config must be a TaskConfig, as in config=TaskConfig(on_error=report)"),
+        (
+            {"config": {"shield": True}},
+            "config=<dict>: config must be a TaskConfig, as in config=TaskConfig(on_error=report)",
+        ),
         ({"grace_period": -1}, "grace_period=-1: grace_period must be a number of seconds, 0 or more"),
         ({"grace_period": None}, "grace_period=None: grace_period must be a number of seconds, 0 or more"),
         ({"shield_timeout": "5"}, "shield_timeout='5': shield_timeout must be a number of seconds, 0 or more"),
         ({"max_concurrency": 0}, "max_concurrency=0: max_concurrency must be a whole number, 1 or more"),
         ({"max_pending": 1.5}, "max_pending=1.5: max_pending must be a whole number, 1 or more"),
         ({"max_threads": True}, "max_threads=True: max_threads must be a whole number, 1 or more"),
-        ({"clock": 1}, "clock must have the methods now() and sleep_until(); see tasks_core.Clock"),
+        (
+            {"clock": 1},
+            "clock=1: clock must be an object with the methods now() and sleep_until(); see tasks_core.Clock",
+        ),
         ({"retry_after": -1}, "retry_after=-1: retry_after must be a number of seconds, 0 or more"),
         ({"retry_after": float("nan")}, "retry_after=nan: retry_after must be a number of seconds, 0 or more"),
         ({"retry_after": "soon"}, "retry_after='soon': retry_after must be a number of seconds, 0 or more"),

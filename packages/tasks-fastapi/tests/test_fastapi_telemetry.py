@@ -23,7 +23,8 @@ from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import StatusCode
 from starlette.background import BackgroundTask
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tasks_core import InvalidConfigError, TaskScheduler
+from tasks_core import TaskScheduler
+from tasks_core.exceptions import InvalidConfigError
 from tasks_fastapi import TaskConfig, Tasks, TelemetryConfig, add_tasks, get_scheduler, retry
 
 pytestmark = pytest.mark.anyio
@@ -351,7 +352,7 @@ async def test_metrics(telemetry: Telemetry) -> None:
 async def test_retry_that_is_cancelled_while_it_waits(telemetry: Telemetry) -> None:
     app = make_app(telemetry)
     async with running(app):
-        task = get_scheduler(app).task(name="charge", on_error=retry(backoff=3600)).schedule(fail)
+        task = get_scheduler(app).task(name="charge", on_error=retry(backoff=3600, max_delay=3600)).schedule(fail)
         while task.state != "retrying":
             await turns()
         task.cancel()

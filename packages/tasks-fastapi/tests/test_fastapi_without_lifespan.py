@@ -14,7 +14,8 @@ from asgi_spy import assert_order, note, request, turns, websocket
 from fastapi import FastAPI, HTTPException, WebSocket
 from fastapi.testclient import TestClient
 from mangum import Mangum
-from tasks_core import SchedulerNotStartedError, Task, TaskState
+from tasks_core import Task, TaskState
+from tasks_core.exceptions import SchedulerNotStartedError
 from tasks_fastapi import Tasks, add_tasks, get_scheduler
 
 LINE = (

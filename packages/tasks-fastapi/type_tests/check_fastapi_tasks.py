@@ -10,13 +10,13 @@ from typing import assert_type
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
-from tasks_core import ScheduleTarget, TaskPhase, TaskScheduler
+from tasks_core import DurablePhase, ScheduleTarget, TaskScheduler
 from tasks_fastapi import RequestTasks, Task, TaskConfig, Tasks, add_tasks, get_scheduler, get_tasks, retry
 
 app = FastAPI()
 add_tasks(app, config=TaskConfig(shield=True), grace_period=10)
 add_tasks(Starlette(), shield_timeout=None, max_concurrency=10, max_pending=100)
-add_tasks(app, TaskConfig())  # type: ignore[call-arg]
+add_tasks(app, nonsense=1)  # type: ignore[call-arg]
 add_tasks(app, grace_period="10 s")  # type: ignore[arg-type]
 add_tasks()  # type: ignore[call-arg]
 
@@ -37,8 +37,8 @@ class Mailer:
 @app.post("/orders/{order}")
 async def result_types(order: int, tasks: Tasks) -> None:
     assert_type(tasks, RequestTasks)
-    assert_type(tasks.after_route, TaskPhase)
-    assert_type(tasks.after_response, TaskPhase)
+    assert_type(tasks.after_route, DurablePhase)
+    assert_type(tasks.after_response, DurablePhase)
     assert_type(tasks.schedule(charge, order), Task[bool])
     assert_type(tasks.schedule(render, order, scale=2.0), Task[bytes])
     assert_type(tasks.schedule(Mailer().send, "a@b.c"), Task[int])

@@ -13,17 +13,10 @@ from core_durable_functions import flaky, note, plain, untyped
 from fastapi import FastAPI
 from pydantic import AfterValidator
 from starlette.testclient import TestClient
-from tasks_core import (
-    ArgumentCodecError,
-    DurableFunction,
-    DurableState,
-    EngineUnavailableError,
-    RetryPolicy,
-    TaskScheduler,
-    durable,
-    durable_context,
-)
+from tasks_core import DurableFunction, RetryPolicy, TaskScheduler, durable, durable_context
+from tasks_core.engines import DurableState, EngineUnavailableError
 from tasks_core.engines.procrastinate import ProcrastinateEngine
+from tasks_core.exceptions import ArgumentCodecError
 from tasks_fastapi import Tasks, add_tasks
 from tasks_testing import Call, TasksRecorder, call, call_like, record_tasks
 
@@ -115,14 +108,14 @@ def test_runs_when_the_test_says_so(client: TestClient, tasks_recorder: TasksRec
     tasks_recorder.run_durable()
     tasks_recorder.run_durable()
     assert functions.ran == ["hello"]
-    assert functions.contexts[0].key == tasks_recorder.durable_calls[0].key
+    assert functions.contexts[0].idempotency_key == tasks_recorder.durable_calls[0].idempotency_key
 
 
 def test_runs_each_twice_with_the_same_key(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     client.post("/")
     tasks_recorder.run_durable(times=2)
     assert functions.ran == ["hello", "hello"]
-    assert len({context.key for context in functions.contexts}) == 1
+    assert len({context.idempotency_key for context in functions.contexts}) == 1
 
 
 def test_engine_that_is_away_can_be_played(client: TestClient, tasks_recorder: TasksRecorder) -> None:
@@ -135,10 +128,10 @@ def test_engine_that_is_away_can_be_played(client: TestClient, tasks_recorder: T
 async def test_on_an_event_loop(tasks_recorder: TasksRecorder) -> None:
     async with TaskScheduler() as scheduler:
         receipt = await scheduler.schedule(plain, 1)
-        again = await scheduler.task(key="k").schedule(note, "x")
-        twice = await scheduler.task(key="k").schedule(note, "x")
+        again = await scheduler.schedule(note.configure(idempotency_key="k"), "x")
+        twice = await scheduler.schedule(note.configure(idempotency_key="k"), "x")
         assert (again.created, twice.created, twice.id) == (True, False, again.id)
-        assert (await receipt.status()).state is DurableState.WAITING
+        assert (await receipt.status()).state is DurableState.PENDING
         await tasks_recorder.arun_durable()
         assert (await receipt.status()).state is DurableState.SUCCEEDED
         with pytest.raises(ArgumentCodecError):
@@ -310,7 +303,7 @@ async def test_progress_is_kept(tasks_recorder: TasksRecorder) -> None:
 @pytest.mark.anyio
 async def test_a_transaction_may_be_anything(tasks_recorder: TasksRecorder) -> None:
     async with TaskScheduler() as scheduler:
-        await scheduler.task(transaction=object()).schedule(note, "x")
+        await scheduler.schedule(note.configure(transaction=object()), "x")
     assert len(tasks_recorder.durable_calls) == 1
 
 
@@ -328,7 +321,7 @@ async def test_a_run_that_hangs_is_told(function: DurableFunction[[], None]) -> 
             receipt = await scheduler.schedule(function)
             with pytest.raises(AssertionError, match="^a" + STUCK.replace("hangs", function.__name__)):
                 await recorder.arun_durable(times=2, timeout=0.05)
-            assert (await receipt.status()).state is DurableState.WAITING
+            assert (await receipt.status()).state is DurableState.PENDING
             recorder.stub(function.name)
             await recorder.arun_durable()
         assert [task.state for task in recorder.durable_runs] == ["cancelled", "succeeded"]

@@ -440,7 +440,7 @@ def test_payment_by_a_worker(
     durable_client.post("/orders", json=TWO_TEAPOTS)
     tasks_recorder.assert_not_scheduled(charge)
     (kept,) = tasks_recorder.durable_calls
-    assert (kept.name, kept.key) == ("shop.charge", "charge-1")
+    assert (kept.name, kept.idempotency_key) == ("shop.charge", "charge-1")
     assert status_of_order(durable_client) == "placed"
 
     tasks_recorder.run_durable(times=2)

@@ -1,9 +1,8 @@
 """
 Background tasks for asyncio and trio that are never lost without a line that says so.
 
-Start reading at `_scheduler.py` (what is entered and left), then `_run/runner.py` (the way of a task to its attempts)
-and `_run/attempt.py` (one attempt, and what its end means). `_run/shutdown.py` is the end of a scheduler. Imports go
-one way:
+Start reading at `_scheduler.py` (what is entered and left) and `_schedule.py` (the call), then go on in `_run/`, which
+takes a task from there to its end. Imports go one way:
 
 ```text
 exceptions ── _support ── _config ── _task ── _observer ── _clock ── _retry
@@ -11,33 +10,22 @@ _loop ── _run ── _schedule ── _phase, _scheduler
 _durable ── engines
 ```
 
-Durable tasks, which another process runs, stand above that: `_durable/function.py` (functions), `_durable/engine.py`
-(the seam) and `_durable/worker.py`; what implements the seam is in `engines/`, and is imported by the program that uses
-it.
+Durable tasks, which another process runs, stand above that: `_durable/function.py` (the functions),
+`_durable/engine.py` (the seam) and `_durable/worker.py`. The program that uses an engine imports it from `engines/`.
 """
 
-from ._clock import Clock, MonotonicClock, override_clock
+from ._clock import Clock, MonotonicClock
 from ._config import Outcome, TaskConfig, TaskErrorHandler, When
-from ._durable.codec import Json
-from ._durable.engine import (
-    Capability,
-    Delivery,
-    DurableCall,
-    DurableState,
-    DurableStatus,
-    Engine,
-    Receipt,
-    Redeliver,
-    RetryPolicy,
-    RunDelivery,
-    override_engine,
-)
-from ._durable.function import DurableContext, DurableFunction, durable, durable_context
-from ._durable.task import DurableTask, EngineFallback
+from ._durable.calls import Receipt
+from ._durable.context import DurableContext, durable_context
+from ._durable.function import DurableFunction, durable
+from ._durable.phase import DurablePhase
+from ._durable.task import DurableTask
 from ._durable.worker import Worker
 from ._observer import RunAttempt, TaskObserver, announce, observe
+from ._options import SchedulerOptions, ShutdownOptions
 from ._phase import TaskPhase
-from ._retry import Retry, by_exception, chain, retry
+from ._retry import Retry, RetryPolicy, by_exception, chain, retry
 from ._run.ledger import LostTask, SchedulerStatistics
 from ._run.shutdown import ShutdownReport
 from ._schedule import ScheduleTarget
@@ -45,75 +33,40 @@ from ._scheduler import TaskScheduler
 from ._support.overrides import Subscription
 from ._task import Task, TaskState, current_task
 from .exceptions import (
-    ArgumentCodecError,
-    EngineCapabilityError,
-    EngineError,
-    EngineNotConfiguredError,
-    EngineSchemaError,
-    EngineUnavailableError,
-    InvalidConfigError,
-    InvalidTaskError,
-    NotAddressableError,
     SchedulerClosedError,
-    SchedulerNotStartedError,
-    TaskCancelledError,
-    TaskDiscardedError,
-    TaskNotFinishedError,
     TaskQueueFullError,
     TasksError,
-    UnknownTaskError,
 )
 
 __all__ = (
-    "ArgumentCodecError",
-    "Capability",
     "Clock",
-    "Delivery",
-    "DurableCall",
     "DurableContext",
     "DurableFunction",
-    "DurableState",
-    "DurableStatus",
+    "DurablePhase",
     "DurableTask",
-    "Engine",
-    "EngineCapabilityError",
-    "EngineError",
-    "EngineFallback",
-    "EngineNotConfiguredError",
-    "EngineSchemaError",
-    "EngineUnavailableError",
-    "InvalidConfigError",
-    "InvalidTaskError",
-    "Json",
     "LostTask",
     "MonotonicClock",
-    "NotAddressableError",
     "Outcome",
     "Receipt",
-    "Redeliver",
     "Retry",
     "RetryPolicy",
     "RunAttempt",
-    "RunDelivery",
     "ScheduleTarget",
     "SchedulerClosedError",
-    "SchedulerNotStartedError",
+    "SchedulerOptions",
     "SchedulerStatistics",
+    "ShutdownOptions",
     "ShutdownReport",
     "Subscription",
     "Task",
-    "TaskCancelledError",
     "TaskConfig",
-    "TaskDiscardedError",
     "TaskErrorHandler",
-    "TaskNotFinishedError",
     "TaskObserver",
     "TaskPhase",
     "TaskQueueFullError",
     "TaskScheduler",
     "TaskState",
     "TasksError",
-    "UnknownTaskError",
     "When",
     "Worker",
     "announce",
@@ -123,7 +76,5 @@ __all__ = (
     "durable",
     "durable_context",
     "observe",
-    "override_clock",
-    "override_engine",
     "retry",
 )

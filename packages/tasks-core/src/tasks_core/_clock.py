@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from threading import Lock
 from typing import Protocol, runtime_checkable
 
 import anyio.lowlevel
 
-from ._support.overrides import Subscription, without
+from ._support.overrides import OverrideStack, Subscription
 
 
 @runtime_checkable
@@ -45,8 +44,7 @@ class MonotonicClock:
             await anyio.sleep(left)
 
 
-_overrides: tuple[Clock, ...] = ()
-_lock = Lock()
+_overrides: OverrideStack[Clock] = OverrideStack()
 
 
 def override_clock(clock: Clock) -> Subscription:
@@ -57,18 +55,9 @@ def override_clock(clock: Clock) -> Subscription:
     has begun stays with its clock. The bounds of shutdown stay with the clock that each scheduler was made with, so
     that a test with a virtual clock still ends.
     """
-    global _overrides
-    with _lock:
-        _overrides = (*_overrides, clock)
-    return Subscription(lambda: _remove(clock))
-
-
-def _remove(clock: Clock) -> None:
-    global _overrides
-    with _lock:
-        _overrides = without(_overrides, clock)
+    return _overrides.add(clock)
 
 
 def clock_in_force(own: Clock) -> Clock:
     """Return the clock for the next wait of a task on a scheduler whose own clock is *own*."""
-    return _overrides[-1] if _overrides else own
+    return _overrides.items[-1] if _overrides.items else own

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
 
-from .exceptions import InvalidConfigError
+from ._support.rules import check_fields, is_finite_seconds, is_seconds, is_text, must_be
 
 if TYPE_CHECKING:
     from ._task import Task
@@ -61,31 +60,39 @@ class TaskConfig:
         limiter: A limiter that this task shares with others; an attempt starts when it has a token, and gives it back
             when it ends (a function in a thread that was cancelled or timed out: when its task goes on without it).
 
-        key: Of a durable task: the engine takes a key once, and a second call with it is acknowledged without making a
-            second task.
-
-        transaction: Of a durable task: the transaction of a database that the task is to be part of. It is there when
-            that is committed, or not at all. What it may be is for the engine to say.
-
     Raises:
         InvalidConfigError: a value is not one that the field allows.
     """
 
-    name: str | None = None
-    shield: bool | None = None
-    on_error: TaskErrorHandler | None = None
-    when: When | None = None
-    timeout: float | None = None
-    delay: float | None = None
-    limiter: anyio.CapacityLimiter | None = None
-    key: str | None = None
-    transaction: Any = None
+    name: str | None = field(default=None, metadata=must_be(is_text, "a text that is not empty, as in name='charge'"))
+    shield: bool | None = field(
+        default=None, metadata=must_be(lambda v: isinstance(v, bool), "True or False, as in shield=True")
+    )
+    on_error: TaskErrorHandler | None = field(
+        default=None, metadata=must_be(callable, "a function of (task, exception), as in on_error=retry(attempts=3)")
+    )
+    when: When | None = field(
+        default=None,
+        metadata=must_be(
+            lambda v: v in ("success", "error", "always"), "'success', 'error' or 'always', as in when='error'"
+        ),
+    )
+    timeout: float | None = field(
+        default=None,
+        metadata=must_be(lambda v: is_seconds(v, zero=False), "a number of seconds above 0, as in timeout=30"),
+    )
+    delay: float | None = field(
+        default=None, metadata=must_be(is_finite_seconds, "a finite number of seconds, 0 or more, as in delay=5")
+    )
+    limiter: anyio.CapacityLimiter | None = field(
+        default=None,
+        metadata=must_be(
+            lambda v: isinstance(v, anyio.CapacityLimiter), "an anyio.CapacityLimiter, as in limiter=CapacityLimiter(4)"
+        ),
+    )
 
     def __post_init__(self) -> None:
-        for option, allowed in _ALLOWED.items():
-            value = getattr(self, option)
-            if value is not None and not allowed.test(value):
-                raise InvalidConfigError(f"{option}={_show(value)}: {option} must be {allowed.text}")
+        check_fields(self, optional=True)
 
     @property
     def shielded(self) -> bool:
@@ -98,47 +105,10 @@ class TaskConfig:
             return self
         if self == _EMPTY:
             return other
-        names = [field.name for field in fields(TaskConfig)]
+        names = [option.name for option in fields(TaskConfig)]
         mine = {name: getattr(self, name) for name in names}
         theirs = {name: getattr(other, name) for name in names}
         return TaskConfig(**{name: mine[name] if theirs[name] is None else theirs[name] for name in names})
-
-
-def is_seconds(value: object, *, zero: bool) -> bool:
-    """Whether *value* is a usable length of time: a number, not NaN, positive (or zero, where *zero* says so)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        return False
-    return value > 0 or (zero and value == 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Allowed:
-    test: Callable[[Any], bool]
-    text: str
-
-
-_ALLOWED = {
-    "name": _Allowed(lambda v: isinstance(v, str) and v != "", "a text that is not empty, as in name='charge'"),
-    "shield": _Allowed(lambda v: isinstance(v, bool), "True or False, as in shield=True"),
-    "on_error": _Allowed(callable, "a function of (task, exception), as in on_error=retry(attempts=3)"),
-    "when": _Allowed(
-        lambda v: v in ("success", "error", "always"), "'success', 'error' or 'always', as in when='error'"
-    ),
-    "timeout": _Allowed(lambda v: is_seconds(v, zero=False), "a number of seconds above 0, as in timeout=30"),
-    "delay": _Allowed(
-        lambda v: is_seconds(v, zero=True) and v != math.inf, "a finite number of seconds, 0 or more, as in delay=5"
-    ),
-    "limiter": _Allowed(
-        lambda v: isinstance(v, anyio.CapacityLimiter),
-        "an anyio.CapacityLimiter, as in limiter=CapacityLimiter(4)",
-    ),
-    "key": _Allowed(lambda v: isinstance(v, str) and v != "", "a text that is not empty, as in key='welcome-17'"),
-}
-
-
-def _show(value: object) -> str:
-    """Plain values are shown, everything else by its type: an object's repr may say more than a log should."""
-    return repr(value) if isinstance(value, (str, int, float, bool)) else f"<{type(value).__qualname__}>"
 
 
 _EMPTY = TaskConfig()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._support.log import logger
-from ._support.overrides import Subscription, without
+from ._support.overrides import OverrideStack, Subscription
 
 if TYPE_CHECKING:
     from ._config import Outcome
@@ -63,8 +62,8 @@ class TaskObserver:
         """
         Say whether to keep the task from starting although its phase is open.
 
-        Asked once for each task. A held task stays pending until `task.release()`; one that is still held when shutdown
-        begins is discarded.
+        Asked once for each task. A held task stays pending until `tasks_core.testing.release_task(task)`; one that is
+        still held when shutdown begins is discarded.
         """
         return False
 
@@ -78,50 +77,36 @@ class TaskObserver:
         return await run()
 
 
+HOOKS: tuple[str, ...] = tuple(name for name in vars(TaskObserver) if not name.startswith("_"))
+"""The names of the hooks: the public methods of `TaskObserver`."""
+
+
 class Hooks:
     """
-    The overridden methods of all observers, one tuple for each event, so that nobody listening costs one test.
+    The overridden methods of all observers, one tuple for each hook, so that an event without a listener is one test.
 
-    The tuples are replaced, never changed: an observer may come or go while an event is being delivered.
+    The tuples are replaced and never changed, because an observer may come or go while an event is being delivered.
     """
 
-    __slots__ = (
-        "around_attempt",
-        "hold_task",
-        "origin_event",
-        "phase_discarded",
-        "phase_opened",
-        "shutdown_started",
-        "task_finished",
-        "task_retrying",
-        "task_scheduled",
-        "task_started",
-    )
+    __slots__ = HOOKS
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, hook: str) -> tuple[Callable[..., Any], ...]: ...
 
     def __init__(self) -> None:
         self.update(())
 
     def update(self, observers: tuple[TaskObserver, ...]) -> None:
-        for event in self.__slots__:
-            default = getattr(TaskObserver, event)
-            listening = [o for o in observers if getattr(type(o), event, default) is not default]
-            setattr(self, event, tuple(getattr(observer, event) for observer in listening))
-
-    task_scheduled: tuple[Callable[[Task[Any]], None], ...]
-    task_started: tuple[Callable[[Task[Any]], None], ...]
-    task_retrying: tuple[Callable[[Task[Any], Exception, float], None], ...]
-    task_finished: tuple[Callable[[Task[Any]], None], ...]
-    phase_opened: tuple[Callable[[TaskPhase, Outcome], None], ...]
-    phase_discarded: tuple[Callable[[TaskPhase, str], None], ...]
-    origin_event: tuple[Callable[[object, str], None], ...]
-    shutdown_started: tuple[Callable[[Sequence[Task[Any]], float], None], ...]
-    hold_task: tuple[Callable[[Task[Any]], bool], ...]
-    around_attempt: tuple[Callable[[Task[Any], RunAttempt], Awaitable[Any]], ...]
+        """Replace the tuples by the overridden methods of *observers*."""
+        for hook in HOOKS:
+            default = getattr(TaskObserver, hook)
+            listening = [o for o in observers if getattr(type(o), hook, default) is not default]
+            setattr(self, hook, tuple(getattr(observer, hook) for observer in listening))
 
 
 hooks = Hooks()
-_observers: tuple[TaskObserver, ...] = ()
-_lock = Lock()
+_observers: OverrideStack[TaskObserver] = OverrideStack(hooks.update)
 
 
 def observe(observer: TaskObserver) -> Subscription:
@@ -131,18 +116,7 @@ def observe(observer: TaskObserver) -> Subscription:
     Observers are looked up at the moment of each event, so it does not matter which was there first, the scheduler or
     the observer. They are called in the order in which they came.
     """
-    global _observers
-    with _lock:
-        _observers = (*_observers, observer)
-        hooks.update(_observers)
-    return Subscription(lambda: _remove(observer))
-
-
-def _remove(observer: TaskObserver) -> None:
-    global _observers
-    with _lock:
-        _observers = without(_observers, observer)
-        hooks.update(_observers)
+    return _observers.add(observer)
 
 
 def announce(origin: object, event: str) -> bool:

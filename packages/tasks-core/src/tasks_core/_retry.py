@@ -1,16 +1,15 @@
-"""Error handlers that run a task again, and ways to combine handlers."""
+"""Running a failed task again: the policy, the error handlers that follow it, and ways to combine handlers."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._config import is_seconds
 from ._support.call import check_call
+from ._support.rules import check_fields, is_count, is_finite_seconds, must_be
 from .exceptions import InvalidConfigError, InvalidTaskError
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from ._task import Task
 
 ExceptionTypes: TypeAlias = type[Exception] | tuple[type[Exception], ...]
+
+_SECONDS = must_be(is_finite_seconds, "a finite number of seconds, 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,96 @@ class Retry:
         InvalidConfigError: *delay* is not a finite number of seconds, 0 or more.
     """
 
-    delay: float = 0.0
+    delay: float = field(default=0.0, metadata=_SECONDS)
 
     def __post_init__(self) -> None:
-        if not is_seconds(self.delay, zero=True) or self.delay == math.inf:
+        check_fields(self, "Retry(")
+
+
+def _is_class_or_name(value: object) -> bool:
+    if isinstance(value, str):
+        return ":" in value
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """
+    When a task that failed runs again. Plain data, which is stored with the call of a durable task.
+
+    Args:
+        attempts: How often the task may run, the first time included.
+
+        backoff: Seconds before the second attempt; each further pause is twice as long.
+
+        max_delay: No pause is longer than this many seconds, jitter included.
+
+        jitter: How much of a pause is random, from 0 (nothing) to 1 (all of it), so that tasks that failed together
+            do not come back together.
+
+        on: The exceptions after which the task runs again, as classes or as names (`"module:Class"`). Subclasses count.
+
+    Raises:
+        InvalidConfigError: an argument has a value that it cannot have, or *backoff* is longer than *max_delay*.
+    """
+
+    attempts: int = field(default=3, metadata=must_be(is_count, "a whole number, 1 or more"))
+    backoff: float = field(default=1.0, metadata=_SECONDS)
+    max_delay: float = field(default=60.0, metadata=_SECONDS)
+    jitter: float = field(
+        default=0.0, metadata=must_be(lambda v: is_finite_seconds(v) and v <= 1, "a number from 0 to 1")
+    )
+    on: tuple[type[Exception] | str, ...] | type[Exception] = field(
+        default=(Exception,),
+        metadata=must_be(
+            lambda v: v != () and all(map(_is_class_or_name, v if isinstance(v, tuple) else (v,))),
+            "exception classes, or names such as 'builtins:OSError', as in on=(OSError, TimeoutError)",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        self._check("RetryPolicy(")
+        classes = self.on if isinstance(self.on, tuple) else (self.on,)
+        object.__setattr__(self, "on", tuple(map(_class_name, classes)))
+
+    def _check(self, where: str) -> None:
+        check_fields(self, where)
+        if self.backoff > self.max_delay:
             raise InvalidConfigError(
-                f"Retry(delay={self.delay!r}): delay must be a finite number of seconds, 0 or more"
+                f"{where}backoff={self.backoff!r}, max_delay={self.max_delay!r}): the first pause is longer than "
+                f"max_delay allows. Write max_delay={self.backoff!r} or more"
             )
+
+    def pause(self, exception: BaseException, failures: int) -> float | None:
+        """Return the seconds to wait after the *failures*-th failure, or `None` when it was the last attempt."""
+        if failures >= self.attempts or not any(_class_name(cls) in self._names for cls in type(exception).__mro__):
+            return None
+        return self._pause_after(failures)
+
+    def _pause_after(self, failures: int) -> float:
+        # 2.0 ** 1024 overflows; max_delay has cut the pause off long before
+        pause = min(self.backoff * 2.0 ** min(failures - 1, 1000), self.max_delay)
+        return self._with_jitter(pause)
+
+    def _with_jitter(self, pause: float) -> float:
+        return pause - pause * self.jitter * random.random()
+
+    @property
+    def _names(self) -> tuple[object, ...]:
+        return self.on if isinstance(self.on, tuple) else (self.on,)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the policy in a form that JSON can carry."""
+        return {option.name: getattr(self, option.name) for option in fields(self)} | {"on": list(self._names)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RetryPolicy:
+        """Restore what `as_json()` returned."""
+        return cls(**{**data, "on": tuple(data["on"])})
+
+
+def _class_name(cls: object) -> str:
+    return cls if isinstance(cls, str) else f"{cls.__module__}:{cls.__qualname__}"  # type: ignore[attr-defined]  # a class
 
 
 def retry(
@@ -45,76 +129,57 @@ def retry(
     backoff: float | Callable[[int], float] = 1.0,
     max_delay: float = 60.0,
     jitter: float = 0.0,
-    then: TaskErrorHandler | None = None,
 ) -> TaskErrorHandler:
     """
-    Make an error handler that runs a failing task again.
+    Make an error handler that runs a failing task again; `chain(retry(...), report)` calls `report` after the last.
 
     Args:
-        attempts: How often the task may run, the first time included.
+        attempts: As in `RetryPolicy`.
 
-        on: The exceptions that are worth another attempt. Others end the task.
+        on: The exceptions after which the task runs again. All others end the task.
 
-        backoff: Seconds before the second attempt; each further pause is twice as long. Or a function that is given the
-            number of the attempt that failed (from 1) and returns the seconds to wait.
+        backoff: As in `RetryPolicy`; or a function that takes the number of the attempt that failed (from 1) and
+            returns the seconds to wait.
 
-        max_delay: No pause is longer than this many seconds, jitter included.
+        max_delay: As in `RetryPolicy`.
 
-        jitter: How much of a pause is random, from 0 (nothing) to 1 (all of it): tasks that failed together then do not
-            come back together.
-
-        then: The handler to ask when this one gives up, or when the exception is not one of *on*. What it returns
-            counts, so handlers can be put in a row: `retry(on=ConnectionError, then=retry(on=TimeoutError))`.
+        jitter: As in `RetryPolicy`.
 
     Raises:
-        InvalidConfigError: an argument has a value that it cannot have.
+        InvalidConfigError: an argument has a value that it cannot have, or *backoff* is longer than *max_delay*.
     """
-    return _RetryHandler(attempts, on, backoff, max_delay, jitter, then)
+    types = on if isinstance(on, tuple) else (on,)
+    if not types or not all(isinstance(t, type) and issubclass(t, Exception) for t in types):
+        raise InvalidConfigError(
+            "retry(on=...): on must be an exception class or a tuple of them, as in on=(OSError, TimeoutError)"
+        )
+    if callable(backoff):
+        policy = _HandlerPolicy(attempts, 0.0, max_delay, jitter)
+        return _RetryHandler(policy, types, backoff)
+    return _RetryHandler(_HandlerPolicy(attempts, backoff, max_delay, jitter), types, None)
+
+
+class _HandlerPolicy(RetryPolicy):
+    """The policy of `retry()`, which names itself in its errors."""
+
+    __slots__ = ()
+
+    def _check(self, where: str) -> None:
+        super()._check("retry(")
 
 
 @dataclass(frozen=True, slots=True)
 class _RetryHandler:
-    attempts: int
-    on: ExceptionTypes
-    backoff: float | Callable[[int], float]
-    max_delay: float
-    jitter: float
-    then: TaskErrorHandler | None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise InvalidConfigError(f"retry(attempts={self.attempts!r}): attempts must be a whole number, 1 or more")
-        types = self.on if isinstance(self.on, tuple) else (self.on,)
-        if not types or not all(isinstance(t, type) and issubclass(t, Exception) for t in types):
-            raise InvalidConfigError(
-                "retry(on=...): on must be an exception class or a tuple of them, as in on=(OSError, TimeoutError)"
-            )
-        if not callable(self.backoff) and not is_seconds(self.backoff, zero=True):
-            raise InvalidConfigError(
-                f"retry(backoff={self.backoff!r}): backoff must be seconds, 0 or more, or a function of the attempt"
-            )
-        if not is_seconds(self.max_delay, zero=True) or self.max_delay == math.inf:
-            raise InvalidConfigError(
-                f"retry(max_delay={self.max_delay!r}): max_delay must be a finite number of seconds, 0 or more"
-            )
-        if not is_seconds(self.jitter, zero=True) or self.jitter > 1:
-            raise InvalidConfigError(f"retry(jitter={self.jitter!r}): jitter must be a number from 0 to 1")
-        if self.then is not None and not callable(self.then):
-            raise InvalidConfigError("retry(then=...): then must be a function of (task, exception)")
+    policy: RetryPolicy
+    on: tuple[type[Exception], ...]
+    backoff: Callable[[int], float] | None
 
     async def __call__(self, task: Task[Any], exception: Exception) -> object:
-        if isinstance(exception, self.on) and task.attempts < self.attempts:
-            return Retry(self.pause(task.attempts))
-        return None if self.then is None else await ask(self.then, task, exception)
-
-    def pause(self, attempt: int) -> float:
-        if callable(self.backoff):
-            wanted = self.backoff(attempt)
-        else:
-            # 2.0 ** 1024 overflows; max_delay has cut the pause off long before
-            wanted = self.backoff * 2.0 ** min(attempt - 1, 1000)
-        pause = min(wanted, self.max_delay)
-        return pause - pause * self.jitter * random.random()
+        if not isinstance(exception, self.on) or task.attempts >= self.policy.attempts:
+            return None
+        if self.backoff is None:
+            return Retry(self.policy._pause_after(task.attempts))
+        return Retry(self.policy._with_jitter(min(self.backoff(task.attempts), self.policy.max_delay)))
 
 
 def chain(*handlers: TaskErrorHandler) -> TaskErrorHandler:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
-from types import FrameType, TracebackType
-from typing import Any, Self
-from weakref import ref
+from types import TracebackType
+from typing import Any, Self, Unpack
 
 import anyio
 
-from ._clock import Clock, MonotonicClock
-from ._config import TaskConfig, is_seconds
-from ._durable.engine import Engine, engine_in_force
-from ._durable.task import EngineFallback, EngineHost
+from ._clock import MonotonicClock
+from ._config import TaskConfig
+from ._options import SchedulerOptions, complete
+from ._run.extension import extensions
 from ._run.ledger import SchedulerStatistics
 from ._run.runner import Runner, Stage
 from ._run.shutdown import Shutdown, ShutdownReport
-from ._schedule import ConfiguredSchedule, ScheduleTarget, new_task, refuse_when
+from ._schedule import ScheduleTarget, refuse_when
 from ._task import NativeTask, Task, current_task
-from .exceptions import InvalidConfigError
 
 
 class TaskScheduler(ScheduleTarget):
@@ -54,28 +51,10 @@ class TaskScheduler(ScheduleTarget):
     it; to watch for that would make each task dearer. `task.cancel()` is noticed at once.
 
     Args:
-        config: What tasks inherit when `.task(...)` does not say otherwise.
-
-        grace_period: Seconds for all tasks to finish (`math.inf`: as long as they need).
-
-        shield_timeout: Seconds for shielded tasks after that (`None`: as long as they need).
-
-        max_concurrency: How many tasks run at once; the others wait, in the order of scheduling (`None`: no limit).
-
-        max_pending: How many tasks may wait to start; then `schedule()` raises `TaskQueueFullError` (`None`: no limit).
-
-        max_threads: How many plain functions run at once, each in a thread.
-
-        clock: Where all waits come from.
-
-        engine: What keeps durable tasks. It is entered and left with the scheduler.
-
-        engine_fallback: What becomes of a durable task when the engine does not acknowledge it within 5 seconds:
-            `"error"`, its task fails with `EngineUnavailableError`; `"memory"`, it runs in this process like any other
-            task, with a line in the log, and nobody sees to its `key`.
+        options: `SchedulerOptions` has their names, types and defaults.
 
     Raises:
-        InvalidConfigError: an argument has a value that it cannot have.
+        InvalidConfigError: an option has a value that it cannot have.
     """
 
     __slots__ = (
@@ -83,9 +62,12 @@ class TaskScheduler(ScheduleTarget):
         "_closed",
         "_closing",
         "_grace_period",
+        "_inherited",
+        "_phase",
         "_runner",
         "_shield_timeout",
         "_shutdown",
+        "_take",
         "config",
         "stopping",
     )
@@ -95,42 +77,30 @@ class TaskScheduler(ScheduleTarget):
     stopping: anyio.Event
     """Set when shutdown begins; for tasks that loop: `while not scheduler.stopping.is_set(): ...`."""
 
-    def __init__(
-        self,
-        *,
-        config: TaskConfig | None = None,
-        grace_period: float = 5.0,
-        shield_timeout: float | None = None,
-        max_concurrency: int | None = None,
-        max_pending: int | None = None,
-        max_threads: int = 40,
-        clock: Clock | None = None,
-        engine: Engine | None = None,
-        engine_fallback: EngineFallback = "error",
-    ) -> None:
-        if config is not None and not isinstance(config, TaskConfig):
-            raise InvalidConfigError("config must be a TaskConfig, as in config=TaskConfig(on_error=report)")
-        _check_seconds("grace_period", grace_period)
-        _check_seconds("shield_timeout", inf if shield_timeout is None else shield_timeout)
-        _check_limit("max_concurrency", 1 if max_concurrency is None else max_concurrency)
-        _check_limit("max_pending", 1 if max_pending is None else max_pending)
-        _check_limit("max_threads", max_threads)
-        if clock is not None and not isinstance(clock, Clock):
-            raise InvalidConfigError("clock must have the methods now() and sleep_until(); see tasks_core.Clock")
-        self.config = config or TaskConfig()
-        self._grace_period = grace_period
-        self._shield_timeout = inf if shield_timeout is None else shield_timeout
+    def __init__(self, **options: Unpack[SchedulerOptions]) -> None:
+        given = complete(SchedulerOptions, options, "TaskScheduler")
+        self.config = self._inherited = given["config"] or TaskConfig()
+        self._grace_period: float = given["grace_period"]
+        self._shield_timeout = _or_inf(given["shield_timeout"])
         self.stopping = anyio.Event()
         self._shutdown: Shutdown | None = None
         self._closed = anyio.Event()
         self._closing: NativeTask | None = None
-        self._runner = Runner(
-            clock or MonotonicClock(),
-            inf if max_concurrency is None else max_concurrency,
-            inf if max_pending is None else max_pending,
-            max_threads,
-            None if engine is None else EngineHost(engine, engine_fallback, ref(self)),
+        self._runner = runner = Runner(
+            MonotonicClock() if given["clock"] is None else given["clock"],
+            _or_inf(given["max_concurrency"]),
+            _or_inf(given["max_pending"]),
+            given["max_threads"],
         )
+        self._take = runner.ready
+        self._phase = None
+        made = [make(self, given) for make in extensions]
+        runner.extensions = tuple(extension for extension in made if extension is not None)
+
+    @staticmethod
+    def check_options(**options: Unpack[SchedulerOptions]) -> None:
+        """Raise what `TaskScheduler(**options)` would raise, without making one."""
+        complete(SchedulerOptions, options, "TaskScheduler")
 
     async def start(self, *, paused: bool = False) -> None:
         """
@@ -235,12 +205,6 @@ class TaskScheduler(ScheduleTarget):
             await self.aclose()
 
     @property
-    def engine(self) -> Engine | None:
-        """What durable tasks are handed over to: the engine that was given, unless `override_engine()` is in force."""
-        host = self._runner.host
-        return engine_in_force(None if host is None else host.engine)
-
-    @property
     def closed(self) -> bool:
         """Whether shutdown is over."""
         return self._runner.stage is Stage.CLOSED
@@ -258,30 +222,12 @@ class TaskScheduler(ScheduleTarget):
         """Return what the scheduler has and has had; from any thread. Walks over the tasks that are not finished."""
         return self._runner.ledger.statistics()
 
-    def _schedule(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        caller: FrameType,
-        config: TaskConfig | None = None,
-    ) -> Task[Any]:
-        runner = self._runner
-        return new_task(runner, runner.ready, config, self.config, None, func, args, kwargs, caller)
-
-    def _configured(self, config: TaskConfig) -> ScheduleTarget:
+    def _refuse(self, config: TaskConfig) -> None:
         refuse_when(config)
-        return ConfiguredSchedule(self, self.config.merge(config))
 
     def __repr__(self) -> str:
         return f"<TaskScheduler {self._runner.stage.name.lower()}, {len(self._runner.ledger)} tasks>"
 
 
-def _check_seconds(name: str, value: object) -> None:
-    if not is_seconds(value, zero=True):
-        raise InvalidConfigError(f"{name}={value!r}: {name} must be a number of seconds, 0 or more")
-
-
-def _check_limit(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidConfigError(f"{name}={value!r}: {name} must be a whole number, 1 or more")
+def _or_inf(limit: float | None) -> float:
+    return inf if limit is None else limit

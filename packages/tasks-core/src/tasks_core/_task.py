@@ -296,10 +296,6 @@ class Task(Generic[T]):
         """
         self._owner.cancel(self)
 
-    def release(self) -> None:
-        """Let a task start that an observer holds (`TaskObserver.hold_task`), from any thread; else does nothing."""
-        self._owner.release(self)
-
     def __repr__(self) -> str:
         phase = "" if self._phase is None else f" {self._phase.name}"
         return f"<Task {self.name!r} #{self.id}{phase} {self._state}>"
@@ -323,6 +319,11 @@ def current_task() -> Task[Any] | None:
     current = CURRENT_TASK.get()
     task = None if current is None else current()
     return None if task is None or task._state.finished else task
+
+
+def release_task(task: Task[Any]) -> None:
+    """Let a task start that an observer holds (`TaskObserver.hold_task`), from any thread; else do nothing."""
+    task._owner.release(task)
 
 
 @lru_cache(maxsize=1024)  # shutdown may ask for a hundred thousand, all from the same few lines

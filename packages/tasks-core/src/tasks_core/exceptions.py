@@ -114,7 +114,7 @@ class EngineSchemaError(EngineError, RuntimeError):
 
 class EngineUnavailableError(EngineError, ConnectionError):
     """
-    Raised when an engine did not acknowledge a call: by the task of the submit, and by `TaskPhase.submit()`.
+    Raised when an engine did not acknowledge a call: by the task of the submit, and by `DurablePhase.submit()`.
 
-    Whether the engine has the call all the same is not known; a `key` makes it safe to try again.
+    Whether the engine has the call all the same is not known; an `idempotency_key` makes it safe to try again.
     """

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from starlette.applications import Starlette
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
-from tasks_core import (
-    Clock,
-    Engine,
-    EngineFallback,
-    InvalidConfigError,
-    SchedulerNotStartedError,
-    TaskConfig,
-    TaskQueueFullError,
-    TaskScheduler,
-)
+from tasks_core import SchedulerOptions, TaskQueueFullError, TaskScheduler
+from tasks_core.exceptions import InvalidConfigError, SchedulerNotStartedError
 
 from ._asgi import AppSchedulers, TasksMiddleware
 from ._request import SCOPE_KEY, RequestOrigin, RequestTasks
@@ -29,18 +23,10 @@ _STATE_KEY = "tasks_fastapi"
 def add_tasks(
     app: Starlette,
     *,
-    config: TaskConfig | None = None,
-    grace_period: float = 5.0,
-    shield_timeout: float | None = None,
-    max_concurrency: int | None = None,
-    max_pending: int | None = None,
-    max_threads: int = 40,
-    clock: Clock | None = None,
-    engine: Engine | None = None,
-    engine_fallback: EngineFallback = "error",
     worker_concurrency: int | None = None,
     retry_after: float = 1.0,
     telemetry: TelemetryConfig | None = None,
+    **options: Unpack[SchedulerOptions],
 ) -> None:
     """
     Add background tasks to an application. Call it once, anywhere before the application starts.
@@ -62,26 +48,6 @@ def add_tasks(
         app: A FastAPI or Starlette application. An application that is mounted in another one uses the tasks of the
             outer one. Adding tasks to it as well is harmless, and makes it answer with 503 when the queue is full.
 
-        config: The configuration that tasks inherit unless `.task(...)` overrides it.
-
-        grace_period: Seconds at shutdown for all tasks to finish. With `shield_timeout`, it must fit into the time that
-            the server and the orchestrator give.
-
-        shield_timeout: Seconds for shielded tasks after that (`None`: as long as they need).
-
-        max_concurrency: How many tasks run at once; the others wait, in the order of scheduling (`None`: no limit).
-
-        max_pending: How many tasks may wait to start; then `schedule()` raises `TaskQueueFullError` (`None`: no limit).
-
-        max_threads: How many plain functions run at once, each in a thread.
-
-        clock: The source of time for all waits.
-
-        engine: The engine that stores durable tasks. It is entered and exited with the scheduler.
-
-        engine_fallback: What happens to a durable task that the engine does not acknowledge within 5 seconds: with
-            `"error"`, the response is 503; with `"memory"`, the task runs in this process like any other task.
-
         worker_concurrency: How many durable tasks this process runs at once, besides serving requests. Default: none,
             because a worker process runs them: `python -m tasks_core worker app.main:engine`.
 
@@ -93,11 +59,16 @@ def add_tasks(
             a span in the trace of the request that scheduled it, and metrics of tasks are recorded. These settings
             choose other providers than the global ones, or turn telemetry off.
 
+        options: Those of the scheduler; `tasks_core.SchedulerOptions` has their names, types and defaults.
+            `grace_period` and `shield_timeout` together must fit into the time that the server and the orchestrator
+            give. With `engine_fallback="error"`, the default, a request is answered with 503 when the engine does not
+            acknowledge one of its durable tasks.
+
     Raises:
         InvalidConfigError: an option has an invalid value.
         TasksInstallationError: the application has tasks already, or has started.
     """
-    if worker_concurrency is not None and engine is None:
+    if worker_concurrency is not None and options.get("engine") is None:
         raise InvalidConfigError(
             "worker_concurrency= needs an engine that stores the tasks to run: add_tasks(app, engine=...)"
         )
@@ -110,21 +81,7 @@ def add_tasks(
             "add_tasks(app) was called after the application had started. Call it where the application is created: "
             "app = FastAPI(...); add_tasks(app)"
         )
-    schedulers = AppSchedulers(
-        {
-            "config": config,
-            "grace_period": grace_period,
-            "shield_timeout": shield_timeout,
-            "max_concurrency": max_concurrency,
-            "max_pending": max_pending,
-            "max_threads": max_threads,
-            "clock": clock,
-            "engine": engine,
-            "engine_fallback": engine_fallback,
-        },
-        Telemetry(telemetry),
-        worker_concurrency,
-    )
+    schedulers = AppSchedulers(options, Telemetry(telemetry), worker_concurrency)
     handler = queue_full_handler(retry_after)
     if TaskQueueFullError not in app.exception_handlers:
         app.add_exception_handler(TaskQueueFullError, handler)

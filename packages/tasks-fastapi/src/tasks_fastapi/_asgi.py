@@ -6,10 +6,10 @@ import logging
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack, ExitStack
 from math import inf
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from tasks_core import TaskScheduler, Worker
+from tasks_core import SchedulerOptions, ShutdownOptions, TaskScheduler, Worker
+from tasks_core.engines import engine_of
 
 from ._request import SCOPE_KEY, RequestOrigin, WebSocketOrigin
 from ._telemetry import Telemetry
@@ -26,20 +26,23 @@ class AppSchedulers:
 
     __slots__ = ("_options", "_worker_concurrency", "logged_bound_requests", "scheduler", "serving", "telemetry")
 
-    def __init__(self, options: dict[str, Any], telemetry: Telemetry, worker_concurrency: int | None) -> None:
+    def __init__(self, options: SchedulerOptions, telemetry: Telemetry, worker_concurrency: int | None) -> None:
+        TaskScheduler.check_options(**options)
+        if worker_concurrency is not None:
+            Worker.check_options(concurrency=worker_concurrency)
         self._options = options
         self._worker_concurrency = worker_concurrency
         self.telemetry = telemetry
         self.scheduler: TaskScheduler | None = None
         self.serving: TaskScheduler | None = None  # the same; `None` while it drains
         self.logged_bound_requests = False
-        self.new_scheduler()  # a wrong option is an error now, at the call of add_tasks()
-        if worker_concurrency is not None:
-            self._new_worker(worker_concurrency)
 
-    def new_scheduler(self, **options: Any) -> TaskScheduler:
-        """Create a scheduler with the options of `add_tasks()`, overridden by *options*."""
-        return TaskScheduler(**{**self._options, **options})
+    def new_scheduler(self, grace_period: float | None = None) -> TaskScheduler:
+        """Create a scheduler with the options of `add_tasks()`; *grace_period* replaces theirs."""
+        options = self._options.copy()
+        if grace_period is not None:
+            options["grace_period"] = grace_period
+        return TaskScheduler(**options)
 
     def stop_serving(self) -> None:
         """Bind the requests that arrive from now on to their own tasks."""
@@ -47,17 +50,15 @@ class AppSchedulers:
 
     def start_worker(self, scheduler: TaskScheduler) -> None:
         """Run durable tasks in this process as well, if `worker_concurrency` asks for it."""
-        if self._worker_concurrency is not None and scheduler.engine is self._options["engine"]:
-            worker = self._new_worker(self._worker_concurrency)
+        engine = self._options.get("engine")
+        if self._worker_concurrency is not None and engine is not None and engine_of(scheduler) is engine:
+            bounds: ShutdownOptions = {}
+            if "grace_period" in self._options:
+                bounds["grace_period"] = self._options["grace_period"]
+            if "shield_timeout" in self._options:
+                bounds["shield_timeout"] = self._options["shield_timeout"]
+            worker = Worker(engine, concurrency=self._worker_concurrency, **bounds)
             scheduler.task(name="durable worker", shield=True).schedule(worker.run, scheduler.stopping)
-
-    def _new_worker(self, concurrency: int) -> Worker:
-        return Worker(
-            self._options["engine"],
-            concurrency=concurrency,
-            grace_period=self._options["grace_period"],
-            shield_timeout=self._options["shield_timeout"],
-        )
 
 
 _KINDS: dict[str, type[RequestOrigin]] = {"http": RequestOrigin, "websocket": WebSocketOrigin}

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
-from tasks_core import Outcome, TaskPhase, TaskScheduler, announce
+from tasks_core import DurablePhase, Outcome, TaskScheduler, announce
 
 from ._unavailable import ResponseReplaced
 
@@ -21,7 +21,7 @@ SCOPE_KEY = "tasks_fastapi"
 """The key of the `RequestOrigin` in the ASGI scope; mounted applications inherit it."""
 
 
-class RequestTasks(TaskPhase):
+class RequestTasks(DurablePhase):
     """
     The tasks of one request: what FastAPI passes for a parameter annotated with `Tasks`.
 
@@ -47,13 +47,13 @@ class RequestTasks(TaskPhase):
 
     def __init__(self, scheduler: TaskScheduler, request: RequestOrigin) -> None:
         # Not super().__init__(), which doubles the cost of the call on Python 3.11.
-        TaskPhase.__init__(self, scheduler, "immediate", origin=request, opened=True, hand_over=request.hand_over)
+        DurablePhase.__init__(self, scheduler, "immediate", origin=request, opened=True, submit_on=request.submit_on)
         self._request = request
-        self._after_route: TaskPhase | None = None
-        self._after_response: TaskPhase | None = None
+        self._after_route: DurablePhase | None = None
+        self._after_response: DurablePhase | None = None
 
     @property
-    def after_route(self) -> TaskPhase:
+    def after_route(self) -> DurablePhase:
         """
         The phase that opens when the endpoint has returned, right before the start of the response is sent.
 
@@ -62,7 +62,7 @@ class RequestTasks(TaskPhase):
         return self._after_route or self._make_after_route()
 
     @property
-    def after_response(self) -> TaskPhase:
+    def after_response(self) -> DurablePhase:
         """
         The phase that opens when the last byte has been sent and every dependency has exited.
 
@@ -73,18 +73,18 @@ class RequestTasks(TaskPhase):
     # A race between the event loop and a worker thread: the event loop sets the outcome and then reads the attribute of
     # the phase; the thread sets the attribute and then reads the outcome. One of the two always opens the phase.
 
-    def _make_after_route(self) -> TaskPhase:
+    def _make_after_route(self) -> DurablePhase:
         request = self._request
         with _making_phases:
-            phase = self._after_route = self._after_route or self.sibling("after_route", request.hand_over)
+            phase = self._after_route = self._after_route or self.sibling("after_route", request.submit_on)
         if request.route_outcome is not None:
             phase.open(request.route_outcome)
         return phase
 
-    def _make_after_response(self) -> TaskPhase:
+    def _make_after_response(self) -> DurablePhase:
         request = self._request
         with _making_phases:
-            phase = self._after_response = self._after_response or self.sibling("after_response", request.hand_over)
+            phase = self._after_response = self._after_response or self.sibling("after_response", request.submit_on)
         if request.final_outcome is not None:
             phase.open(request.final_outcome)
         return phase
@@ -143,13 +143,13 @@ class RequestOrigin:
         "_trailers",
         "error",
         "final_outcome",
-        "hand_over",
         "method",
         "observed",
         "path",
         "route_outcome",
         "scheduler",
         "status",
+        "submit_on",
     )
 
     method: str
@@ -160,7 +160,7 @@ class RequestOrigin:
     error: BaseException | None
     """The exception that the application raised; `None` if there was none, and again after `request_finished`."""
     scheduler: TaskScheduler
-    hand_over: Literal["submit", "now"]
+    submit_on: Literal["submit", "schedule"]
     """When durable tasks that are scheduled from now on are submitted to the engine."""
     route_outcome: Outcome | None
     """How the route ended; set before `after_route` opens."""
@@ -187,7 +187,7 @@ class RequestOrigin:
         self.route_outcome = None
         self._outcome: Outcome = "error"  # until the response says otherwise
         self.final_outcome = None
-        self.hand_over = "submit"
+        self.submit_on = "submit"
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
         """Call the application; when it has returned or raised, open every phase that is not open."""
@@ -311,7 +311,7 @@ class RequestOrigin:
     def _open_after_route(self, outcome: Outcome) -> None:
         if self.route_outcome is not None:
             return
-        self.hand_over = "now"
+        self.submit_on = "schedule"
         self.route_outcome = outcome
         if self.observed:
             announce(self, "route_returned")
@@ -332,7 +332,8 @@ class WebSocketOrigin(RequestOrigin):
 
     def __init__(self, scheduler: TaskScheduler, scope: Scope, send: Send) -> None:
         super().__init__(scheduler, scope, send)
-        self.hand_over: Literal["submit", "now"] = "now"  # a WebSocket has no response that could wait for the engine
+        # A WebSocket has no response that could wait for the engine.
+        self.submit_on: Literal["submit", "schedule"] = "schedule"
 
     async def send(self, message: Message) -> None:
         """Pass a message of the application to the server."""

@@ -9,7 +9,8 @@ from typing import Any, TypedDict
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
-from tasks_core import InvalidConfigError, TaskScheduler, observe
+from tasks_core import TaskScheduler, observe
+from tasks_core.exceptions import InvalidConfigError
 
 from ._metrics import TaskInstruments, TaskMetrics
 from ._spans import TaskSpans

@@ -10,7 +10,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.websockets import WebSocket, WebSocketState
-from tasks_core import EngineUnavailableError, InvalidConfigError
+from tasks_core.engines import EngineUnavailableError
+from tasks_core.exceptions import InvalidConfigError
 
 logger = logging.getLogger("tasks_fastapi")
 

@@ -8,18 +8,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from tasks_core import (
+from tasks_core import Receipt, Worker, current_task
+from tasks_core.engines import (
     Capability,
     Delivery,
     DurableCall,
     DurableState,
     DurableStatus,
     Json,
-    Receipt,
     Redeliver,
     RunDelivery,
-    Worker,
-    current_task,
 )
 
 from tasks_testing._recording.durable_run import DurableRun
@@ -30,7 +28,7 @@ class KeptCalls:
     """The engine of a recording: it has every capability, acknowledges at once, and forgets when the test ends."""
 
     name = "tasks-testing"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "status", "progress"))
+    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup"))
 
     def __init__(self, recording: Recording) -> None:
         self.calls: list[DurableCall] = []
@@ -51,16 +49,16 @@ class KeptCalls:
         return transaction  # whatever it is: a test need not have the real one
 
     async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
-        known = self._ids.get(call.key)
+        known = self._ids.get(call.idempotency_key)
         if known is not None:
-            return Receipt(self.name, str(known), call.key, False, self.status)
+            return Receipt(self.name, str(known), call.idempotency_key, False, self.status)
         handing_over = current_task()
         assert handing_over is not None, "an engine is given calls by the tasks that hand them over"
-        number = self._ids[call.key] = len(self.calls)
+        number = self._ids[call.idempotency_key] = len(self.calls)
         self.calls.append(call)
         self._places.append(handing_over.where)
-        self._states.append(DurableStatus(DurableState.WAITING, 0))
-        return Receipt(self.name, str(number), call.key, True, self.status)
+        self._states.append(DurableStatus(DurableState.PENDING, 0))
+        return Receipt(self.name, str(number), call.idempotency_key, True, self.status)
 
     async def status(self, number: str) -> DurableStatus:
         return self._states[int(number)]
@@ -77,7 +75,7 @@ class KeptCalls:
                 await self._deliver(run, number)
 
     def _next(self) -> int | None:
-        waiting = (number for number, status in enumerate(self._states) if status.state is DurableState.WAITING)
+        waiting = (number for number, status in enumerate(self._states) if status.state is DurableState.PENDING)
         return next(waiting, None)
 
     async def _deliver(self, run: RunDelivery, number: int) -> None:
@@ -99,7 +97,7 @@ class KeptCalls:
                     counts["failures"] += 1
                     self._recording.attempt_failed(durable_run, again.delay)
                     continue
-                state = DurableState.WAITING  # the worker was stopped
+                state = DurableState.PENDING  # the worker was stopped
             except Exception:
                 if durable_run.task is None:
                     raise

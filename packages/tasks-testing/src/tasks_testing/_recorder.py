@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import anyio
-from tasks_core import DurableCall, Subscription, override_engine
+from tasks_core import Subscription
+from tasks_core.engines import DurableCall
+from tasks_core.testing import override_engine
 
 from tasks_testing._assertions.end_of_test import Verdict
 from tasks_testing._assertions.view import TaskView

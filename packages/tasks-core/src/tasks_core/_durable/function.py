@@ -1,32 +1,52 @@
-"""Functions that can be called from one process and run in another."""
+"""Functions that one process calls and another process runs."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from copy import copy
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from tasks_core._config import TaskConfig, TaskErrorHandler
-from tasks_core._support.call import describe
-from tasks_core._task import current_task
+from tasks_core._retry import RetryPolicy
+from tasks_core._schedule import TaskFactory
+from tasks_core._support.call import check_call, describe
+from tasks_core._support.rules import Rule
 from tasks_core.exceptions import InvalidConfigError, NotAddressableError, UnknownTaskError
 
-from .codec import ArgumentCodec, Json
-from .engine import RetryPolicy
+from .calls import Receipt
+from .codec import ArgumentCodec
+from .phase import DurablePhase
+from .task import CallOptions, submit_call
 
 if TYPE_CHECKING:
-    from tasks_core._scheduler import TaskScheduler
+    from tasks_core._schedule import ScheduledCall, ScheduleTarget
+    from tasks_core._task import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class DurableFunction(Generic[P, T]):
+def _is_key(value: object) -> bool:
+    if not isinstance(value, str) or not 1 <= len(value) <= 500 or "\0" in value:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+_KEY = Rule(_is_key, "a text of 1 to 500 characters without NUL and surrogates, as in idempotency_key='welcome-17'")
+
+
+class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
     """
-    What `@durable` makes of a function. Calling it calls the function; scheduling it hands the call to an engine.
+    What `@durable` makes of a function. Calling it calls the function; scheduling it submits the call to an engine.
+
+    The result of the scheduled task is the `Receipt` of the engine: it has succeeded when the engine has acknowledged
+    the call. In a phase of a request that happens before the response begins. Besides what `schedule()` raises:
+
+    - `ArgumentCodecError`, an argument cannot be serialized;
+    - `EngineNotConfiguredError`, the scheduler has no engine;
+    - `EngineCapabilityError`, the engine cannot do what `.task(...)` or `configure()` asks for.
 
     Only functions that were decorated can be run by a worker, by the names given here.
     """
@@ -55,9 +75,45 @@ class DurableFunction(Generic[P, T]):
         self.retry = retry
         self.config = config or TaskConfig()
         self._codec: ArgumentCodec | None = None
+        self._options = CallOptions()
         self.__wrapped__ = func
         for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
             setattr(self, attribute, getattr(func, attribute, None))
+
+    def configure(self, *, idempotency_key: str | None = None, transaction: Any = None) -> DurableFunction[P, T]:
+        """
+        Return this function with options for the calls that are scheduled with what is returned.
+
+        ```python
+        tasks.after_response.schedule(charge.configure(idempotency_key=f"charge-{order.id}"), order.id)
+        ```
+
+        Args:
+            idempotency_key: The engine accepts a key once. A second call with it makes no second task: its receipt is
+                that of the first (`created` is false), and a line at INFO says so.
+
+            transaction: The database transaction that the task becomes part of: it is there when that is committed, or
+                not at all. Which types it may have depends on the engine.
+
+        Raises:
+            InvalidConfigError: *idempotency_key* is not a text of 1 to 500 characters that PostgreSQL can store.
+        """
+        if idempotency_key is not None:
+            _KEY.check("idempotency_key", idempotency_key)
+        configured = copy(self)
+        configured._options = CallOptions(idempotency_key, transaction)
+        return configured
+
+    def _schedule_into(self, target: ScheduleTarget, call: ScheduledCall, /) -> Task[Receipt]:
+        if call.func is not self:
+            raise NotAddressableError(
+                f"{self!r} inside of a partial cannot be found by another process. Pass it and its arguments: "
+                f"schedule({self.__name__}, ...)"
+            )
+        check_call(self.func, call.args, call.kwargs)
+        phase = target._phase
+        take = phase._schedule_durable if isinstance(phase, DurablePhase) else target._take
+        return submit_call(self, target, call, self._options, take)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self.__wrapped__(*args, **kwargs)
@@ -161,7 +217,7 @@ def durable(
     ```
 
     A durable task runs **at least once**: it survives the end of any process, and may for that reason run again after
-    it has done part of its work, or all. `durable_context().key` is the same each time.
+    it has done part of its work, or all. `durable_context().idempotency_key` is the same each time.
 
     The function lives at the top of a module that a worker imports, under a name that both processes know. Its
     arguments travel as JSON; what they are annotated with is what arrives.
@@ -231,73 +287,3 @@ def _check_name(name: object) -> str:
 
 def _place(function: DurableFunction[..., Any]) -> str:
     return f"{function.__module__}:{function.__qualname__}"
-
-
-# ---- what a durable task knows of itself ----
-
-
-@dataclass(frozen=True, slots=True)
-class DurableContext:
-    """What a durable task can know about its call; see `durable_context()`."""
-
-    name: str
-    key: str
-    """The same each time that this call runs: to hand to a payment provider, or to look up before doing it again."""
-    attempt: int
-    """1 for the first run; more if it failed, or if the worker that ran it died."""
-    headers: Mapping[str, str]
-    """What travelled with the call: `traceparent`, `x-request-id`."""
-    find_scheduler: Callable[[], TaskScheduler | None] = field(repr=False)
-    save_progress: Callable[[Json], Awaitable[None]] | None = field(default=None, repr=False)
-    task_id: int | None = field(default=None, repr=False)
-    """Set where attempts are counted by a task of this process, and not by an engine."""
-
-    @property
-    def scheduler(self) -> TaskScheduler:
-        """
-        The scheduler that runs the task, for what is to follow; it has the engine that the task came from.
-
-        ```python
-        context = durable_context()
-        await context.scheduler.task(key=f"{context.key}-receipt").schedule(send_receipt, order_id)
-        ```
-
-        Awaited, a durable task is stored before this one has succeeded, and the key keeps it single if this one runs
-        again. Other functions run in this process, and are lost with it. `scheduler.stopping` is set when the worker is
-        told to stop.
-
-        Raises:
-            LookupError: the scheduler has ended.
-        """
-        scheduler = self.find_scheduler()
-        if scheduler is None:
-            raise LookupError(f"The scheduler that ran {self.name!r} has ended")
-        return scheduler
-
-    async def report_progress(self, progress: Json) -> None:
-        """Have `receipt.status()` say how far the task is: any JSON value. Does nothing where no engine keeps it."""
-        if self.save_progress is not None:
-            await self.save_progress(progress)
-
-
-_context: ContextVar[DurableContext | None] = ContextVar("tasks_core_context", default=None)
-
-
-def durable_context() -> DurableContext:
-    """
-    Return the context of the durable task that runs the caller.
-
-    Raises:
-        LookupError: the caller is not run by a durable task.
-    """
-    context = _context.get()
-    if context is None:
-        raise LookupError("durable_context() is for durable tasks: no durable task runs this code")
-    task = current_task()
-    if task is not None and task.id == context.task_id:
-        return replace(context, attempt=task.attempts)
-    return context
-
-
-def set_context(context: DurableContext) -> None:
-    _context.set(context)

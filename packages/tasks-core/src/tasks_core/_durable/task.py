@@ -1,43 +1,44 @@
-"""Handing a call over to an engine: a task that has succeeded when the engine has acknowledged."""
+"""Submitting a call to an engine: a task that has succeeded when the engine has acknowledged."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from dataclasses import replace
-from functools import partial
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import anyio
 
 from tasks_core._config import Outcome, TaskConfig
-from tasks_core._loop.loop import Loop
-from tasks_core._retry import Retry, ask
-from tasks_core._run.ledger import title
+from tasks_core._retry import Retry, RetryPolicy, ask
+from tasks_core._run.ledger import log_fields, title
 from tasks_core._support.log import logger
-from tasks_core._task import NativeTask, Task, TaskState
-from tasks_core.exceptions import (
-    EngineCapabilityError,
-    EngineNotConfiguredError,
-    EngineUnavailableError,
-    InvalidConfigError,
-    NotAddressableError,
-)
+from tasks_core._task import Task, TaskState
+from tasks_core.exceptions import EngineCapabilityError, EngineNotConfiguredError, EngineUnavailableError
 
-from .engine import DurableCall, Engine, Receipt, RetryPolicy, engine_in_force, engine_overridden
-from .function import DurableContext, DurableFunction, set_context
+from .calls import DurableCall, Receipt
+from .context import DurableContext, set_context
+from .engine import Engine, EngineFallback, engine_in_force
+from .host import host_of
 from .trace import trace_headers
 
 if TYPE_CHECKING:
     from tasks_core._phase import TaskPhase
     from tasks_core._run.runner import Runner
-    from tasks_core._scheduler import TaskScheduler
+    from tasks_core._schedule import ScheduledCall, ScheduleTarget
 
-EngineFallback: TypeAlias = Literal["error", "memory"]
-"""What becomes of a durable task when its engine does not acknowledge: it fails, or it runs in this process."""
+    from .function import DurableFunction
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What `DurableFunction.configure()` was given."""
+
+    idempotency_key: str | None = None
+    transaction: Any = None
+
 
 # Seconds that an engine has to acknowledge.
 _TIME_LIMIT = 5.0
@@ -76,7 +77,7 @@ class DurableTask(Task[Receipt]):
             call = replace(call, not_before=time.time() + self.config.delay)
         try:
             with anyio.fail_after(_TIME_LIMIT):
-                return await self.engine.submit(call, transaction=self.transaction)
+                receipt = await self.engine.submit(call, transaction=self.transaction)
         except (EngineUnavailableError, TimeoutError) as error:
             if self.engine_fallback == "memory" and self.transaction is None:
                 return self._run_here(error)
@@ -85,10 +86,19 @@ class DurableTask(Task[Receipt]):
             raise EngineUnavailableError(
                 f"{self.engine.name} did not acknowledge {self.name!r} within {_TIME_LIMIT:g} seconds"
             ) from None
+        if not receipt.created:
+            logger.info(
+                "%s made no new task: %s has task %s with idempotency key %r already",
+                title(self),
+                self.engine.name,
+                receipt.id,
+                call.idempotency_key,
+                extra=log_fields(self),
+            )
+        return receipt
 
     def _run_here(self, error: Exception) -> Receipt:
-        function = self.func
-        assert isinstance(function, DurableFunction)
+        function: DurableFunction[..., Any] = self.func  # type: ignore[assignment]  # submit_call() has put it there
         logger.warning(
             "%s runs in this process, and is lost if that ends: %s did not acknowledge (%s)",
             title(self),
@@ -112,11 +122,14 @@ class DurableTask(Task[Receipt]):
             runner.now(),
         )
         call = self.call
-        assert runner.host is not None  # it has said what to do
-        found = runner.host.find_scheduler
-        context.run(set_context, DurableContext(call.name, call.key, 1, call.headers, found, task_id=task.id))
+        host = host_of(runner)
+        assert host is not None  # its `engine_fallback` has decided that the task runs here
+        run_context = DurableContext(
+            call.name, call.idempotency_key, 1, call.headers, host.find_scheduler, task_id=task.id
+        )
+        context.run(set_context, run_context)
         runner.accept(task, runner.ready if self._phase is None else self._phase._take)
-        return Receipt("memory", str(task.id), self.call.key)
+        return Receipt("memory", str(task.id), call.idempotency_key)
 
 
 def _handler(function: DurableFunction[..., Any]) -> Callable[[Task[Any], Exception], Any]:
@@ -132,55 +145,53 @@ def _handler(function: DurableFunction[..., Any]) -> Callable[[Task[Any], Except
     return handle
 
 
-def new_durable_task(
-    runner: Runner,
-    config: TaskConfig,
-    base: TaskConfig,
-    phase: TaskPhase | None,
+def submit_call(
     function: DurableFunction[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    caller: FrameType,
+    target: ScheduleTarget,
+    scheduled: ScheduledCall,
+    options: CallOptions,
+    take: Callable[[DurableTask], object],
 ) -> DurableTask:
-    """Make a task that hands a call over; whatever could not travel, or is not to be had, is an error now."""
-    host = runner.host
+    """Make a task that submits a call, and give it to *take* when it is accepted; raise if it could not be stored."""
+    runner, config = target._runner, target.config
+    host = host_of(runner)
     engine = engine_in_force(None if host is None else host.engine)
     if engine is None:
         raise EngineNotConfiguredError(
-            f"{function!r} was scheduled, and there is no engine that could keep it. Give the scheduler one: "
+            f"{function!r} was scheduled, and there is no engine that could store it. Give the scheduler one: "
             "TaskScheduler(engine=...), in an application add_tasks(app, engine=...)"
         )
-    _check_options(function, engine, config, base)
+    _check_capabilities(function, engine, target, options)
     task = DurableTask(
         runner,
         function,
-        args,
-        kwargs,
-        # Errors arrive where the acknowledgement is waited for; a handler, a timeout and a limit are for the run.
+        scheduled.args,
+        scheduled.kwargs,
+        # Errors are raised where the acknowledgement is awaited; a handler, a timeout and a limit are for the run.
         replace(config, shield=True, on_error=None, timeout=None, limiter=None),
-        phase,
+        target._phase,
         False,
         copy_context(),
-        caller.f_code,
-        caller.f_lasti,
+        scheduled.caller.f_code,
+        scheduled.caller.f_lasti,
         runner.now(),
     )
     task.engine = engine
     task.engine_fallback = "error" if host is None else host.engine_fallback
     task.call = DurableCall(
         name=function.name,
-        args=function.codec.encode(args, kwargs),
-        key=config.key or str(uuid4()),
-        dedup=config.key is not None,
+        args=function.codec.encode(scheduled.args, scheduled.kwargs),
+        idempotency_key=options.idempotency_key or str(uuid4()),
+        dedup=options.idempotency_key is not None,
         retry=function.retry,
-        headers=_headers(phase),
+        headers=_headers(target._phase),
     )
     task.transaction = None
-    if config.transaction is not None:
+    if options.transaction is not None:
         if config.delay:
             task.call = replace(task.call, not_before=time.time() + config.delay)
-        task.transaction = engine.join(config.transaction, task.call, task._is_wanted)
-    runner.accept(task, runner.ready if phase is None else phase._take_durable)
+        task.transaction = engine.join(options.transaction, task.call, task._is_wanted)
+    runner.accept(task, take)
     return task
 
 
@@ -189,38 +200,27 @@ def check_submitted(task: DurableTask) -> None:
     if task.state is TaskState.FAILED:
         task.result()
     if task.lost:
-        raise EngineUnavailableError(f"{task.name!r} was not handed over to {task.engine.name}: {task.reason}")
+        raise EngineUnavailableError(f"{task.name!r} was not submitted to {task.engine.name}: {task.reason}")
 
 
-def _check_options(function: DurableFunction[..., Any], engine: Engine, config: TaskConfig, base: TaskConfig) -> None:
+def _check_capabilities(
+    function: DurableFunction[..., Any], engine: Engine, target: ScheduleTarget, options: CallOptions
+) -> None:
     for option in ("on_error", "timeout", "limiter"):
-        if getattr(config, option) is not getattr(base, option):
+        if getattr(target.config, option) is not getattr(target._inherited, option):
             where = "" if option == "limiter" else f". Give it to the function: @durable({option}=...)"
             raise EngineCapabilityError(
-                f"{function!r} runs in another process, to which {option}= of this call cannot go{where}"
+                f"{function!r} runs in another process, where {option}= of this call has no effect{where}"
             )
-    for option, capability in (("transaction", "transaction"), ("key", "dedup"), ("delay", "delay")):
-        if getattr(config, option) is not None and capability not in engine.capabilities:
+    needed = {
+        "transaction": options.transaction is not None,
+        "dedup": options.idempotency_key is not None,
+        "delay": bool(target.config.delay),
+    }
+    for capability, wanted in needed.items():
+        if wanted and capability not in engine.capabilities:
+            option = {"dedup": "idempotency_key"}.get(capability, capability)
             raise EngineCapabilityError(f"{function!r} was scheduled with {option}=, which {engine.name} cannot do")
-
-
-def refuse_durable_options(config: TaskConfig) -> None:
-    """The options that mean something to an engine only."""
-    for option in ("key", "transaction"):
-        if getattr(config, option) is not None:
-            raise InvalidConfigError(
-                f"{option}= is for durable tasks, and this function is not durable. Decorate it with @durable"
-            )
-
-
-def refuse_partial(func: partial[Any]) -> None:
-    """A durable function inside of a partial would run in memory, which nobody can have meant."""
-    inner = func.func
-    if isinstance(inner, DurableFunction):
-        raise NotAddressableError(
-            f"{inner!r} inside of a partial cannot be found by another process. Pass it and its arguments: "
-            f"schedule({inner.__name__}, ...)"
-        )
 
 
 def _headers(phase: TaskPhase | None) -> dict[str, str]:
@@ -229,63 +229,3 @@ def _headers(phase: TaskPhase | None) -> dict[str, str]:
     if of_origin:
         headers.update(of_origin)
     return headers
-
-
-class EngineHost:
-    """Keeps an engine entered for as long as a scheduler lives, in one native task."""
-
-    __slots__ = ("_closed", "_error", "_native", "_opened", "_stop", "engine", "engine_fallback", "find_scheduler")
-
-    def __init__(
-        self, engine: Engine, engine_fallback: EngineFallback, find_scheduler: Callable[[], TaskScheduler | None]
-    ) -> None:
-        if not isinstance(engine, Engine):
-            raise InvalidConfigError(
-                "engine must have the methods of tasks_core.Engine, as in engine=ProcrastinateEngine('postgresql://...')"
-            )
-        if engine_fallback not in ("error", "memory"):
-            raise InvalidConfigError(
-                f"engine_fallback={engine_fallback!r}: engine_fallback must be 'error' or 'memory'"
-            )
-        self.engine = engine
-        self.engine_fallback = engine_fallback
-        self.find_scheduler = find_scheduler
-        self._native: NativeTask | None = None
-        self._error: BaseException | None = None
-
-    async def open(self, loop: Loop) -> None:
-        """Enter the engine, unless another one takes its place; raise what that raises."""
-        if engine_overridden():
-            return
-        self._opened, self._stop, self._closed = anyio.Event(), anyio.Event(), anyio.Event()
-        self._native = loop.spawn(None, "tasks engine", self._hold())
-        try:
-            await self._opened.wait()
-        except BaseException:
-            self._native.cancel()
-            raise
-        if self._error is not None:
-            self._native = None
-            raise self._error
-
-    async def _hold(self) -> None:
-        try:
-            async with self.engine:
-                self._opened.set()
-                await self._stop.wait()
-        except Exception as error:
-            if self._opened.is_set():
-                logger.exception("The engine %s could not be left", self.engine.name)
-            self._error = error
-        except anyio.get_cancelled_exc_class():
-            self._error = EngineUnavailableError("the event loop is being stopped")
-            raise
-        finally:
-            self._opened.set()
-            self._closed.set()
-
-    async def close(self) -> None:
-        """Leave the engine."""
-        if self._native is not None:
-            self._stop.set()
-            await self._closed.wait()

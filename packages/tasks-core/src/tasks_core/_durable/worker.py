@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 from weakref import ref
 
 import anyio
 
+from tasks_core._options import ShutdownOptions, complete
 from tasks_core._retry import Retry, ask
 from tasks_core._scheduler import TaskScheduler
 from tasks_core._support.log import logger
+from tasks_core._support.rules import Rule, is_count
 from tasks_core._task import Task, TaskState
-from tasks_core.exceptions import InvalidConfigError, UnknownTaskError
+from tasks_core.exceptions import UnknownTaskError
 
+from .context import DurableContext, set_context
 from .engine import Delivery, Engine, Redeliver, engine_in_force
-from .function import DurableContext, DurableFunction, registry, set_context
+from .function import DurableFunction, registry
 from .trace import continued_span
 
 # Seconds until a call is offered again whose function this process does not know: in a rolling deploy, another does.
 _UNKNOWN = 5.0
+
+_CONCURRENCY = Rule(is_count, "a whole number, 1 or more")
 
 
 class Worker:
@@ -43,37 +48,26 @@ class Worker:
 
         concurrency: How many run at once.
 
-        grace_period: Seconds for all tasks to finish, as `TaskScheduler` takes it.
+        options: `ShutdownOptions` has their names, types and defaults.
 
-        shield_timeout: Seconds for shielded tasks after that (`None`: as long as they need).
+    Raises:
+        InvalidConfigError: an argument has a value that it cannot have.
     """
 
-    __slots__ = ("_concurrency", "_engine", "_grace_period", "_scheduler", "_shield_timeout", "_unknown")
+    __slots__ = ("_concurrency", "_engine", "_options", "_scheduler", "_unknown")
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        concurrency: int = 32,
-        grace_period: float = 5.0,
-        shield_timeout: float | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, *, concurrency: int = 32, **options: Unpack[ShutdownOptions]) -> None:
+        Worker.check_options(concurrency=concurrency, **options)
         self._engine = engine
         self._concurrency = concurrency
-        self._grace_period = grace_period
-        self._shield_timeout = shield_timeout
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-            raise InvalidConfigError(f"concurrency={concurrency!r}: concurrency must be a whole number, 1 or more")
-        self._scheduler = self._new_scheduler()  # here already, so that a wrong option is an error now
+        self._options = options
         self._unknown: set[str] = set()
 
-    def _new_scheduler(self) -> TaskScheduler:
-        return TaskScheduler(
-            grace_period=self._grace_period,
-            shield_timeout=self._shield_timeout,
-            max_threads=self._concurrency,
-            engine=self._engine,
-        )
+    @staticmethod
+    def check_options(*, concurrency: int = 32, **options: Unpack[ShutdownOptions]) -> None:
+        """Raise what `Worker(engine, concurrency=concurrency, **options)` would raise, without making one."""
+        _CONCURRENCY.check("concurrency", concurrency)
+        complete(ShutdownOptions, options, "Worker")
 
     async def run(self, stop: anyio.Event) -> None:
         """
@@ -84,7 +78,7 @@ class Worker:
         if engine_in_force(self._engine) is not self._engine:
             logger.info("The worker does not start: override_engine() is in force, and has all durable tasks")
             return
-        self._scheduler = scheduler = self._new_scheduler()
+        self._scheduler = scheduler = TaskScheduler(max_threads=self._concurrency, engine=self._engine, **self._options)
         logger.info(
             "Worker takes tasks from %s: %d functions, %d at once", self._engine.name, len(registry), self._concurrency
         )
@@ -108,7 +102,7 @@ class Worker:
         except UnknownTaskError as error:
             self._tell_once(error)
             raise Redeliver(_UNKNOWN, failed=False) from None
-        attributes = {"task.name": call.name, "task.key": call.key, "task.attempt": delivery.attempt}
+        attributes = {"task.name": call.name, "task.key": call.idempotency_key, "task.attempt": delivery.attempt}
         with continued_span(f"run {call.name}", call.headers, attributes):
             await _Attempt(self._scheduler, function, delivery).run()
 
@@ -137,7 +131,7 @@ class _Attempt:
         set_context(
             DurableContext(
                 call.name,
-                call.key,
+                call.idempotency_key,
                 self._delivery.attempt,
                 call.headers,
                 ref(self._scheduler),
@@ -183,7 +177,7 @@ class _Attempt:
         logger.warning(
             "Task %r, key %s, failed in attempt %d (%s) and is delivered again in %g s",
             task.name,
-            self._delivery.call.key,
+            self._delivery.call.idempotency_key,
             task.attempts,
             type(exception).__name__,
             pause,

@@ -7,58 +7,32 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from types import CodeType, FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import anyio
 
-from tasks_core._clock import Clock, clock_in_force
-from tasks_core._loop.loop import Loop
+from tasks_core._clock import clock_in_force
 from tasks_core._observer import RunAttempt, hooks
 from tasks_core._retry import Retry, ask
 from tasks_core._support.call import check_call
 from tasks_core._support.log import logger
 from tasks_core._task import CURRENT_TASK, SUCCEEDED, Task, TaskState
 
-from .admission import Admission
-from .ledger import Ledger, LostTask, describe_loss, log_fields, title
+from .ledger import LostTask, describe_loss, log_fields, title
 from .threads import ThreadCall, WorkerThreads
+
+if TYPE_CHECKING:
+    from .runner import Runner
 
 
 class Attempts:
-    """
-    Runs attempts, each in a native task of its own.
+    """Runs attempts, each in a native task of its own, and decides what the end of one means."""
 
-    *again* is called with a task that is to run once more, and the seconds to wait before; it says whether it will.
-    """
+    __slots__ = ("_cancelled", "_handler_limiter", "_no_stray", "_runner", "_threads", "stray")
 
-    __slots__ = (
-        "_admission",
-        "_again",
-        "_cancelled",
-        "_clock",
-        "_handler_limiter",
-        "_ledger",
-        "_loop",
-        "_no_stray",
-        "_threads",
-        "stray",
-    )
-
-    def __init__(
-        self,
-        loop: Loop,
-        clock: Clock,
-        ledger: Ledger,
-        admission: Admission,
-        max_threads: int,
-        again: Callable[[Task[Any], BaseException, float], bool],
-    ) -> None:
-        self._loop = loop
-        self._clock = clock
-        self._ledger = ledger
-        self._admission = admission
-        self._again = again
+    def __init__(self, runner: Runner, max_threads: int) -> None:
+        self._runner = runner
         self._threads = WorkerThreads()
         self._handler_limiter = anyio.CapacityLimiter(max_threads)
         self._cancelled: type[BaseException] = GeneratorExit  # until open()
@@ -74,24 +48,15 @@ class Attempts:
         """End the idle threads."""
         self._threads.close()
 
-    def start(self, task: Task[Any]) -> None:
-        """Start an attempt at the next turn of the loop."""
-        config, context = task.config, task._context
-        if config.on_error is not None and context is not None:
-            # Another attempt is to see what this one saw; but not the task that scheduled this one, if there was one.
-            context.run(CURRENT_TASK.set, ref(task))
-            context = context.copy()
-        name = config.name or getattr(task.func, "__name__", None) or "task"
-        task._native = self._loop.spawn(context, name, self._run(task))
-
-    async def _run(self, task: Task[Any]) -> None:
+    async def run(self, task: Task[Any]) -> None:
+        """Run one attempt to its end; raises nothing."""
         if task._cancel_reason is not None or task._state.finished:
             # Cancelled before its first step: trio takes that all the same, and so does the loop before it hears of
             # a cancellation by another thread.
             self._cancel(task)
             return
         CURRENT_TASK.set(ref(task))
-        self._ledger.start(task)
+        self._runner.ledger.start(task)
         try:
             if task._is_async and task.config.timeout is None and not hooks.around_attempt:
                 task._result = await task.func(*task.args, **task.kwargs)
@@ -111,8 +76,8 @@ class Attempts:
         timeout = task.config.timeout
         if timeout is None or timeout == inf:
             return await self._call_observed(task)
-        clock = clock_in_force(self._clock)
-        with self._loop.deadline(clock, clock.now() + timeout):
+        clock = clock_in_force(self._runner.clock)
+        with self._runner.loop.deadline(clock, clock.now() + timeout):
             return await self._call_observed(task)
         raise TimeoutError(f"attempt {task.attempts} of {task.name!r} took longer than timeout={timeout:g} seconds")
 
@@ -136,8 +101,8 @@ class Attempts:
 
     async def _call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
         # The place that the thread takes is given back when the thread is free, however the task ends.
-        ended = self._counted_thread_ended if self._admission.keep_thread(task) else self._thread_ended
-        return await self._run_in_thread(task, ThreadCall(self._loop, func, ended), "a plain function")
+        ended = self._counted_thread_ended if self._runner.limits.detach_thread(task) else self._thread_ended
+        return await self._run_in_thread(task, ThreadCall(self._runner.loop, func, ended), "a plain function")
 
     async def _run_in_thread(self, task: Task[Any], call: ThreadCall, what: str) -> Any:
         try:
@@ -154,7 +119,7 @@ class Attempts:
 
     def _counted_thread_ended(self, call: ThreadCall) -> None:
         self._thread_ended(call)
-        self._admission.thread_ended()
+        self._runner.start_all(self._runner.limits.release_thread())
 
     async def wait_no_stray(self) -> None:
         """Return when no thread runs any more what a task has given up waiting for."""
@@ -172,19 +137,18 @@ class Attempts:
             failure.__traceback__ = _without_own_frames(failure)
             await self._fail(task, failure)
         if isinstance(error, KeyboardInterrupt):
-            self._loop.interrupt(error)
+            self._runner.loop.interrupt(error)
 
     def _cancel(self, task: Task[Any]) -> None:
         reason = task._cancel_reason or "what it waited for was cancelled, or somebody cancelled it from outside"
-        self._admission.leave(task)
+        self._runner.release_limits(task)
         if not task._state.finished:
-            self._ledger.give_up(task, TaskState.CANCELLED, reason)
+            self._runner.ledger.record_loss(task, TaskState.CANCELLED, reason)
 
     def _end(self, task: Task[Any], state: TaskState) -> None:
-        if task._tickets:
-            self._admission.leave(task)
+        self._runner.release_limits(task)
         if not task._state.finished:  # shutdown may have abandoned it meanwhile
-            self._ledger.settle(task, state)
+            self._runner.ledger.settle(task, state)
 
     async def _fail(self, task: Task[Any], error: BaseException) -> None:
         task.exception = error
@@ -194,7 +158,7 @@ class Attempts:
         except self._cancelled:
             self._cancel(task)
             return
-        if isinstance(answer, Retry) and self._again(task, error, answer.delay):
+        if isinstance(answer, Retry) and self._runner.run_again(task, error, answer.delay):
             return
         if answer is not True:
             logger.error("%s failed in attempt %d", title(task), task.attempts, exc_info=error, extra=log_fields(task))
@@ -216,7 +180,7 @@ class Attempts:
     async def call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
         """Run a plain error handler of the task."""
         async with self._handler_limiter:  # not max_threads: hanging tasks must not keep failures from being handled
-            call = ThreadCall(self._loop, func, self._thread_ended)
+            call = ThreadCall(self._runner.loop, func, self._thread_ended)
             return await self._run_in_thread(task, call, "its error handler, a plain function,")
 
 
@@ -265,7 +229,7 @@ def _without_own_frames(error: BaseException) -> TracebackType | None:
 _CALLERS: frozenset[CodeType] = frozenset(
     function.__code__
     for function in (
-        Attempts._run,
+        Attempts.run,
         Attempts._call_in_time,
         Attempts._call_observed,
         Attempts._call,

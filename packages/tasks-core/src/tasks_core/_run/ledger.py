@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntFlag, auto
 from math import inf
 from threading import RLock
 from typing import Any
@@ -20,8 +21,24 @@ from tasks_core.exceptions import TaskQueueFullError
 CANCEL_CALLED = "task.cancel() was called"
 """The one reason for a cancellation that is no loss: somebody wanted it."""
 
-LAUNCHED = 1
-"""Bit in `Task._tickets`: the limits have let the task through once, so that it no longer waits to start."""
+
+class Ticket(IntFlag):
+    """What a task counts against, and what it waits for: the bits of `Task._tickets`."""
+
+    LAUNCHED = auto()
+    """The limits have admitted the task once, so that it no longer waits to start."""
+    SLOT = auto()
+    """It has one of `max_concurrency` slots."""
+    THREAD = auto()
+    """It has one of `max_threads` threads."""
+    LIMITER = auto()
+    """It has a token of its limiter."""
+    HELD = auto()
+    """An observer holds it."""
+
+
+# As plain integers: on CPython 3.11, an operation on members of an enumeration costs as much as ten attributes.
+LAUNCHED, SLOT, THREAD, LIMITER, HELD = map(int, Ticket)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +215,7 @@ class Ledger:
         self.settle(task, TaskState.DISCARDED, reason)
         logger.info("%s was discarded: %s", title(task), reason, extra=log_fields(task))
 
-    def give_up(self, task: Task[Any], state: TaskState, reason: str) -> None:
+    def record_loss(self, task: Task[Any], state: TaskState, reason: str) -> None:
         """Note that a task was cancelled, or dropped unwillingly: a loss, unless somebody called `cancel()`."""
         lost = describe_loss(task, state, reason)
         task._lost = reason != CANCEL_CALLED

@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from weakref import ref
 
 import anyio
@@ -20,12 +20,10 @@ from tasks_core._support.log import logger
 from tasks_core._task import CURRENT_TASK, PENDING, Task, TaskState, current_task
 from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError
 
-from .admission import HELD, LIMITER, Admission
 from .attempt import Attempts
-from .ledger import CANCEL_CALLED, Ledger, log_fields, title, unstarted
-
-if TYPE_CHECKING:
-    from tasks_core._durable.task import EngineHost
+from .extension import Extension
+from .ledger import CANCEL_CALLED, HELD, LIMITER, Ledger, log_fields, title, unstarted
+from .limits import Limits
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any])
 
@@ -58,20 +56,17 @@ class Runner:
     The state of a task changes on the thread of the loop only; other threads hand over what they want done.
     """
 
-    __slots__ = ("_admission", "attempts", "clock", "host", "ledger", "loop", "paused", "stage")
+    __slots__ = ("attempts", "clock", "extensions", "ledger", "limits", "loop", "paused", "stage")
 
-    def __init__(
-        self, clock: Clock, max_concurrency: float, max_pending: float, max_threads: int, host: EngineHost | None = None
-    ) -> None:
+    def __init__(self, clock: Clock, max_concurrency: float, max_pending: float, max_threads: int) -> None:
         self.clock = clock
-        self.host = host
+        self.extensions: tuple[Extension, ...] = ()
         self.stage = Stage.NEW
         self.paused = True
         self.loop = Loop()
         self.ledger = Ledger(max_pending)
-        self._admission = Admission(self.ledger, max_concurrency, max_threads)
-        self.attempts = Attempts(self.loop, clock, self.ledger, self._admission, max_threads, self._again)
-        self._admission.launch = self.attempts.start
+        self.limits = Limits(self.ledger, max_concurrency, max_threads)
+        self.attempts = Attempts(self, max_threads)
 
     async def open(self) -> None:
         """Bind to the running event loop, and accept tasks; they start after `resume()`."""
@@ -79,23 +74,23 @@ class Runner:
         self.attempts.open()
         try:
             await self.loop.open()
-            if self.host is not None:
-                await self.host.open(self.loop)
+            for extension in self.extensions:
+                await extension.open(self.loop)
         except BaseException:
             self.stage = Stage.NEW
             raise
         self.stage = Stage.OPEN
 
     async def close(self) -> None:
-        """Let go of the engine and of the event loop."""
-        if self.host is not None:
-            await self.host.close()
+        """Close the extensions and unbind from the event loop."""
+        for extension in reversed(self.extensions):
+            await extension.close()
         await self.loop.close()
 
     def resume(self) -> None:
         """Begin to start tasks."""
         self.paused = False
-        self._admission.resume()
+        self.start_all(self.limits.resume())
 
     # ---- for the tasks: TaskOwner ----
 
@@ -129,7 +124,7 @@ class Runner:
         if here:
             then(task)
         elif not self.loop.post(partial(then, task)):
-            self.ledger.give_up(task, TaskState.DISCARDED, "the event loop of its scheduler was closed")
+            self.ledger.record_loss(task, TaskState.DISCARDED, "the event loop of its scheduler was closed")
 
     def _enter_and_announce(self, task: Task[Any], here: bool) -> None:
         if not self.ledger.enter(task, here, True):
@@ -153,15 +148,15 @@ class Runner:
             raise _closed(task)
 
     def ready(self, task: Task[Any]) -> None:
-        """The phase of the task is open: start it as soon as nothing else is in the way. On the thread of the loop."""
+        """Start a task whose phase is open as soon as nothing else is in the way. On the thread of the loop."""
         if task._state is not PENDING:
-            return  # cancelled, or given up by shutdown, before its turn
+            return  # cancelled, or ended by shutdown, before its turn
         if self.stage is not _OPEN and (reason := self._too_late(task)):
-            self.ledger.give_up(task, TaskState.DISCARDED, reason)
+            self.ledger.record_loss(task, TaskState.DISCARDED, reason)
         elif task._perform is not None:
-            self.attempts.start(task)  # no limit of this process is for it, and somebody waits for it
+            self.start(task)
         elif not (hooks.hold_task and self._hold(task)):
-            self._wait_or_enter(task, task.config.delay or 0.0)
+            self._wait_or_start(task, task.config.delay or 0.0)
 
     def _hold(self, task: Task[Any]) -> bool:
         held = is_held(task)
@@ -183,17 +178,37 @@ class Runner:
     def _release(self, task: Task[Any]) -> None:
         if task._tickets & HELD and not task._state.finished:
             task._tickets &= ~HELD
-            self._wait_or_enter(task, task.config.delay or 0.0)
+            self._wait_or_start(task, task.config.delay or 0.0)
 
     # ---- starting, and starting again ----
 
-    def _wait_or_enter(self, task: Task[Any], delay: float) -> None:
+    def _wait_or_start(self, task: Task[Any], delay: float) -> None:
         if delay or task.config.limiter is not None:
-            task._native = self.loop.spawn(None, task.name, self._wait_then_enter(task, delay))
-        else:
-            self._admission.enter(task)
+            task._native = self.loop.spawn(None, task.name, self._wait_then_start(task, delay))
+        elif self.limits.admit(task):
+            self.start(task)
 
-    async def _wait_then_enter(self, task: Task[Any], delay: float) -> None:
+    def start(self, task: Task[Any]) -> None:
+        """Start an attempt at the next turn of the loop."""
+        config, context = task.config, task._context
+        if config.on_error is not None and context is not None:
+            # Another attempt is to see what this one saw; but not the task that scheduled this one, if there was one.
+            context.run(CURRENT_TASK.set, ref(task))
+            context = context.copy()
+        name = config.name or getattr(task.func, "__name__", None) or "task"
+        task._native = self.loop.spawn(context, name, self.attempts.run(task))
+
+    def start_all(self, tasks: list[Task[Any]]) -> None:
+        """Start the tasks that the limits have admitted."""
+        for task in tasks:
+            self.start(task)
+
+    def release_limits(self, task: Task[Any]) -> None:
+        """Give back all that the task counts against, and start the tasks that have waited for it."""
+        if task._tickets:
+            self.start_all(self.limits.release(task))
+
+    async def _wait_then_start(self, task: Task[Any], delay: float) -> None:
         CURRENT_TASK.set(ref(task))  # a clock can tell who sleeps
         try:
             await self._wait(task, delay)
@@ -203,10 +218,11 @@ class Runner:
                 self._give_up_waiting(task, error)
             return
         if task._state.finished:  # stopped at the very moment at which the wait was over
-            self._admission.leave(task)
+            self.release_limits(task)
         else:
             task._native = None
-            self._admission.enter(task)
+            if self.limits.admit(task):
+                self.start(task)
 
     async def _wait(self, task: Task[Any], delay: float) -> None:
         if delay:
@@ -221,12 +237,13 @@ class Runner:
         if isinstance(error, Exception):
             task.exception = error
             reason = f"waiting for its delay or its limiter raised {type(error).__name__}"
-        self.ledger.give_up(task, unstarted(task), reason)
+        self.ledger.record_loss(task, unstarted(task), reason)
 
-    def _again(self, task: Task[Any], error: BaseException, delay: float) -> bool:
+    def run_again(self, task: Task[Any], error: BaseException, delay: float) -> bool:
+        """Run a task whose attempt failed once more, *delay* seconds from now; return whether it will run."""
         if task._state.finished or task._cancel_reason is not None or self._too_late(task):
             return False
-        self._admission.leave(task)
+        self.release_limits(task)
         task._native = None
         task._state = TaskState.RETRYING
         logger.warning(
@@ -240,7 +257,7 @@ class Runner:
         if hooks.task_retrying:
             notify(hooks.task_retrying, task, error, delay)
         if not task._state.finished:  # an observer may have cancelled it
-            self._wait_or_enter(task, delay)
+            self._wait_or_start(task, delay)
         return True
 
     # ---- cancelling ----
@@ -260,8 +277,8 @@ class Runner:
             assert native is not None
             native.cancel()
             return
-        self._admission.leave(task)
-        self.ledger.give_up(task, TaskState.CANCELLED if reason == CANCEL_CALLED else unstarted(task), reason)
+        self.release_limits(task)
+        self.ledger.record_loss(task, TaskState.CANCELLED if reason == CANCEL_CALLED else unstarted(task), reason)
         if native is not None:
             native.cancel()
 

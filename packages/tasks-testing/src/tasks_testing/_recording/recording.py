@@ -10,7 +10,8 @@ from itertools import count
 from math import inf
 from typing import Any, cast
 
-from tasks_core import Outcome, Task, TaskObserver, TaskPhase, TaskState, observe, override_clock
+from tasks_core import Outcome, Task, TaskObserver, TaskPhase, TaskState, observe
+from tasks_core.testing import override_clock, release_task
 
 from tasks_testing._time.live_tasks import LiveTasks
 from tasks_testing._time.monitor import Monitor, in_event_loop
@@ -165,7 +166,7 @@ class Recording(TaskObserver):
             task._progress = "scheduled"
             self.live.wake(task.handle)
             self._note("released", task)
-        task.handle.release()
+        release_task(task.handle)
 
     # ---- TaskObserver ----
 

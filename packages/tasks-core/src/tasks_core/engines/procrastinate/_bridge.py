@@ -8,7 +8,7 @@ from dataclasses import replace
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from tasks_core import Delivery, Json, RunDelivery
+from tasks_core.engines import Delivery, Json, RunDelivery
 
 from ._thread import AsyncioThread
 from ._work import WorkOptions, work

@@ -16,14 +16,14 @@ from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
 from psycopg_pool import AsyncConnectionPool
 
-from tasks_core import (
+from tasks_core import Receipt
+from tasks_core.engines import (
     Capability,
     DurableCall,
     DurableState,
     DurableStatus,
     EngineCapabilityError,
     EngineUnavailableError,
-    Receipt,
     RunDelivery,
 )
 
@@ -86,7 +86,7 @@ class ProcrastinateEngine:
     )
 
     name = "procrastinate"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "status", "progress"))
+    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup"))
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class ProcrastinateEngine:
             number, created = await self._on_asyncio(self._store, call, transaction)
         except (ConnectorException, psycopg.OperationalError, OSError) as error:
             raise _unavailable(error) from error
-        return Receipt(self.name, str(number), call.key, created, self.status)
+        return Receipt(self.name, str(number), call.idempotency_key, created, self.status)
 
     async def _store(self, call: DurableCall, transaction: Transaction | None) -> Row:
         if transaction is not None:
@@ -257,7 +257,7 @@ class ProcrastinateEngine:
 
     def _row(self, call: DurableCall) -> Mapping[str, Any]:
         return {
-            "key": call.key,
+            "key": call.idempotency_key,
             "queue": self._queue,
             "task": TASK_NAME,
             "args": json.dumps(_stored(call)),
@@ -271,7 +271,7 @@ class ProcrastinateEngine:
         except ConnectorException as error:
             raise _unavailable(error) from error
         if not rows:
-            return DurableStatus(DurableState.GONE, 0)
+            return DurableStatus(DurableState.UNKNOWN, 0)
         return DurableStatus(_STATES[rows[0]["status"]], rows[0]["attempts"], rows[0]["progress"])
 
     async def _look_up(self, job_id: int) -> list[dict[str, Any]]:
@@ -287,7 +287,7 @@ class ProcrastinateEngine:
 
 
 def _stored(call: DurableCall) -> dict[str, Any]:
-    stored: dict[str, Any] = {"name": call.name, "args": dict(call.args), "key": call.key}
+    stored: dict[str, Any] = {"name": call.name, "args": dict(call.args), "key": call.idempotency_key}
     if call.retry is not None:
         stored["retry"] = call.retry.as_json()
     if call.headers:
@@ -305,7 +305,7 @@ def _unavailable(error: Exception) -> EngineUnavailableError:
 
 
 _STATES = {
-    "todo": DurableState.WAITING,
+    "todo": DurableState.PENDING,
     "doing": DurableState.RUNNING,
     "succeeded": DurableState.SUCCEEDED,
     "failed": DurableState.FAILED,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from tasks_core import EngineCapabilityError, EngineUnavailableError
+from tasks_core.engines import EngineCapabilityError, EngineUnavailableError
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection

@@ -22,7 +22,8 @@ from procrastinate.jobs import Job
 from procrastinate.worker import Worker as ProcrastinateWorker
 from psycopg_pool import AsyncConnectionPool
 
-from tasks_core import Delivery, DurableCall, Json, Redeliver, RetryPolicy, RunDelivery
+from tasks_core import RetryPolicy
+from tasks_core.engines import Delivery, DurableCall, Json, Redeliver, RunDelivery
 
 from ._queries import KEEP_ALIVE, PROGRESS, PURGE, REAP
 from ._reports import Reports
@@ -191,7 +192,7 @@ class _Work:
         call = DurableCall(
             name=fields["name"],
             args=fields["args"],
-            key=fields["key"],
+            idempotency_key=fields["key"],
             retry=None if retry is None else RetryPolicy.from_json(retry),
             headers=fields.get("headers") or {},
         )

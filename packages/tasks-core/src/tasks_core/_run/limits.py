@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
 from typing import Any
@@ -10,18 +9,11 @@ from typing import Any
 from tasks_core._support.log import logger
 from tasks_core._task import Task
 
-from .ledger import LAUNCHED, Ledger, log_fields, title
-
-# What a task counts against: bits in Task._tickets, next to LAUNCHED.
-SLOT = 2
-THREAD = 4
-LIMITER = 8
-# Not a limit, but a wait of the same kind: an observer holds the task.
-HELD = 16
+from .ledger import LAUNCHED, LIMITER, SLOT, THREAD, Ledger, log_fields, title
 
 
 class Gate:
-    """A number of places; whoever comes when all are taken waits, in the order of scheduling."""
+    """A number of places. A task that finds none free waits, in the order of scheduling."""
 
     __slots__ = ("limit", "ticket", "used", "waiting")
 
@@ -29,7 +21,7 @@ class Gate:
         self.ticket = ticket
         self.limit = limit
         self.used = 0
-        # Ids, not tasks: one that is cancelled while it waits is gone at once, and its id is skipped later.
+        # Ids, not tasks: a task that is cancelled while it waits is released at once, and its id is skipped later.
         self.waiting: list[int] = []
 
     def take(self, task: Task[Any]) -> bool:
@@ -42,7 +34,7 @@ class Gate:
         return False
 
     def next(self, ledger: Ledger) -> Task[Any] | None:
-        """Give a free place to the first that waits."""
+        """Give a free place to the first task that waits, and return that task."""
         while self.waiting and self.used < self.limit:
             task = ledger.get(heappop(self.waiting))
             if task is not None:
@@ -52,17 +44,15 @@ class Gate:
         return None
 
 
-class Admission:
+class Limits:
     """
-    Lets tasks through to `launch`: plain functions need a thread first, then everybody needs a slot.
+    Decides which task may start. A plain function needs a thread first, then every task needs a slot.
 
-    In this order, because a task that waits for a thread must not take a slot from a coroutine that could run.
+    In this order, because a task that waits for a thread must not take a slot from a coroutine that could run. Nothing
+    is started here: the methods return the tasks that may start now, and the runner starts them.
     """
 
-    __slots__ = ("_ledger", "_max_concurrency", "_slots", "_threads", "_unlimited", "launch")
-
-    launch: Callable[[Task[Any]], None]
-    """Starts the next attempt of a task."""
+    __slots__ = ("_ledger", "_max_concurrency", "_slots", "_threads", "_unlimited")
 
     def __init__(self, ledger: Ledger, max_concurrency: float, max_threads: float) -> None:
         self._ledger = ledger
@@ -71,60 +61,59 @@ class Admission:
         self._threads = Gate(THREAD, max_threads)
         self._unlimited = False
 
-    def resume(self) -> None:
-        """Begin to let tasks through."""
+    def resume(self) -> list[Task[Any]]:
+        """Begin to admit tasks; return those that have waited for it."""
         self._slots.limit = self._max_concurrency
         self._unlimited = self._max_concurrency == self._ledger.max_pending == inf
-        self._refill(self._slots)
+        return self._refill(self._slots)
 
-    def enter(self, task: Task[Any]) -> None:
-        """Launch the task as soon as the limits allow."""
-        if not (self._unlimited and task._is_async):  # else there is nothing to count
-            if not ((task._is_async or self._threads.take(task)) and self._slots.take(task)):
-                return
-            self._ledger.launch(task)
-        self.launch(task)
+    def admit(self, task: Task[Any]) -> bool:
+        """Return whether the task may start now; if not, it waits here and is returned by a later call."""
+        if self._unlimited and task._is_async:
+            return True  # there is nothing to count
+        if not ((task._is_async or self._threads.take(task)) and self._slots.take(task)):
+            return False
+        self._ledger.launch(task)
+        return True
 
-    def leave(self, task: Task[Any]) -> None:
-        """Give back all that the task counts against, and launch those who waited for it."""
+    def release(self, task: Task[Any]) -> list[Task[Any]]:
+        """Give back all that the task counts against; return the tasks that may start because of it."""
         tickets = task._tickets
-        if not tickets:
-            return
         task._tickets = tickets & LAUNCHED
+        admitted: list[Task[Any]] = []
         if tickets & SLOT:
-            slots = self._slots
-            slots.used -= 1
-            if slots.waiting:
-                self._refill(slots)
+            admitted += self._give_back(self._slots)
         if tickets & THREAD:
-            self._give_back(self._threads)
+            admitted += self._give_back(self._threads)
         if tickets & LIMITER:
             _release_token(task)
+        return admitted
 
-    def keep_thread(self, task: Task[Any]) -> bool:
+    def detach_thread(self, task: Task[Any]) -> bool:
         """
-        Detach the place of a thread from the task: a function that hangs takes up its thread for longer.
+        Detach the place of a thread from the task, because a function that hangs occupies its thread for longer.
 
-        Return whether there was one; if so, `thread_ended()` is owed.
+        Return whether there was one. If so, the caller owes a call of `release_thread()`.
         """
         had_ticket = bool(task._tickets & THREAD)
         task._tickets &= ~THREAD
         return had_ticket
 
-    def thread_ended(self) -> None:
-        """Give back the place of a thread that `keep_thread()` has detached."""
-        self._give_back(self._threads)
+    def release_thread(self) -> list[Task[Any]]:
+        """Give back the place that `detach_thread()` has detached; return the tasks that may start because of it."""
+        return self._give_back(self._threads)
 
-    def _give_back(self, gate: Gate) -> None:
+    def _give_back(self, gate: Gate) -> list[Task[Any]]:
         gate.used -= 1
-        if gate.waiting:
-            self._refill(gate)
+        return self._refill(gate) if gate.waiting else []
 
-    def _refill(self, gate: Gate) -> None:
+    def _refill(self, gate: Gate) -> list[Task[Any]]:
+        admitted = []
         while (task := gate.next(self._ledger)) is not None:
             if gate is self._slots or self._slots.take(task):
                 self._ledger.launch(task)
-                self.launch(task)
+                admitted.append(task)
+        return admitted
 
 
 def _release_token(task: Task[Any]) -> None:

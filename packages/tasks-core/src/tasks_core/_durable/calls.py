@@ -1,0 +1,80 @@
+"""A durable call as data: what is submitted, and what the engine returns for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tasks_core._retry import RetryPolicy
+
+from .codec import Json
+
+
+@dataclass(frozen=True, slots=True)
+class DurableCall:
+    """A call of a durable function, as an engine stores it. Everything in it is data."""
+
+    name: str
+    """The registered name of the function: `"app.mail:send_email"`."""
+    args: Mapping[str, Json] = field(repr=False)
+    """JSON values by the name of the parameter."""
+    idempotency_key: str
+    """Identifies the call, however often it is delivered, so that a task can find out whether it ran before."""
+    dedup: bool = False
+    """Whether the caller chose the key, so that a second call with it must not make a second task."""
+    retry: RetryPolicy | None = None
+    not_before: float | None = None
+    """Seconds since the epoch before which the task must not start."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Trace context, request id."""
+
+
+class DurableState(StrEnum):
+    """Where a durable task is in its life."""
+
+    PENDING = "pending"
+    """Stored; no worker has it. Also between two attempts."""
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """It failed for good, or killed its workers too often."""
+    CANCELLED = "cancelled"
+    """It was cancelled in the engine."""
+    UNKNOWN = "unknown"
+    """The engine has no such task: it has ended and was purged, or its transaction was rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class DurableStatus:
+    """What `receipt.status()` returns."""
+
+    state: DurableState
+    attempts: int
+    """Deliveries that have ended, in whatever way."""
+    progress: Json = None
+    """The last value that the task gave to `durable_context().report_progress(...)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The acknowledgement of an engine: the call is stored, and survives the process that made it."""
+
+    engine: str
+    id: str
+    """The engine's own number for it, to be looked up with the engine's tools."""
+    idempotency_key: str
+    created: bool = True
+    """False if a task with this key was there already: then this is the receipt of that one."""
+    status_of: Callable[[str], Awaitable[DurableStatus]] | None = field(default=None, repr=False, compare=False)
+
+    async def status(self) -> DurableStatus:
+        """
+        Ask the engine how far the task is.
+
+        Raises:
+            EngineUnavailableError: the engine does not answer.
+        """
+        if self.status_of is None:
+            return DurableStatus(DurableState.UNKNOWN, 0)
+        return await self.status_of(self.id)

@@ -1,0 +1,153 @@
+"""The command: `python -m tasks_core worker app.main:engine --concurrency 32`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from tasks_core._options import ShutdownOptions, options_of, text_of
+from tasks_core.exceptions import EngineUnavailableError, TasksError
+
+from .engine import Engine
+from .worker import Worker
+
+_logger = logging.getLogger("tasks_core")
+
+# Seconds between two attempts to reach an engine that is away.
+_ENTER_AGAIN = 2.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, and return the exit status of the process."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        engine = _load_engine(options.engine)
+        lifespan = nullcontext if options.lifespan is None else _load(options.lifespan)
+        for module in options.import_modules:
+            importlib.import_module(module)
+        return anyio.run(_work, engine, lifespan, options)
+    except (TasksError, TargetError, ExceptionGroup) as caught:
+        error = _only_error(caught)
+        if not isinstance(error, (TasksError, TargetError)):
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  a command that cannot start says why
+        return 2
+
+
+def _only_error(error: Exception) -> Exception:
+    """Take an error out of the groups that task groups put it in."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tasks_core", description="Durable tasks of tasks-core.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    worker = commands.add_parser(
+        "worker",
+        help="run durable tasks",
+        description="Run the durable tasks of an engine until SIGTERM or SIGINT. Functions are known when the modules "
+        "that define them have been imported: by the module of the engine, or by --import.",
+    )
+    worker.add_argument("engine", metavar="MODULE:NAME", help="where the engine is: app.main:engine")
+    worker.add_argument("--concurrency", type=int, default=32, metavar="N", help="how many tasks at once (32)")
+    for name, option in options_of(ShutdownOptions).items():
+        worker.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            default=option.default,
+            metavar="SECONDS",
+            help=text_of(ShutdownOptions, name).replace("`", ""),
+        )
+    worker.add_argument(
+        "--lifespan",
+        metavar="MODULE:NAME",
+        help="an async context manager function without parameters, entered around all tasks: it opens what they use",
+    )
+    worker.add_argument(
+        "--import", action="append", default=[], dest="import_modules", metavar="MODULE", help="import this as well"
+    )
+    worker.add_argument("--log-level", default="info", metavar="LEVEL", help="least level of log lines (info)")
+    return parser
+
+
+class TargetError(Exception):
+    """The engine is not where the command line says."""
+
+
+def _load(target: str) -> Any:
+    module_name, _, attribute = target.partition(":")
+    if not attribute:
+        raise TargetError(f"{target!r} names a module only. Write module:name, as in app.main:engine")
+    module = importlib.import_module(module_name)
+    try:
+        return reduce(getattr, attribute.split("."), module)
+    except AttributeError:
+        raise TargetError(f"the module {module_name!r} has no {attribute!r}") from None
+
+
+def _load_engine(target: str) -> Engine:
+    engine = _load(target)
+    if not isinstance(engine, Engine):
+        raise TargetError(f"{target!r} is a {type(engine).__qualname__}, not an engine such as ProcrastinateEngine")
+    return engine
+
+
+async def _work(
+    engine: Engine, lifespan: Callable[[], AbstractAsyncContextManager[object]], options: argparse.Namespace
+) -> int:
+    """Work until a signal comes, and return the exit status."""
+    worker = Worker(
+        engine,
+        concurrency=options.concurrency,
+        **{name: getattr(options, name) for name in options_of(ShutdownOptions)},
+    )
+    stop = anyio.Event()
+    async with anyio.create_task_group() as group:
+        await group.start(_wait_for_signals, stop, group.cancel_scope)
+        async with AsyncExitStack() as stack:
+            if await _enter(engine, stack, stop):
+                await stack.enter_async_context(lifespan())
+                await worker.run(stop)
+        group.cancel_scope.cancel()
+    return 0
+
+
+async def _enter(engine: Engine, stack: AsyncExitStack, stop: anyio.Event) -> bool:
+    """Enter the engine as soon as it is there; false if the worker was stopped before."""
+    while not stop.is_set():
+        try:
+            await stack.enter_async_context(engine)
+        except EngineUnavailableError as error:
+            _logger.warning("The worker waits for its engine: %s", error)
+            with anyio.move_on_after(_ENTER_AGAIN):
+                await stop.wait()
+        else:
+            return True
+    return False
+
+
+async def _wait_for_signals(
+    stop: anyio.Event, scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]
+) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for _ in signals:
+            if stop.is_set():
+                scope.cancel()  # the second time: the grace period is over
+            _logger.info("Stopping: no more tasks are taken")
+            stop.set()

@@ -1,0 +1,83 @@
+"""What a durable task can know about its own call."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from tasks_core._task import current_task
+
+from .codec import Json
+
+if TYPE_CHECKING:
+    from tasks_core._scheduler import TaskScheduler
+
+
+@dataclass(frozen=True, slots=True)
+class DurableContext:
+    """What a durable task can know about its call; see `durable_context()`."""
+
+    name: str
+    idempotency_key: str
+    """The same each time that this call runs: to hand to a payment provider, or to look up before doing it again."""
+    attempt: int
+    """1 for the first run; more if it failed, or if the worker that ran it died."""
+    headers: Mapping[str, str]
+    """What travelled with the call: `traceparent`, `x-request-id`."""
+    find_scheduler: Callable[[], TaskScheduler | None] = field(repr=False)
+    save_progress: Callable[[Json], Awaitable[None]] | None = field(default=None, repr=False)
+    task_id: int | None = field(default=None, repr=False)
+    """Set where attempts are counted by a task of this process, and not by an engine."""
+
+    @property
+    def scheduler(self) -> TaskScheduler:
+        """
+        The scheduler that runs the task, for what is to follow; it has the engine that the task came from.
+
+        ```python
+        context = durable_context()
+        receipt = send_receipt.configure(idempotency_key=f"{context.idempotency_key}-receipt")
+        await context.scheduler.schedule(receipt, order_id)
+        ```
+
+        Awaited, a durable task is stored before this one has succeeded, and the key keeps it single if this one runs
+        again. Other functions run in this process, and are lost with it. `scheduler.stopping` is set when the worker is
+        told to stop.
+
+        Raises:
+            LookupError: the scheduler has ended.
+        """
+        scheduler = self.find_scheduler()
+        if scheduler is None:
+            raise LookupError(f"The scheduler that ran {self.name!r} has ended")
+        return scheduler
+
+    async def report_progress(self, progress: Json) -> None:
+        """Have `receipt.status()` say how far the task is: any JSON value. Does nothing where no engine keeps it."""
+        if self.save_progress is not None:
+            await self.save_progress(progress)
+
+
+_context: ContextVar[DurableContext | None] = ContextVar("tasks_core_context", default=None)
+
+
+def durable_context() -> DurableContext:
+    """
+    Return the context of the durable task that runs the caller.
+
+    Raises:
+        LookupError: the caller is not run by a durable task.
+    """
+    context = _context.get()
+    if context is None:
+        raise LookupError("durable_context() is for durable tasks: no durable task runs this code")
+    task = current_task()
+    if task is not None and task.id == context.task_id:
+        return replace(context, attempt=task.attempts)
+    return context
+
+
+def set_context(context: DurableContext) -> None:
+    _context.set(context)

@@ -1,0 +1,116 @@
+"""The options of a scheduler, each declared once: its name, type, default and rule here, its text in the docstring."""
+
+# Without `from __future__ import annotations`: the metadata of the annotations is read when this module is imported.
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+
+from ._clock import Clock
+from ._config import TaskConfig
+from ._support.rules import Rule, is_count, is_seconds
+
+if TYPE_CHECKING:
+    from ._durable.engine import Engine, EngineFallback
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """The default of an option and the rule for its value. A value that is the default needs no rule."""
+
+    default: Any
+    rule: Rule
+
+    def check(self, name: str, value: object) -> None:
+        """Raise `InvalidConfigError` if *value* is not allowed."""
+        if value is not self.default:
+            self.rule.check(name, value)
+
+
+_SECONDS = Rule(lambda value: is_seconds(value, zero=True), "a number of seconds, 0 or more")
+_COUNT = Rule(is_count, "a whole number, 1 or more")
+_CONFIG = Rule(lambda value: isinstance(value, TaskConfig), "a TaskConfig, as in config=TaskConfig(on_error=report)")
+_CLOCK = Rule(
+    lambda value: isinstance(value, Clock), "an object with the methods now() and sleep_until(); see tasks_core.Clock"
+)
+_ENGINE = Rule(
+    lambda value: hasattr(value, "submit") and hasattr(value, "work"),
+    "an object with the methods of tasks_core.engines.Engine, as in engine=ProcrastinateEngine('postgresql://...')",
+)
+_FALLBACK = Rule(lambda value: value in ("error", "memory"), "'error' or 'memory'")
+
+
+class ShutdownOptions(TypedDict, total=False):
+    """
+    How long shutdown may take.
+
+    Args:
+        grace_period: Seconds at shutdown for all tasks to finish (`math.inf`: as long as they need). Default: 5.
+
+        shield_timeout: Seconds for shielded tasks after that (`None`, the default: as long as they need).
+    """
+
+    grace_period: Annotated[float, Option(5.0, _SECONDS)]
+    shield_timeout: Annotated[float | None, Option(None, _SECONDS)]
+
+
+class SchedulerOptions(ShutdownOptions, total=False):
+    """
+    What `TaskScheduler(...)` and `add_tasks(app, ...)` take, besides `ShutdownOptions`.
+
+    Args:
+        config: What tasks inherit when `.task(...)` does not specify it.
+
+        max_concurrency: How many tasks run at once; the rest wait, in the order of scheduling (`None`, the default: no
+            limit).
+
+        max_pending: How many tasks may wait to start; beyond that, `schedule()` raises `TaskQueueFullError` (`None`,
+            the default: no limit).
+
+        max_threads: How many plain functions run at once, each in a thread. Default: 40.
+
+        clock: Where delays, retry pauses, timeouts and the bounds of shutdown come from. Default: `MonotonicClock()`.
+
+        engine: What stores durable tasks. It is entered and left with the scheduler. Default: none, and durable tasks
+            are refused.
+
+        engine_fallback: What happens to a durable task that the engine does not acknowledge within 5 seconds. With
+            `"error"`, the default, its task fails with `EngineUnavailableError`. With `"memory"` it runs in this
+            process like any other task, with a WARNING; its `idempotency_key` is then **not** checked for duplicates.
+    """
+
+    config: Annotated[TaskConfig | None, Option(None, _CONFIG)]
+    max_concurrency: Annotated[int | None, Option(None, _COUNT)]
+    max_pending: Annotated[int | None, Option(None, _COUNT)]
+    max_threads: Annotated[int, Option(40, _COUNT)]
+    clock: Annotated[Clock | None, Option(None, _CLOCK)]
+    engine: Annotated["Engine | None", Option(None, _ENGINE)]
+    engine_fallback: Annotated["EngineFallback", Option("error", _FALLBACK)]
+
+
+def options_of(declaration: Any) -> dict[str, Option]:
+    """Return what a class such as `SchedulerOptions` declares, by the name of the option, inherited ones included."""
+    return {name: annotation.__metadata__[0] for name, annotation in declaration.__annotations__.items()}
+
+
+def complete(declaration: Any, options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """
+    Return *options* with the defaults of those that are missing; *where* is the name of the call, for errors.
+
+    Raises:
+        TypeError: an option is not declared.
+        InvalidConfigError: an option has a value that its rule does not allow.
+    """
+    declared = options_of(declaration)
+    for name, value in options.items():
+        if name not in declared:
+            raise TypeError(f"{where}() got an unexpected option {name!r}. It takes: {', '.join(declared)}")
+        declared[name].check(name, value)
+    return {name: options.get(name, option.default) for name, option in declared.items()}
+
+
+def text_of(declaration: Any, name: str) -> str:
+    """Return the text that the docstring of a declaration has for an option; empty where docstrings are stripped."""
+    found = re.search(rf"^ {{4}}{name}: (.*?)(?=\n\n|\Z)", inspect.getdoc(declaration) or "", re.DOTALL | re.MULTILINE)
+    return "" if found is None else " ".join(found[1].split())

@@ -1,0 +1,16 @@
+"""
+What tests and testing libraries need of tasks-core, and applications do not.
+
+```python
+from tasks_core.testing import override_clock
+
+with override_clock(my_clock):
+    ...
+```
+"""
+
+from tasks_core._clock import override_clock
+from tasks_core._durable.engine import override_engine
+from tasks_core._task import release_task
+
+__all__ = ("override_clock", "override_engine", "release_task")
