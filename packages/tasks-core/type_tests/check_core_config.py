@@ -1,5 +1,5 @@
 """
-What a type checker knows about the options of a task: read by mypy and pyright, never run.
+What a type checker knows about the options of a task: read by mypy, pyright, ty and pyrefly, never run.
 
 A line that has to be an error carries the `type: ignore` for it; one that is not needed is an error.
 """

@@ -1,4 +1,4 @@
-"""What a type checker knows about durable functions: read by mypy and pyright, never run."""
+"""What a type checker knows about durable functions: read by mypy, pyright, ty and pyrefly, never run."""
 
 from typing import assert_type
 

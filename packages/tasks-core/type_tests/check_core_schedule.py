@@ -1,5 +1,5 @@
 """
-What a type checker knows about `schedule()`: read by mypy and pyright, never run.
+What a type checker knows about `schedule()`: read by mypy, pyright, ty and pyrefly, never run.
 
 A line that has to be an error carries the `type: ignore` for it. The checkers complain about an ignore that is not
 needed, so a signature that gets looser fails here.

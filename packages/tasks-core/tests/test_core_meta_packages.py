@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGES = ("tasks-core", "tasks-fastapi", "tasks-testing")
 
 TOP_LEVEL = {"LICENSE", "README.md", "docs", "hatch.toml", "packages"}
