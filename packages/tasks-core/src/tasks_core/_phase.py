@@ -73,8 +73,10 @@ class TaskPhase(ScheduleTarget):
 
     def sibling(self, name: str) -> TaskPhase:
         """
-        Make a phase for another moment of the same thing: with the scheduler, the configuration and the origin of this
-        one, and not open. It does not depend on what happens to this one.
+        Return a new phase for another moment of the same origin.
+
+        It has the scheduler, the configuration and the origin of this phase, and is not open. It does not depend on
+        what happens to this phase.
 
         ```python
         after_rollback = after_commit.sibling("after_rollback")

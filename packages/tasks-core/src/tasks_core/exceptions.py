@@ -1,4 +1,5 @@
-"""Every error that tasks-core raises on purpose.
+"""
+Every error that tasks-core raises on purpose.
 
 ```text
 TasksError

@@ -223,6 +223,8 @@ def durable(
     arguments travel as JSON; what they are annotated with is what arrives.
 
     Args:
+        func: The function, where the decorator has no parentheses.
+
         name: What the call is named in the engine. Default: `module:function`. Calls that wait outlive a renaming, so a
             name of its own, or an alias, is what makes renaming safe.
 

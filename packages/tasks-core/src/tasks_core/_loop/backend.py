@@ -48,7 +48,7 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Called when nothing that was spawned runs, or what does is abandoned."""
+        """Release the event loop. Call it when nothing that was spawned runs, or when what runs is abandoned."""
         ...
 
 
@@ -80,8 +80,10 @@ class AsyncioBackend:
 
 class TrioBackend:
     """
-    A nursery that a system task holds open: it ends when the scheduler says so, or together with the event loop, but
-    not when whoever runs the scheduler is cancelled.
+    A nursery that a system task holds open.
+
+    It ends when the scheduler closes it, or together with the event loop, but not when the task that entered the
+    scheduler is cancelled.
     """
 
     __slots__ = ("_host", "_nursery", "_token", "_trio", "thread_id")

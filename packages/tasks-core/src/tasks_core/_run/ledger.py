@@ -283,7 +283,7 @@ class LossReport:
 
 
 def unstarted(task: Task[Any]) -> TaskState:
-    """The state of a task that shutdown keeps from running: discarded, or cancelled if there was an attempt before."""
+    """Return the state of a task that shutdown keeps from running: cancelled after an attempt, otherwise discarded."""
     return TaskState.CANCELLED if task.attempts else TaskState.DISCARDED
 
 
@@ -296,7 +296,7 @@ def describe_loss(task: Task[Any], state: TaskState, reason: str) -> LostTask:
 
 
 def log_fields(task: Task[Any]) -> dict[str, object]:
-    """What every record about a task carries as `extra`."""
+    """Return the `extra` of every log record about *task*."""
     return {
         "task_id": task.id,
         "task_name": task.name,

@@ -65,7 +65,7 @@ class EmbeddedPostgres:
 
 
 def _forget_the_dead(server: PostgresServer) -> None:
-    """Processes that were killed did not say that they have left; the server would run for ever for them."""
+    """Remove killed processes from the users of the server. Without this, the server would never stop."""
     users = server.global_process_id_list
     for pid in users.get_and_add(os.getpid()):
         try:

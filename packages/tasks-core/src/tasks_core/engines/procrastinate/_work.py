@@ -174,7 +174,7 @@ class _Work:
             raise
 
     def _when_reported(self, job: Job, processing: asyncio.Task[Any]) -> None:
-        """The database knows how a task ended, which may be long after; until then it is no stalled one."""
+        """Stop the heartbeat of a job: its end is stored now, which may be long after the end of the function."""
         assert job.id is not None
         self._running.discard(job.id)
         error = None if processing.cancelled() else processing.exception()
