@@ -133,12 +133,16 @@ class TaskPhase(ScheduleTarget):
 
     def _open(self, outcome: Outcome) -> None:
         if self._outcome is not None or self._discarded is not None:
+            self._opened_again(outcome)
             return
         self._outcome = outcome
         if hooks.phase_opened:
             notify(hooks.phase_opened, self, outcome)
         if self._waiting:
             self._pass_on()
+
+    def _opened_again(self, outcome: Outcome) -> None:
+        """Do nothing; a kind of phase that holds tasks back although it is open starts them now."""
 
     def _discard(self, reason: str) -> None:
         if self._outcome is not None or self._discarded is not None:
@@ -163,7 +167,9 @@ class TaskPhase(ScheduleTarget):
             self._runner.ledger.drop(task, self._discarded)
         elif self._outcome is None:
             self._waiting.append(task.id)
-        elif self._immediate or task._is_for(self._outcome):
+        elif self._immediate or (task.config.when is None and self._outcome == "success"):
+            self._runner.ready(task)  # the usual case, without the call that follows
+        elif task._is_for(self._outcome):
             self._runner.ready(task)
         else:
             self._drop(task, self._outcome)
@@ -176,9 +182,7 @@ class TaskPhase(ScheduleTarget):
         if self._immediate:
             refuse_when(config)
 
-    @property
-    def _phase(self) -> TaskPhase:  # type: ignore[override]  # as an attribute, it would be a cycle
-        return self
+    _is_phase = True
 
     @property
     def _inherited(self) -> TaskConfig:  # type: ignore[override]  # an attribute of a target with `.task(...)` only

@@ -9,7 +9,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType, FunctionType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from ._config import TaskConfig
 from ._support.call import check_call
@@ -42,8 +42,11 @@ class ScheduleTarget(ABC):
         """What tasks get that are scheduled here."""
         _inherited: TaskConfig  # what tasks get here without `.task(...)`
         _runner: Runner
-        _phase: TaskPhase | None
+        _phase: TaskPhase | None  # what tasks are scheduled into, unless it is this target itself
         _take: Callable[[Task[Any]], object]  # takes an accepted task, on the thread of the loop
+
+    _is_phase: ClassVar[bool] = False
+    """Whether this is a phase, which does not have itself as `_phase`, because that would be a reference cycle."""
 
     @abstractmethod
     def _refuse(self, config: TaskConfig) -> None:
@@ -92,7 +95,7 @@ class ScheduleTarget(ABC):
             args,
             kwargs,
             self.config,
-            self._phase,
+            self if self._is_phase else self._phase,  # type: ignore[arg-type]  # a TaskPhase
             is_async,
             copy_context(),
             caller.f_code,
@@ -129,13 +132,18 @@ class ConfiguredTarget(ScheduleTarget):
     def __init__(self, target: ScheduleTarget, config: TaskConfig) -> None:
         self._target = target
         self._runner = target._runner
-        self._phase = target._phase
+        self._phase = phase_of(target)
         self._take = target._take
         self._inherited = target._inherited
         self.config = config
 
     def _refuse(self, config: TaskConfig) -> None:
         self._target._refuse(config)
+
+
+def phase_of(target: ScheduleTarget) -> TaskPhase | None:
+    """Return the phase that tasks are scheduled into, if any."""
+    return target if target._is_phase else target._phase  # type: ignore[return-value]  # a TaskPhase
 
 
 @dataclass(frozen=True, slots=True)

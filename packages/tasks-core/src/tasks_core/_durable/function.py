@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from tasks_core._config import TaskConfig, TaskErrorHandler
 from tasks_core._retry import RetryPolicy
-from tasks_core._schedule import TaskFactory
+from tasks_core._schedule import TaskFactory, phase_of
 from tasks_core._support.call import check_call, describe
 from tasks_core._support.rules import Rule
 from tasks_core.exceptions import InvalidConfigError, NotAddressableError, UnknownTaskError
@@ -111,7 +111,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
                 f"schedule({self.__name__}, ...)"
             )
         check_call(self.func, call.args, call.kwargs)
-        phase = target._phase
+        phase = phase_of(target)
         take = phase._schedule_durable if isinstance(phase, DurablePhase) else target._take
         return submit_call(self, target, call, self._options, take)
 

@@ -125,11 +125,10 @@ class DurablePhase(TaskPhase):
         tasks = map(self._runner.ledger.get, self._waiting)
         return [task for task in tasks if isinstance(task, DurableTask)]
 
-    def _open(self, outcome: Outcome) -> None:
-        if self._immediate and self._keeps_transactions:
+    def _opened_again(self, outcome: Outcome) -> None:
+        if self._keeps_transactions:
             self.submitted = outcome  # submit() was not called, and will not be
             self._pass_on()
-        super()._open(outcome)
 
     def _schedule_durable(self, task: DurableTask) -> None:
         """Take a durable task that was just accepted."""

@@ -14,6 +14,7 @@ import anyio
 from tasks_core._config import Outcome, TaskConfig
 from tasks_core._retry import Retry, RetryPolicy, ask
 from tasks_core._run.ledger import log_fields, title
+from tasks_core._schedule import phase_of
 from tasks_core._support.log import logger
 from tasks_core._task import Task, TaskState
 from tasks_core.exceptions import EngineCapabilityError, EngineNotConfiguredError, EngineUnavailableError
@@ -169,7 +170,7 @@ def submit_call(
         scheduled.kwargs,
         # Errors are raised where the acknowledgement is awaited; a handler, a timeout and a limit are for the run.
         replace(config, shield=True, on_error=None, timeout=None, limiter=None),
-        target._phase,
+        phase_of(target),
         False,
         copy_context(),
         scheduled.caller.f_code,
@@ -184,7 +185,7 @@ def submit_call(
         idempotency_key=options.idempotency_key or str(uuid4()),
         dedup=options.idempotency_key is not None,
         retry=function.retry,
-        headers=_headers(target._phase),
+        headers=_headers(phase_of(target)),
     )
     task.transaction = None
     if options.transaction is not None:

@@ -13,11 +13,11 @@ from weakref import ref
 import anyio
 
 from tasks_core._clock import clock_in_force
-from tasks_core._observer import RunAttempt, hooks
+from tasks_core._observer import RunAttempt, hooks, notify
 from tasks_core._retry import Retry, ask
 from tasks_core._support.call import check_call
 from tasks_core._support.log import logger
-from tasks_core._task import CURRENT_TASK, SUCCEEDED, Task, TaskState
+from tasks_core._task import CURRENT_TASK, RUNNING, SUCCEEDED, Task, TaskState
 
 from .ledger import LostTask, describe_loss, log_fields, title
 from .threads import ThreadCall, WorkerThreads
@@ -56,7 +56,12 @@ class Attempts:
             self._cancel(task)
             return
         CURRENT_TASK.set(ref(task))
-        self._runner.ledger.start(task)
+        task._state = RUNNING
+        task.attempts += 1
+        if task._started is not None:
+            task._started.set()
+        if hooks.task_started:
+            notify(hooks.task_started, task)
         try:
             if task._is_async and task.config.timeout is None and not hooks.around_attempt:
                 task._result = await task.func(*task.args, **task.kwargs)
@@ -146,7 +151,8 @@ class Attempts:
             self._runner.ledger.record_loss(task, TaskState.CANCELLED, reason)
 
     def _end(self, task: Task[Any], state: TaskState) -> None:
-        self._runner.release_limits(task)
+        if task._tickets:
+            self._runner.release_limits(task)
         if not task._state.finished:  # shutdown may have abandoned it meanwhile
             self._runner.ledger.settle(task, state)
 

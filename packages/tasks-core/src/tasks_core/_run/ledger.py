@@ -15,7 +15,7 @@ import anyio
 
 from tasks_core._observer import hooks, notify
 from tasks_core._support.log import logger
-from tasks_core._task import RUNNING, Task, TaskState
+from tasks_core._task import Task, TaskState
 from tasks_core.exceptions import TaskQueueFullError
 
 CANCEL_CALLED = "task.cancel() was called"
@@ -183,15 +183,6 @@ class Ledger:
         if not task._tickets & LAUNCHED:
             task._tickets |= LAUNCHED
             self._launched += 1
-
-    def start(self, task: Task[Any]) -> None:
-        """Note that an attempt begins."""
-        task._state = RUNNING
-        task.attempts += 1
-        if task._started is not None:
-            task._started.set()
-        if hooks.task_started:
-            notify(hooks.task_started, task)
 
     def settle(self, task: Task[Any], state: TaskState, reason: str | None = None) -> None:
         """Note how a task ended. This is the only way into a terminal state."""

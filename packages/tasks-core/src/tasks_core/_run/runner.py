@@ -155,8 +155,12 @@ class Runner:
             self.ledger.record_loss(task, TaskState.DISCARDED, reason)
         elif task._perform is not None:
             self.start(task)
-        elif not (hooks.hold_task and self._hold(task)):
+        elif hooks.hold_task and self._hold(task):
+            return
+        elif task.config.delay or task.config.limiter is not None:
             self._wait_or_start(task, task.config.delay or 0.0)
+        elif self.limits.admit(task):
+            self.start(task)
 
     def _hold(self, task: Task[Any]) -> bool:
         held = is_held(task)
@@ -205,8 +209,7 @@ class Runner:
 
     def release_limits(self, task: Task[Any]) -> None:
         """Give back all that the task counts against, and start the tasks that have waited for it."""
-        if task._tickets:
-            self.start_all(self.limits.release(task))
+        self.start_all(self.limits.release(task))
 
     async def _wait_then_start(self, task: Task[Any], delay: float) -> None:
         CURRENT_TASK.set(ref(task))  # a clock can tell who sleeps
