@@ -81,3 +81,9 @@ def test_workspace_is_the_packages() -> None:
     hatch = tomllib.loads((ROOT / "hatch.toml").read_text())
     members = hatch["envs"]["default"]["workspace"]["members"]
     assert [member["path"] for member in members] == [f"packages/{package}" for package in PACKAGES]
+
+
+def test_pre_commit_runs_the_linter_of_the_checks() -> None:
+    hatch = tomllib.loads((ROOT / "hatch.toml").read_text())
+    (ruff,) = (name for name in hatch["envs"]["lint"]["dependencies"] if name.startswith("ruff=="))
+    assert f"rev: v{ruff.removeprefix('ruff==')}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
