@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
 
-from ._support.rules import check_fields, is_finite_seconds, is_seconds, is_text, must_be
+from ._support.rules import is_finite_seconds, is_seconds, is_text, must_be
 
 if TYPE_CHECKING:
     from ._task import Task
@@ -92,7 +92,10 @@ class TaskConfig:
     )
 
     def __post_init__(self) -> None:
-        check_fields(self, optional=True)
+        for option in fields(self):
+            value, rule = getattr(self, option.name), option.metadata["rule"]
+            if value is not None and not rule.allows(value):
+                rule.refuse(option.name, value)
 
     @property
     def shielded(self) -> bool:

@@ -42,7 +42,17 @@ class TaskPhase(ScheduleTarget):
         opened: The moment is now: every task starts at once, and has no outcome to wait for (`when` is refused).
     """
 
-    __slots__ = ("_discarded", "_immediate", "_outcome", "_runner", "_waiting", "config", "name", "origin")
+    __slots__ = (
+        "_discarded",
+        "_immediate",
+        "_inherited",
+        "_outcome",
+        "_runner",
+        "_waiting",
+        "config",
+        "name",
+        "origin",
+    )
 
     def __init__(
         self,
@@ -56,7 +66,7 @@ class TaskPhase(ScheduleTarget):
         if not isinstance(name, str) or not name:
             raise InvalidConfigError('TaskPhase(scheduler, name): name must be a text, such as "after_commit"')
         self._runner = scheduler._runner
-        self.config = scheduler.config if config is None else scheduler.config.merge(config)
+        self.config = self._inherited = scheduler.config if config is None else scheduler.config.merge(config)
         self._waiting: list[int] = []  # ids: a task that is cancelled while it waits is released at once
         self._immediate = opened
         self._outcome: Outcome | None = "success" if opened else None
@@ -92,7 +102,7 @@ class TaskPhase(ScheduleTarget):
     def _set_up_sibling(self, phase: TaskPhase, name: str) -> None:
         # Not by calling the class, which checks its arguments and costs twice as much: a request makes one or two.
         phase._runner = self._runner
-        phase.config = self.config
+        phase.config = phase._inherited = self.config
         phase._waiting = []
         phase._immediate = False
         phase._outcome = None
@@ -183,10 +193,6 @@ class TaskPhase(ScheduleTarget):
             refuse_when(config)
 
     _is_phase = True
-
-    @property
-    def _inherited(self) -> TaskConfig:  # type: ignore[override]  # an attribute of a target with `.task(...)` only
-        return self.config
 
     def __repr__(self) -> str:
         state = self._outcome or ("waiting" if self._discarded is None else "discarded")

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, runti
 
 import anyio
 
-from tasks_core._support.overrides import OverrideStack, Subscription
-
 from .calls import DurableCall, Receipt
 from .codec import Json
 
@@ -99,26 +97,3 @@ class Engine(Protocol):
         A call whose worker dies is delivered again. An engine that is away for a while is no reason to return.
         """
         ...
-
-
-_overrides: OverrideStack[Engine] = OverrideStack()
-
-
-def override_engine(engine: Engine) -> Subscription:
-    """
-    Submit all durable calls of this process to *engine*, whatever engine their scheduler has, if any.
-
-    For tests. In force for each call made until the returned subscription is closed; the latest override wins.
-    Schedulers that start meanwhile do not enter their own engine.
-    """
-    return _overrides.add(engine)
-
-
-def engine_in_force(own: Engine | None) -> Engine | None:
-    """Return the engine for a call on a scheduler whose own engine is *own*."""
-    return _overrides.items[-1] if _overrides.items else own
-
-
-def engine_overridden() -> bool:
-    """Return whether `override_engine()` is in force."""
-    return bool(_overrides.items)

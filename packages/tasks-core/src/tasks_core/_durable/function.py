@@ -110,10 +110,10 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
                 f"{self!r} inside of a partial cannot be found by another process. Pass it and its arguments: "
                 f"schedule({self.__name__}, ...)"
             )
-        check_call(self.func, call.args, call.kwargs)
+        check_call(self.__wrapped__, call.args, call.kwargs)
         phase = phase_of(target)
         take = phase._schedule_durable if isinstance(phase, DurablePhase) else target._take
-        return submit_call(self, target, call, self._options, take)
+        return submit_call(self, target, call, self._options, phase, take)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self.__wrapped__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Entering and leaving the engine together with a scheduler."""
+"""Which engine is in force for a scheduler, and entering and leaving it together with the scheduler."""
 
 from __future__ import annotations
 
@@ -11,14 +11,37 @@ import anyio
 from tasks_core._loop.loop import Loop
 from tasks_core._run.extension import extensions
 from tasks_core._support.log import logger
+from tasks_core._support.overrides import OverrideStack, Subscription
 from tasks_core._task import NativeTask
 from tasks_core.exceptions import EngineUnavailableError
 
-from .engine import Engine, EngineFallback, engine_in_force, engine_overridden
+from .engine import Engine, EngineFallback
 
 if TYPE_CHECKING:
     from tasks_core._run.runner import Runner
     from tasks_core._scheduler import TaskScheduler
+
+_overrides: OverrideStack[Engine] = OverrideStack()
+
+
+def override_engine(engine: Engine) -> Subscription:
+    """
+    Submit all durable calls of this process to *engine*, whatever engine their scheduler has, if any.
+
+    For tests. In force for each call made until the returned subscription is closed; the latest override wins.
+    Schedulers that start meanwhile do not enter their own engine.
+    """
+    return _overrides.add(engine)
+
+
+def engine_in_force(own: Engine | None) -> Engine | None:
+    """Return the engine for a call on a scheduler whose own engine is *own*."""
+    return _overrides.items[-1] if _overrides.items else own
+
+
+def engine_overridden() -> bool:
+    """Return whether `override_engine()` is in force."""
+    return bool(_overrides.items)
 
 
 class EngineHost:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tasks_core._phase import TaskPhase
-from tasks_core._task import PENDING, Task
+from tasks_core._task import PENDING, Task, TaskState
 
 from .task import DurableTask, check_submitted
 
@@ -96,6 +96,8 @@ class DurablePhase(TaskPhase):
             Exception: what else the engine raised for one of them.
         """
         self.submitted = outcome
+        if not (self._durable or self._waiting):
+            return
         try:
             await self._submit(outcome)
         except BaseException:
@@ -112,14 +114,15 @@ class DurablePhase(TaskPhase):
         # Those in a transaction one after the other, last, because a connection does one thing at a time.
         for task in sorted(meant, key=lambda task: task.transaction is not None):
             self._waiting.remove(task.id)
-            self._take_durable(task)
+            self._runner.ready(task)
             if task.transaction is not None:
                 await task.wait()
         submitted = [task for task in dict.fromkeys((*tracked, *meant)) if task.id not in self._waiting]
         for task in submitted:
             await task.wait()
         for task in submitted:
-            check_submitted(task)
+            if task._state is not TaskState.SUCCEEDED:
+                check_submitted(task)
 
     def _durable_waiting(self) -> list[DurableTask]:
         tasks = map(self._runner.ledger.get, self._waiting)

@@ -14,15 +14,14 @@ import anyio
 from tasks_core._config import Outcome, TaskConfig
 from tasks_core._retry import Retry, RetryPolicy, ask
 from tasks_core._run.ledger import log_fields, title
-from tasks_core._schedule import phase_of
 from tasks_core._support.log import logger
 from tasks_core._task import Task, TaskState
 from tasks_core.exceptions import EngineCapabilityError, EngineNotConfiguredError, EngineUnavailableError
 
 from .calls import DurableCall, Receipt
 from .context import DurableContext, set_context
-from .engine import Engine, EngineFallback, engine_in_force
-from .host import host_of
+from .engine import Engine, EngineFallback
+from .host import engine_in_force, host_of
 from .trace import trace_headers
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class DurableTask(Task[Receipt]):
         return getattr(self.transaction, "stored", False)
 
     def _is_for(self, outcome: Outcome) -> bool:
-        return self.stored or super()._is_for(outcome)  # a row that is committed already stays
+        return super()._is_for(outcome) or self.stored  # a row that is committed already stays
 
     def _is_wanted(self) -> bool:
         return not self._state.finished
@@ -151,6 +150,7 @@ def submit_call(
     target: ScheduleTarget,
     scheduled: ScheduledCall,
     options: CallOptions,
+    phase: TaskPhase | None,
     take: Callable[[DurableTask], object],
 ) -> DurableTask:
     """Make a task that submits a call, and give it to *take* when it is accepted; raise if it could not be stored."""
@@ -170,12 +170,12 @@ def submit_call(
         scheduled.kwargs,
         # Errors are raised where the acknowledgement is awaited; a handler, a timeout and a limit are for the run.
         replace(config, shield=True, on_error=None, timeout=None, limiter=None),
-        phase_of(target),
+        phase,
         False,
         copy_context(),
         scheduled.caller.f_code,
         scheduled.caller.f_lasti,
-        runner.now(),
+        runner.clock.now(),
     )
     task.engine = engine
     task.engine_fallback = "error" if host is None else host.engine_fallback
@@ -185,7 +185,7 @@ def submit_call(
         idempotency_key=options.idempotency_key or str(uuid4()),
         dedup=options.idempotency_key is not None,
         retry=function.retry,
-        headers=_headers(phase_of(target)),
+        headers=_headers(phase),
     )
     task.transaction = None
     if options.transaction is not None:
@@ -198,7 +198,7 @@ def submit_call(
 
 def check_submitted(task: DurableTask) -> None:
     """Raise if the engine did not acknowledge although it should have."""
-    if task.state is TaskState.FAILED:
+    if task._state is TaskState.FAILED:
         task.result()
     if task.lost:
         raise EngineUnavailableError(f"{task.name!r} was not submitted to {task.engine.name}: {task.reason}")
@@ -207,8 +207,9 @@ def check_submitted(task: DurableTask) -> None:
 def _check_capabilities(
     function: DurableFunction[..., Any], engine: Engine, target: ScheduleTarget, options: CallOptions
 ) -> None:
+    config, inherited = target.config, target._inherited
     for option in ("on_error", "timeout", "limiter"):
-        if getattr(target.config, option) is not getattr(target._inherited, option):
+        if getattr(config, option) is not getattr(inherited, option):
             where = "" if option == "limiter" else f". Give it to the function: @durable({option}=...)"
             raise EngineCapabilityError(
                 f"{function!r} runs in another process, where {option}= of this call has no effect{where}"
@@ -216,7 +217,7 @@ def _check_capabilities(
     needed = {
         "transaction": options.transaction is not None,
         "dedup": options.idempotency_key is not None,
-        "delay": bool(target.config.delay),
+        "delay": bool(config.delay),
     }
     for capability, wanted in needed.items():
         if wanted and capability not in engine.capabilities:

@@ -16,8 +16,9 @@ from tasks_core._task import Task, TaskState
 from tasks_core.exceptions import UnknownTaskError
 
 from .context import DurableContext, set_context
-from .engine import Delivery, Engine, Redeliver, engine_in_force
+from .engine import Delivery, Engine, Redeliver
 from .function import DurableFunction, registry
+from .host import engine_in_force
 from .trace import continued_span
 
 # Seconds until a call is offered again whose function this process does not know: in a rolling deploy, another does.

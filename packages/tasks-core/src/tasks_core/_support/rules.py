@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from tasks_core.exceptions import InvalidConfigError
 
@@ -24,17 +24,21 @@ class Rule:
     allows: Callable[[Any], bool]
     text: str
 
-    def check(self, option: str, value: object, where: str = "") -> None:
+    def check(self, option: str, value: object) -> None:
+        """Raise `InvalidConfigError` if *value* is not allowed."""
+        if not self.allows(value):
+            self.refuse(option, value)
+
+    def refuse(self, option: str, value: object, where: str = "") -> NoReturn:
         """
-        Raise if *value* is not allowed.
+        Raise for a value that is not allowed.
 
         Raises:
             InvalidConfigError: it names the option, the value and what is allowed. *where*, a name with an opening
                 parenthesis such as `"retry("`, is put before the option.
         """
-        if not self.allows(value):
-            end = ")" if where else ""
-            raise InvalidConfigError(f"{where}{option}={show(value)}{end}: {option} must be {self.text}")
+        end = ")" if where else ""
+        raise InvalidConfigError(f"{where}{option}={show(value)}{end}: {option} must be {self.text}")
 
 
 def must_be(allows: Callable[[Any], bool], text: str) -> dict[str, Rule]:
@@ -42,9 +46,9 @@ def must_be(allows: Callable[[Any], bool], text: str) -> dict[str, Rule]:
     return {"rule": Rule(allows, text)}
 
 
-def check_fields(instance: Any, where: str = "", *, optional: bool = False) -> None:
+def check_fields(instance: Any, where: str) -> None:
     """
-    Check every field of a dataclass against its rule; if *optional* is true, each may also be `None`.
+    Check every field of a dataclass against its rule.
 
     Raises:
         InvalidConfigError: a value is not allowed.
@@ -52,8 +56,8 @@ def check_fields(instance: Any, where: str = "", *, optional: bool = False) -> N
     """
     for declared in fields(instance):
         rule, value = declared.metadata["rule"], getattr(instance, declared.name)
-        if value is not None or not optional:
-            rule.check(declared.name, value, where)
+        if not rule.allows(value):
+            rule.refuse(declared.name, value, where)
 
 
 def is_seconds(value: object, *, zero: bool) -> bool:
