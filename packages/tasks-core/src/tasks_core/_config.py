@@ -1,4 +1,4 @@
-"""How a task is to be run: what `.task(...)` takes, and how defaults are inherited."""
+"""How a task runs: the options of `.task(...)`, and how defaults are inherited."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ TaskErrorHandler: TypeAlias = Callable[["Task[Any]", Exception], Any]
 """
 `handler(task, exception)`, called after an attempt of a task has failed; a plain function or a coroutine function.
 
-What it returns (or what the returned coroutine results in) decides what happens next:
+What it returns (or what the returned coroutine returns) decides what happens next:
 
 - a `Retry`: the task runs again after `Retry.delay` seconds;
-- `True`: the failure is dealt with, and is not logged (as `__exit__` suppresses an exception by returning true);
+- `True`: the failure is handled, and is not logged (as `__exit__` suppresses an exception by returning true);
 - anything else: the failure is final, and is logged.
 
-A plain function runs in a worker thread, so it may block. A handler that raises changes nothing for anybody else: both
-exceptions are logged and the task is failed.
+A plain function runs in a worker thread, so it may block. A handler that raises affects no other task: both exceptions
+are logged and the task has failed.
 """
 
 Outcome: TypeAlias = Literal["success", "error"]
-"""How the thing that a phase belongs to ended: a request, a transaction."""
+"""How the origin of a phase ended: a request, a transaction."""
 
 When: TypeAlias = Literal["success", "error", "always"]
-"""For which outcome of its phase a task is meant."""
+"""For which outcome of its phase a task runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,26 +39,26 @@ class TaskConfig:
     """
     How to run a task. Every field may be `None`, which means "inherit".
 
-    Inheritance goes from the scheduler's `config` to what `.task(...)` says; see `merge()`.
+    The scheduler's `config` is inherited, and the options of `.task(...)` replace it; see `merge()`.
 
     Args:
-        name: What the task is called in logs, reports and traces. Default: the name of the function.
+        name: The name of the task in logs, reports and traces. Default: the name of the function.
 
         shield: Whether shutdown lets the task finish after the grace period. It does not protect against
             `task.cancel()`. Default: no.
 
         on_error: Called with `(task, exception)` when an attempt fails; see `TaskErrorHandler`.
 
-        when: For which outcome of the phase the task is meant: `"success"` (default), `"error"` or `"always"`. A task
-            whose time does not come is discarded, with a line in the log.
+        when: For which outcome of the phase the task runs: `"success"` (default), `"error"` or `"always"`. If the phase
+            ends otherwise, the task is discarded, with a line in the log.
 
-        timeout: Seconds an attempt may take. Then it is cancelled and fails with `TimeoutError`. A function in a worker
-            thread cannot be cancelled: it fails as well, and its thread is left to itself. `math.inf`: no limit.
+        timeout: Seconds that an attempt may take. Then it is cancelled and fails with `TimeoutError`. A function in a
+            worker thread cannot be cancelled: its task fails, and the thread is abandoned. `math.inf`: no limit.
 
         delay: Seconds to wait before the first attempt, counted from the opening of the phase.
 
-        limiter: A limiter that this task shares with others; an attempt starts when it has a token, and gives it back
-            when it ends (a function in a thread that was cancelled or timed out: when its task goes on without it).
+        limiter: A limiter that this task shares with other tasks. An attempt starts when it has acquired a token, and
+            releases it when it ends, or when its task abandons a thread.
 
     Raises:
         InvalidConfigError: a value is not one that the field allows.
@@ -99,7 +99,7 @@ class TaskConfig:
 
     @property
     def shielded(self) -> bool:
-        """Whether `shield` is set, with "not said" meaning no."""
+        """Whether `shield` is true; `None` counts as false."""
         return self.shield is True
 
     def merge(self, other: TaskConfig | None) -> TaskConfig:

@@ -60,7 +60,7 @@ class SchedulerOptions(ShutdownOptions, total=False):
     What `TaskScheduler(...)` and `add_tasks(app, ...)` take, besides `ShutdownOptions`.
 
     Args:
-        config: What tasks inherit when `.task(...)` does not specify it.
+        config: The options that tasks inherit unless `.task(...)` replaces them.
 
         max_concurrency: How many tasks run at once; the rest wait, in the order of scheduling (`None`, the default: no
             limit).
@@ -72,8 +72,8 @@ class SchedulerOptions(ShutdownOptions, total=False):
 
         clock: Where delays, retry pauses, timeouts and the bounds of shutdown come from. Default: `MonotonicClock()`.
 
-        engine: What stores durable tasks. It is entered and left with the scheduler. Default: none, and durable tasks
-            are refused.
+        engine: The engine that stores durable tasks. It is entered and left with the scheduler. Default: none, so that
+            durable tasks are refused.
 
         engine_fallback: What happens to a durable task that the engine does not acknowledge within 5 seconds. With
             `"error"`, the default, its task fails with `EngineUnavailableError`. With `"memory"` it runs in this

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 class TaskPhase(ScheduleTarget):
     """
-    Collects tasks until `open()` starts them, or `discard()` drops them; whichever is called first counts.
+    Collects tasks until `open()` starts them or `discard()` discards them. Only the first of these calls has an effect.
 
     ```python
     after_commit = TaskPhase(scheduler, "after_commit")
@@ -33,11 +33,11 @@ class TaskPhase(ScheduleTarget):
     Args:
         scheduler: Where the tasks run. Its shutdown, its limits and its `config` apply.
 
-        name: What the moment is called: in logs, reports and statistics.
+        name: The name of the moment in logs, reports and statistics.
 
-        origin: What the phase belongs to (a request, a session); kept for observers, see `TaskPhase.origin`.
+        origin: The object that the phase belongs to (a request, a session); observers can read it.
 
-        config: Over the configuration of the scheduler, for all tasks of the phase.
+        config: Replaces the configuration of the scheduler for all tasks of the phase, field by field.
 
         opened: The moment is now: every task starts at once, and has no outcome to wait for (`when` is refused).
     """
@@ -77,9 +77,9 @@ class TaskPhase(ScheduleTarget):
     config: TaskConfig
     """What tasks of the phase get when `.task(...)` does not specify it."""
     name: str
-    """What the moment is called."""
+    """The name of the moment."""
     origin: object
-    """What the phase belongs to."""
+    """The object that the phase belongs to."""
 
     def sibling(self, name: str) -> TaskPhase:
         """
@@ -93,7 +93,7 @@ class TaskPhase(ScheduleTarget):
         ```
 
         Args:
-            name: What the moment is called.
+            name: The name of the moment.
         """
         phase = TaskPhase.__new__(TaskPhase)
         self._set_up_sibling(phase, name)
@@ -117,15 +117,15 @@ class TaskPhase(ScheduleTarget):
 
     @property
     def outcome(self) -> Outcome | None:
-        """What `open()` was told; `None` before."""
+        """The outcome that `open()` was called with; `None` before that."""
         return self._outcome
 
     def open(self, outcome: Outcome = "success") -> None:
         """
-        Begin the phase: start the tasks that are meant for this *outcome*, and discard the others.
+        Begin the phase: start the tasks that are for this *outcome* (`TaskConfig.when`), and discard the rest.
 
-        Which they are is for `TaskConfig.when` to say. Tasks start at the next turn of the event loop, in the order in
-        which they were scheduled (trio takes those of one turn in any order).
+        Tasks start at the next turn of the event loop, in the order in which they were scheduled (trio runs the tasks
+        of one turn in any order).
 
         Raises:
             InvalidConfigError: *outcome* is neither `"success"` nor `"error"`.
@@ -138,7 +138,7 @@ class TaskPhase(ScheduleTarget):
             self._runner.loop.post(partial(self._open, outcome))
 
     def discard(self, reason: str) -> None:
-        """Drop the tasks, and all that are scheduled into this phase later; *reason* is logged with each, at INFO."""
+        """Discard the tasks, and those that are scheduled into this phase later; each is logged with *reason*, at INFO."""
         self._runner.loop.call(self._discard, reason)
 
     def _open(self, outcome: Outcome) -> None:

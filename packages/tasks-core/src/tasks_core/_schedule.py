@@ -63,17 +63,17 @@ class ScheduleTarget(ABC):
 
     def schedule(self, func: Any, /, *args: Any, **kwargs: Any) -> Task[Any]:
         """
-        Run `func(*args, **kwargs)` in the background, and return a handle to that.
+        Schedule `func(*args, **kwargs)` to run in the background, and return its handle.
 
         A coroutine function runs on the event loop, a plain function in a worker thread of the scheduler. The call
-        never blocks, may come from any thread, and returns before the function starts. The function sees the context
-        variables as they are now.
+        never blocks, may be made from any thread, and returns before the function starts. The function has the context
+        variables of the moment of the call.
 
         A callable that is a `TaskFactory` makes a kind of task of its own; its documentation says what that task does
         and what else may be raised.
 
-        Once this returns, the scheduler has accepted the task: it will end in exactly one terminal state, and
-        there is a line in the log unless it succeeded.
+        When this returns, the scheduler has accepted the task: it will end in exactly one terminal state, and a line is
+        logged unless it succeeded.
 
         Raises:
             InvalidTaskError: *func* is not a function that can be called with these arguments.
@@ -81,7 +81,7 @@ class ScheduleTarget(ABC):
             SchedulerClosedError: shutdown has begun, and the caller is not a task of this scheduler that still runs.
             TaskQueueFullError: `max_pending` tasks are waiting already.
         """
-        # The frame is asked for its place only, here and now, because it would keep the caller's variables alive.
+        # Only the place is read from the frame: a reference to the frame would keep the caller's variables alive.
         caller = sys._getframe(1)
         if not isinstance(func, FunctionType):
             factory = func.func if isinstance(func, partial) else func
@@ -108,13 +108,13 @@ class ScheduleTarget(ABC):
     @_takes(TaskConfig)
     def task(self, **options: Any) -> ScheduleTarget:
         """
-        Say how the next task is to be run: `tasks.task(name="charge", shield=True).schedule(charge, order.id)`.
+        Set options for the tasks scheduled next: `tasks.task(name="charge", shield=True).schedule(charge, order.id)`.
 
         Args:
             options: The fields of `TaskConfig`, which explains them. Those that are left out are inherited.
 
         Returns:
-            What the task is scheduled into. It may be kept, and used for any number of tasks.
+            A target with these options, which may be used for any number of tasks.
 
         Raises:
             InvalidConfigError: a value is not one that the option allows.

@@ -1,4 +1,4 @@
-"""The scheduler: where it is entered, and how it is left."""
+"""The scheduler: how it is entered and left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ._task import NativeTask, Task, current_task
 
 class TaskScheduler(ScheduleTarget):
     """
-    Runs tasks in the background of whatever else the event loop does, and accounts for each of them.
+    Runs tasks in the background of an event loop, and accounts for each of them.
 
     ```python
     async with TaskScheduler(grace_period=10) as scheduler:
@@ -29,26 +29,26 @@ class TaskScheduler(ScheduleTarget):
         await serve()
     ```
 
-    A task that fails harms nobody: no other task, not the scheduler, not the block. That is the difference from
-    `anyio.create_task_group()`, where the tasks are one piece of work and fail together; here each stands alone.
+    A task that fails affects no other task, nor the scheduler, nor the block. In `anyio.create_task_group()` the tasks
+    are one piece of work and fail together; here each task is independent.
 
     Leaving the block closes the scheduler in five steps:
 
-    1. `schedule()` raises `SchedulerClosedError`, except in tasks that still run: they may schedule follow-ups;
-    2. for `grace_period` seconds everything may finish. `stopping` is set, for loops that want to stop by themselves;
+    1. `schedule()` raises `SchedulerClosedError`, except in tasks that still run, which may schedule follow-ups;
+    2. all tasks have `grace_period` seconds to finish. `stopping` is set, so that a loop can end by itself;
     3. tasks without `shield` are cancelled if they run, and discarded if they do not;
-    4. shielded tasks run on, for at most `shield_timeout` seconds; every 5 seconds a line in the log names what is
-       still being waited for;
-    5. what remains is cancelled. A thread that cannot be cancelled is abandoned: it keeps neither the scheduler nor the
-       process from ending.
+    4. shielded tasks have `shield_timeout` more seconds; every 5 seconds a line in the log names the tasks that
+       shutdown still waits for;
+    5. the tasks that remain are cancelled. A thread cannot be cancelled and is abandoned: neither the scheduler nor the
+       process waits for it.
 
-    Each loss is logged with name, phase, age and the line that scheduled it; `report` says it all. If whoever runs the
-    block is cancelled, the grace period is over at once, and the rest goes on as above before the cancellation goes on.
-    Each entry is for one event loop; a scheduler is entered once.
+    Each loss is logged with name, phase, age and the line that scheduled it; `report` has all of them. If the block is
+    cancelled, the grace period ends at once; the steps after it are taken before the cancellation is raised again.
+    A scheduler is entered once, on one event loop.
 
-    On asyncio, a task that somebody cancels through the event loop (`for task in asyncio.all_tasks(): task.cancel()`)
-    before its first step has no chance to say so. It stays pending, and keeps its place, until shutdown finds and names
-    it; to watch for that would make each task dearer. `task.cancel()` is noticed at once.
+    On asyncio, a task that is cancelled through the event loop (`for task in asyncio.all_tasks(): task.cancel()`)
+    before its first step cannot report it. It stays pending, and keeps its slot, until shutdown finds and logs it,
+    because watching for this would cost every task. `task.cancel()` is noticed at once.
 
     Args:
         options: `SchedulerOptions` has their names, types and defaults.
@@ -106,7 +106,7 @@ class TaskScheduler(ScheduleTarget):
         """
         Do what entering `async with` does; *paused*: accept tasks, but start none before `resume()`.
 
-        Whoever calls this must call `aclose()`.
+        The caller must call `aclose()` later.
 
         Raises:
             RuntimeError: the scheduler was started before.

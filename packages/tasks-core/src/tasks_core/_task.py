@@ -1,4 +1,4 @@
-"""One task: what was scheduled, and what became of it."""
+"""One task: what was scheduled, its state, and its result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 class TaskState(StrEnum):
     """
-    Where a task is in its life.
+    The state of a task.
 
     ```text
     pending ─→ running ─→ succeeded | failed | cancelled
@@ -36,19 +36,19 @@ class TaskState(StrEnum):
     """
 
     PENDING = "pending", False
-    """Accepted; has not started."""
+    """The scheduler has accepted it; it has not started."""
     RUNNING = "running", False
-    """An attempt runs, or the error handler of one."""
+    """An attempt runs, or its error handler."""
     RETRYING = "retrying", False
-    """An attempt failed, and another is to come."""
+    """An attempt failed, and another will start."""
     SUCCEEDED = "succeeded", True
     """The function returned."""
     FAILED = "failed", True
-    """The function raised, and there is no other attempt."""
+    """The function raised, and there is no further attempt."""
     CANCELLED = "cancelled", True
     """Cancelled: by `task.cancel()`, by shutdown, or from within. `task.reason` says which."""
     DISCARDED = "discarded", True
-    """Dropped before it started; `task.reason` says why."""
+    """It was dropped before it started; `task.reason` says why."""
 
     finished: bool
     """Whether the state is final."""
@@ -62,11 +62,12 @@ class TaskState(StrEnum):
     __hash__ = str.__hash__  # Enum's own is written in Python, and every task is counted by its state
 
 
-# For what every task passes through: on CPython 3.11, to look up a member of an enum costs as much as ten attributes.
+# Constants for the hot path: on CPython 3.11, looking up a member of an enum costs as much as ten attributes.
 PENDING, RUNNING, SUCCEEDED = TaskState.PENDING, TaskState.RUNNING, TaskState.SUCCEEDED
 
 _ids = count(1)
-# Weak, because copies of a context live on: in a timer of the event loop, cancelled or not, until it is due.
+# Weak, because copies of a context outlive the task: a timer of the event loop keeps one until it is due, even if it is
+# cancelled.
 CURRENT_TASK: ContextVar[ref[Task[Any]] | None] = ContextVar("tasks_core_current_task", default=None)
 
 
@@ -96,10 +97,10 @@ class Task(Generic[T]):
     """
     A scheduled task: the handle that `schedule()` returns.
 
-    A handle may be kept or thrown away; the task does not depend on it. `await task` gives the result, or raises the
-    very exception that the task raised. `repr()` never shows arguments.
+    The task does not depend on the handle, which may be dropped. `await task` returns the result, or raises the very
+    exception that the task raised. `repr()` never shows arguments.
 
-    A task has one state at any time (`state`), ends in exactly one of the four terminal states, and never leaves that.
+    A task has one state at any time (`state`), ends in exactly one of the four terminal states, and never leaves it.
     """
 
     __slots__ = (
@@ -140,11 +141,11 @@ class Task(Generic[T]):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     config: TaskConfig
-    """The configuration in force: what `.task(...)` said, over what was inherited."""
+    """The configuration in force: the options of `.task(...)`, merged over the inherited ones."""
     attempts: int
     """How many attempts have started."""
     exception: BaseException | None
-    """What the last failed attempt raised; still there when a later attempt succeeds or is cancelled."""
+    """What the last failed attempt raised; it is kept when a later attempt succeeds or is cancelled."""
     reason: str | None
     """Why the task was cancelled or discarded."""
     scheduled_at: float
@@ -182,7 +183,7 @@ class Task(Generic[T]):
         self._code = code
         self._instruction = instruction
         self._state = PENDING
-        self._tickets = 0  # which limits the task counts against; see _admission.py
+        self._tickets = 0  # which limits the task counts against; see `Ticket` in _run/ledger.py
         self._native: NativeTask | None = None
         self._cancel_reason: str | None = None
         self._traceback: TracebackType | None = None
@@ -202,13 +203,13 @@ class Task(Generic[T]):
 
     @property
     def state(self) -> TaskState:
-        """Where the task is in its life."""
+        """The current state."""
         return self._state
 
     @property
     def lost(self) -> bool:
-        """Whether the task was cancelled or discarded although nobody asked for that: by shutdown, or from outside."""
-        return getattr(self, "_lost", False)  # set for those few only
+        """Whether the task was cancelled or discarded by shutdown or from outside, and not by `cancel()`."""
+        return getattr(self, "_lost", False)  # set for lost tasks only, because every slot costs each task
 
     @property
     def where(self) -> str:
@@ -225,7 +226,7 @@ class Task(Generic[T]):
         """Set when the first attempt starts: `task.started.is_set()`, `await task.started.wait()`."""
         if self._started is None:
             self._started = anyio.Event()
-        if self.attempts and not self._started.is_set():  # asked for after the start, or by a thread during it
+        if self.attempts and not self._started.is_set():  # read after the start, or by a thread during the start
             self._started.set()
         return self._started
 
@@ -236,7 +237,7 @@ class Task(Generic[T]):
         Cancellation: cancelling the waiter does not cancel the task.
 
         Raises:
-            RuntimeError: called on another event loop than that of the scheduler, which could not wake the caller.
+            RuntimeError: the caller runs on another event loop than the scheduler, which could not wake it.
         """
         if self._state.finished:
             await anyio.lowlevel.checkpoint()
@@ -266,10 +267,10 @@ class Task(Generic[T]):
             case TaskState.FAILED:
                 assert self.exception is not None
                 try:
-                    # As asyncio.Future does: else the traceback would grow with each call.
+                    # As asyncio.Future does, because the traceback would grow with each call otherwise.
                     raise self.exception.with_traceback(self._traceback)
                 finally:
-                    del self  # the traceback has this frame: a cycle
+                    del self  # the traceback refers to this frame, which would be a reference cycle
             case TaskState.CANCELLED:
                 raise TaskCancelledError(f"{self._title()} was cancelled: {self.reason}") from self.exception
             case TaskState.DISCARDED:
@@ -281,15 +282,15 @@ class Task(Generic[T]):
             yield from self.wait().__await__()
             return self.result()
         finally:
-            del self  # the traceback has this frame: a cycle
+            del self  # the traceback refers to this frame, which would be a reference cycle
 
     def cancel(self) -> None:
         """
-        Cancel the task, shielded or not; may be called from any thread.
+        Cancel the task, whether it is shielded or not. May be called from any thread.
 
-        A task that has not started never will. One that runs is sent a cancellation, as with `anyio.CancelScope`:
-        it may clean up, and decides how it ends. A function in a worker thread cannot be stopped: its task is
-        cancelled, and the thread is left to itself. Cancelling a finished task does nothing.
+        A task that has not started will not start. One that runs receives a cancellation, as with `anyio.CancelScope`:
+        it may clean up, and decides how it ends. A function in a worker thread cannot be stopped, so that its task is
+        cancelled and the thread is abandoned. Cancelling a finished task does nothing.
 
         On asyncio this is one `asyncio.Task.cancel()`: what the task awaits is cancelled once, also behind an anyio
         shield of its own. On trio everything that it awaits is cancelled from then on, unless shielded.
@@ -314,7 +315,7 @@ def current_task() -> Task[Any] | None:
     Return the task that runs the caller, or `None` outside of one.
 
     Works in coroutines, in functions that run in a worker thread, and in what they call. A coroutine that a task
-    spawned by itself (with `asyncio.create_task`) counts as inside of the task, until that has ended.
+    started by itself (with `asyncio.create_task`) counts as part of the task until the task has ended.
     """
     current = CURRENT_TASK.get()
     task = None if current is None else current()
@@ -322,12 +323,16 @@ def current_task() -> Task[Any] | None:
 
 
 def release_task(task: Task[Any]) -> None:
-    """Let a task start that an observer holds (`TaskObserver.hold_task`), from any thread; else do nothing."""
+    """
+    Start a task that an observer holds (`TaskObserver.hold_task`); do nothing if no observer holds it.
+
+    May be called from any thread.
+    """
     task._owner.release(task)
 
 
-@lru_cache(maxsize=1024)  # shutdown may ask for a hundred thousand, all from the same few lines
+@lru_cache(maxsize=1024)  # shutdown may need it for a hundred thousand tasks, all from the same few lines
 def _line(code: CodeType, instruction: int) -> int:
-    """Find the line of an instruction; done when somebody asks, because `frame.f_lineno` costs a microsecond."""
+    """Find the line of an instruction; computed on demand, because `frame.f_lineno` costs a microsecond."""
     lines = (line for start, end, line in code.co_lines() if start <= instruction < end and line is not None)
     return next(lines, code.co_firstlineno)

@@ -3,20 +3,20 @@ Every error that tasks-core raises on purpose.
 
 ```text
 TasksError
-├── InvalidTaskError        (TypeError)     what was passed cannot be scheduled
+├── InvalidTaskError        (TypeError)     the argument cannot be scheduled
 ├── InvalidConfigError      (ValueError)    an option has a value that it cannot have
 ├── SchedulerNotStartedError (RuntimeError) `schedule()` before `async with scheduler`
 ├── SchedulerClosedError    (RuntimeError)  `schedule()` after shutdown began
 ├── TaskQueueFullError      (RuntimeError)  `max_pending` tasks are waiting already
-├── TaskNotFinishedError    (RuntimeError)  `result()` of a task that still runs
+├── TaskNotFinishedError    (RuntimeError)  `result()` of a task that has not ended
 ├── TaskCancelledError      (RuntimeError)  the result of a task that was cancelled
-├── TaskDiscardedError      (RuntimeError)  the result of a task that was dropped unstarted
-├── NotAddressableError     (TypeError)     no other process could find what is to be a durable task
-├── ArgumentCodecError      (TypeError)     an argument of a durable task cannot travel
+├── TaskDiscardedError      (RuntimeError)  the result of a task that never started
+├── NotAddressableError     (TypeError)     another process could not find the function
+├── ArgumentCodecError      (TypeError)     an argument of a durable task cannot be serialized
 ├── UnknownTaskError        (LookupError)   no durable function has this name in this process
 └── EngineError
-    ├── EngineNotConfiguredError (RuntimeError) a durable task was scheduled, and there is no engine
-    ├── EngineCapabilityError (ValueError)      the engine cannot do what the call asks for
+    ├── EngineNotConfiguredError (RuntimeError) a durable task was scheduled without an engine
+    ├── EngineCapabilityError (ValueError)      the engine has not the capability that the call needs
     ├── EngineSchemaError    (RuntimeError)     the tables of the engine are missing, or of another version
     └── EngineUnavailableError (ConnectionError) the engine did not acknowledge a call
 ```
@@ -54,7 +54,7 @@ class InvalidTaskError(TasksError, TypeError):
 
 
 class InvalidConfigError(TasksError, ValueError):
-    """Raised where an option is given, when its value is outside of what the option allows."""
+    """Raised where an option is set to a value that it does not allow."""
 
 
 class SchedulerNotStartedError(TasksError, RuntimeError):
@@ -62,14 +62,14 @@ class SchedulerNotStartedError(TasksError, RuntimeError):
 
 
 class SchedulerClosedError(TasksError, RuntimeError):
-    """Raised by `schedule()` once shutdown has begun, except inside a task that still runs."""
+    """Raised by `schedule()` after shutdown has begun, except inside a task that still runs."""
 
 
 class TaskQueueFullError(TasksError, RuntimeError):
     """
     Raised by `schedule()` when `max_pending` tasks are waiting to start.
 
-    Nothing of the refused task is kept. Tasks accepted before are not affected.
+    The refused task leaves no trace. Tasks that were accepted before are not affected.
     """
 
 
@@ -86,11 +86,11 @@ class TaskDiscardedError(TasksError, RuntimeError):
 
 
 class NotAddressableError(TasksError, TypeError):
-    """Raised where a function is made durable, or scheduled, that a worker in another process could not find."""
+    """Raised by `durable()` and `schedule()` for a function that a worker in another process could not find."""
 
 
 class ArgumentCodecError(TasksError, TypeError):
-    """Raised by `schedule()` for an argument that would not arrive as what it is; names the parameter and the type."""
+    """Raised by `schedule()` for an argument that JSON cannot carry unchanged; names the parameter and the type."""
 
 
 class UnknownTaskError(TasksError, LookupError):
@@ -98,7 +98,7 @@ class UnknownTaskError(TasksError, LookupError):
 
 
 class EngineError(TasksError):
-    """Root of what has to do with the engine of durable tasks."""
+    """Root of the errors of engines."""
 
 
 class EngineNotConfiguredError(EngineError, RuntimeError):
@@ -106,16 +106,16 @@ class EngineNotConfiguredError(EngineError, RuntimeError):
 
 
 class EngineCapabilityError(EngineError, ValueError):
-    """Raised by `schedule()` for an option that the engine cannot honour; nothing is ever ignored."""
+    """Raised by `schedule()` for an option that the engine does not support; no option is ever ignored."""
 
 
 class EngineSchemaError(EngineError, RuntimeError):
-    """Raised where an engine is entered whose tables are missing, or are not those of the installed version."""
+    """Raised on entering an engine whose tables are missing, or belong to another version."""
 
 
 class EngineUnavailableError(EngineError, ConnectionError):
     """
     Raised when an engine did not acknowledge a call: by the task of the submit, and by `DurablePhase.submit()`.
 
-    Whether the engine has the call all the same is not known; an `idempotency_key` makes it safe to try again.
+    It is not known whether the engine has stored the call; an `idempotency_key` makes it safe to try again.
     """
