@@ -138,7 +138,7 @@ class TaskPhase(ScheduleTarget):
             self._runner.loop.post(partial(self._open, outcome))
 
     def discard(self, reason: str) -> None:
-        """Discard the tasks, and those that are scheduled into this phase later; each is logged with *reason*, at INFO."""
+        """Discard the tasks, and those that are scheduled here later; each is logged with *reason*, at INFO."""
         self._runner.loop.call(self._discard, reason)
 
     def _open(self, outcome: Outcome) -> None:

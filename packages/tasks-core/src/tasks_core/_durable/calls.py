@@ -22,7 +22,7 @@ class DurableCall:
     idempotency_key: str
     """Identifies the call, however often it is delivered, so that a task can find out whether it ran before."""
     dedup: bool = False
-    """Whether the caller chose the key, so that a second call with it must not make a second task."""
+    """Whether the caller chose the key, so that a second call with it must not create a second task."""
     retry: RetryPolicy | None = None
     not_before: float | None = None
     """Seconds since the epoch before which the task must not start."""
@@ -31,14 +31,14 @@ class DurableCall:
 
 
 class DurableState(StrEnum):
-    """Where a durable task is in its life."""
+    """The state of a durable task; the words are those of `TaskState`."""
 
     PENDING = "pending"
     """Stored; no worker has it. Also between two attempts."""
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    """It failed for good, or killed its workers too often."""
+    """Its last attempt failed, or its workers died too often."""
     CANCELLED = "cancelled"
     """It was cancelled in the engine."""
     UNKNOWN = "unknown"
@@ -51,7 +51,7 @@ class DurableStatus:
 
     state: DurableState
     attempts: int
-    """Deliveries that have ended, in whatever way."""
+    """How many deliveries have ended, whether they succeeded or not."""
     progress: Json = None
     """The last value that the task gave to `durable_context().report_progress(...)`."""
 
@@ -62,15 +62,15 @@ class Receipt:
 
     engine: str
     id: str
-    """The engine's own number for it, to be looked up with the engine's tools."""
+    """The id of the task in the engine."""
     idempotency_key: str
     created: bool = True
-    """False if a task with this key was there already: then this is the receipt of that one."""
+    """False if the engine had a task with this key already, whose receipt this is."""
     status_of: Callable[[str], Awaitable[DurableStatus]] | None = field(default=None, repr=False, compare=False)
 
     async def status(self) -> DurableStatus:
         """
-        Ask the engine how far the task is.
+        Return the state of the task, from the engine.
 
         Raises:
             EngineUnavailableError: the engine does not answer.

@@ -1,4 +1,4 @@
-"""How the arguments of a durable function travel: as JSON, checked on the way out, restored on arrival."""
+"""Serializing the arguments of a durable function to JSON, and restoring them on the worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias, get_type_hints
 from tasks_core.exceptions import ArgumentCodecError
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
-"""What JSON can say. Values for which it has no word never travel: they are an error at the call."""
+"""The values that JSON has. A value that it cannot represent is an error at the call."""
 
 
 # The escape of a NUL character, and not an escaped backslash in front of five letters.
@@ -19,14 +19,14 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class ValueCodec(Protocol):
-    """Turns the value of one parameter into JSON text and back."""
+    """Converts the value of one parameter to JSON text and back."""
 
     def dump(self, value: Any, /) -> str: ...
     def load(self, text: str, /) -> Any: ...
 
 
 class PlainCodec:
-    """Plain JSON, where pydantic is not installed: the types that JSON itself has."""
+    """Plain JSON, used where pydantic is not installed: supports the types that JSON itself has."""
 
     __slots__ = ()
 
@@ -38,7 +38,7 @@ class PlainCodec:
 
 
 class PydanticCodec:
-    """What pydantic makes of an annotation: dates, UUIDs, enums, dataclasses, models and collections of them."""
+    """Validation by pydantic: supports dates, UUIDs, enums, dataclasses, models and collections of them."""
 
     __slots__ = ("_adapter",)
 
@@ -58,10 +58,10 @@ class ArgumentCodec:
     """
     The arguments of one function, by parameter.
 
-    Made at the first call and not at decoration, because only then every name in an annotation is defined.
+    Created at the first call and not at decoration, because every name in an annotation is defined only then.
 
     Raises:
-        ArgumentCodecError: an annotation is of a type that cannot travel.
+        ArgumentCodecError: an annotation is a type that JSON cannot represent.
     """
 
     __slots__ = ("_codecs", "_name", "_signature")
@@ -83,10 +83,10 @@ class ArgumentCodec:
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Json]:
         """
-        Return the arguments as JSON values, by the name of the parameter; defaults are left to the worker.
+        Return the arguments as JSON values, by the name of the parameter; the worker fills in the defaults.
 
         Raises:
-            ArgumentCodecError: a value would not arrive as what it is.
+            ArgumentCodecError: a value would be changed by the conversion.
         """
         bound = self._signature.bind(*args, **kwargs)
         return {name: self._encode(name, value) for name, value in bound.arguments.items()}
@@ -98,12 +98,12 @@ class ArgumentCodec:
         try:
             text = codec.dump(value)
             same = bool(codec.load(text) == value)
-        except Exception:  # whatever it says may contain the value
+        except Exception:  # its message may contain the value, which must not be shown
             raise self._error(name, f"was given a {_type_name(value)}, which JSON cannot carry") from None
         if not same:
-            raise self._error(name, f"was given a {_type_name(value)}, which does not survive the way through JSON")
+            raise self._error(name, f"was given a {_type_name(value)}, which JSON does not restore as the same value")
         if _NUL.search(text):
-            raise self._error(name, "was given a text with a NUL character, which databases do not store")
+            raise self._error(name, "was given a text with a NUL character, which PostgreSQL does not store")
         encoded: Json = json.loads(text)
         return encoded
 
@@ -112,7 +112,7 @@ class ArgumentCodec:
         Restore arguments; the result has `args` and `kwargs`.
 
         Raises:
-            ArgumentCodecError: they are not arguments of this function, or not of the types that it takes.
+            ArgumentCodecError: they are not arguments of this function, or have other types.
         """
         values = {}
         for name, value in arguments.items():
@@ -122,12 +122,12 @@ class ArgumentCodec:
             try:
                 values[name] = codec.load(json.dumps(value))
             except Exception:
-                raise self._error(name, "arrived with a value that the annotation does not allow") from None
+                raise self._error(name, "has a value that the annotation does not allow") from None
         for parameter in self._signature.parameters.values():
             if parameter.kind is parameter.VAR_POSITIONAL and parameter.name in values:
                 values[parameter.name] = tuple(values[parameter.name])
             elif parameter.default is parameter.empty and parameter.name not in values and not _is_variadic(parameter):
-                raise self._error(parameter.name, "has no default, and no value arrived for it")
+                raise self._error(parameter.name, "has no default, and the call has no value for it")
         return inspect.BoundArguments(self._signature, values)
 
     def _error(self, parameter: str, what: str) -> ArgumentCodecError:
@@ -149,7 +149,7 @@ def _hints(func: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(func, include_extras=True)
     except Exception:
-        return {}  # a name that exists for type checkers only: such a parameter travels as plain JSON
+        return {}  # a name that exists for type checkers only, so that the parameter is plain JSON
 
 
 def _annotation(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:

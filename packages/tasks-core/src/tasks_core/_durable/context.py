@@ -21,20 +21,20 @@ class DurableContext:
 
     name: str
     idempotency_key: str
-    """The same each time that this call runs: to hand to a payment provider, or to look up before doing it again."""
+    """The same for each run of this call: pass it to a payment provider, or look it up before doing the work again."""
     attempt: int
     """1 for the first run; more if it failed, or if the worker that ran it died."""
     headers: Mapping[str, str]
-    """What travelled with the call: `traceparent`, `x-request-id`."""
+    """The headers that were stored with the call: `traceparent`, `x-request-id`."""
     find_scheduler: Callable[[], TaskScheduler | None] = field(repr=False)
     save_progress: Callable[[Json], Awaitable[None]] | None = field(default=None, repr=False)
     task_id: int | None = field(default=None, repr=False)
-    """Set where attempts are counted by a task of this process, and not by an engine."""
+    """The id of the task that counts the attempts, where no engine counts them."""
 
     @property
     def scheduler(self) -> TaskScheduler:
         """
-        The scheduler that runs the task, for what is to follow; it has the engine that the task came from.
+        The scheduler that runs the task, for follow-up tasks; it submits to the engine that delivered this one.
 
         ```python
         context = durable_context()
@@ -42,9 +42,9 @@ class DurableContext:
         await context.scheduler.schedule(receipt, order_id)
         ```
 
-        Awaited, a durable task is stored before this one has succeeded, and the key keeps it single if this one runs
-        again. Other functions run in this process, and are lost with it. `scheduler.stopping` is set when the worker is
-        told to stop.
+        If the caller awaits a durable task, that is stored before this one has succeeded, and with the key there is
+        one even if this one runs again. Functions that are not durable run in this process, and are lost with it.
+        `scheduler.stopping` is set when the worker is stopped.
 
         Raises:
             LookupError: the scheduler has ended.
@@ -55,7 +55,7 @@ class DurableContext:
         return scheduler
 
     async def report_progress(self, progress: Json) -> None:
-        """Have `receipt.status()` say how far the task is: any JSON value. Does nothing where no engine keeps it."""
+        """Store any JSON value as `receipt.status().progress`. Without an engine that stores it, this does nothing."""
         if self.save_progress is not None:
             await self.save_progress(progress)
 

@@ -1,4 +1,4 @@
-"""The seam to an engine, which stores a call, acknowledges it, and has it run in another process."""
+"""The seam to an engine, which stores calls, acknowledges them, and delivers them to workers."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ EngineFallback: TypeAlias = Literal["error", "memory"]
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A call that an engine hands to a worker."""
+    """A call that an engine delivers to a worker."""
 
     call: DurableCall
     attempt: int
-    """1 for the first time that it is run; deliveries that were handed back do not count."""
+    """1 for the first run; deliveries that were put back do not count."""
     failures: int
-    """How many attempts have ended in an exception before this one."""
+    """How many attempts before this one have ended in an exception."""
     report_progress: Callable[[Json], Awaitable[None]]
 
 
 class Redeliver(Exception):  # noqa: N818  a request, not an error
-    """Raised to an engine by what it calls with a `Delivery`: keep the call, and deliver it again."""
+    """Raised by a `RunDelivery`: the engine keeps the call, and delivers it again after *delay* seconds."""
 
     def __init__(self, delay: float, *, failed: bool) -> None:
         self.delay = delay
@@ -45,13 +45,13 @@ class Redeliver(Exception):  # noqa: N818  a request, not an error
 
 
 RunDelivery: TypeAlias = Callable[[Delivery], Awaitable[None]]
-"""What an engine calls: returns when the task has succeeded, raises `Redeliver`, or what the task raised at last."""
+"""What an engine calls: returns when the task has succeeded; raises `Redeliver`, or the error of the last attempt."""
 
 
 @runtime_checkable
 class Engine(Protocol):
     """
-    What tasks-core needs of an engine. A second engine is one module that has these methods.
+    What tasks-core needs from an engine. A second engine is one module with these methods.
 
     `async with` may be entered more than once, also at the same time; it is entered and left in the same task.
     """
@@ -70,30 +70,29 @@ class Engine(Protocol):
 
     def join(self, transaction: Any, call: DurableCall, wanted: Callable[[], bool], /) -> Any:
         """
-        Take what a call said in `transaction=`, and return what `submit()` is to be given for it.
+        Validate *transaction*, and return the object that is passed to `submit(transaction=...)`.
 
-        Called at the call of `schedule()`. An engine that hears of the end of the transaction stores the call right
-        before that, if `submit()` has not come yet and `wanted()` says that it still may. It says so by an attribute
-        `stored` of what it returns.
+        `schedule()` calls this. An engine that is notified of the commit stores the call right before it, if `submit()`
+        has not been called yet and `wanted()` returns true. The returned object then has a true attribute `stored`.
 
         Raises:
-            EngineCapabilityError: this is nothing that the engine can join.
+            EngineCapabilityError: the engine cannot join a transaction of this type.
         """
         ...
 
     async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
         """
-        Store the call; what is returned survives a crash of this process and, as far as it can, of the engine.
+        Store the call, so that it survives a crash of this process and, as far as possible, of the engine.
 
         Raises:
-            EngineUnavailableError: the engine did not acknowledge. Whether it has the call all the same is not known.
+            EngineUnavailableError: the engine did not acknowledge. It is not known whether it has stored the call.
         """
         ...
 
     async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
         """
-        Take calls and run up to *concurrency* of them at once; return when *stopping* is set and all have ended.
+        Deliver calls, up to *concurrency* at once; return when *stopping* is set and all of them have ended.
 
-        A call whose worker dies is delivered again. An engine that is away for a while is no reason to return.
+        A call whose worker dies is delivered again. While the engine is unavailable, wait for it, and do not return.
         """
         ...

@@ -54,7 +54,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
     name: str
     """What the call is named in the engine: `"app.mail:send_email"`, unless `durable(name=...)` says otherwise."""
     aliases: tuple[str, ...]
-    """Names under which calls may still be waiting that were made before the function was renamed."""
+    """Former names, under which calls may still be waiting."""
     retry: RetryPolicy | None
     config: TaskConfig
     """How a worker runs it: `shield`, `timeout`, `on_error`."""
@@ -130,7 +130,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
 
     @property
     def codec(self) -> ArgumentCodec:
-        """How its arguments travel."""
+        """How its arguments are serialized."""
         if self._codec is None:
             self._codec = ArgumentCodec(describe(self.func), self.func)
         return self._codec
@@ -151,7 +151,7 @@ class Registry:
         return len(set(self._functions.values()))
 
     def add(self, function: DurableFunction[..., Any]) -> None:
-        """Register a function; one that is defined again, as when a module is reloaded, takes the place of the old."""
+        """Register a function. A function that is defined again, as by reloading a module, replaces the old one."""
         for name in (function.name, *function.aliases):
             other = self._functions.get(name)
             if other is not None and _place(other) != _place(function):
@@ -166,7 +166,7 @@ class Registry:
         Return the function that is registered under a name.
 
         Raises:
-            UnknownTaskError: there is none. Nothing is ever imported because of a name.
+            UnknownTaskError: no function has the name. Nothing is ever imported because of a name.
         """
         try:
             return self._functions[name]
@@ -206,7 +206,7 @@ def durable(
     on_error: TaskErrorHandler | None = None,
 ) -> Any:
     """
-    Make a function durable: scheduling it hands the call to an engine, and a worker process runs it.
+    Make a function durable: scheduling it submits the call to an engine, and a worker process runs it.
 
     ```python
     @durable(retry=RetryPolicy(attempts=5))
@@ -216,29 +216,29 @@ def durable(
     tasks.after_response.schedule(charge, order.id)
     ```
 
-    A durable task runs **at least once**: it survives the end of any process, and may for that reason run again after
-    it has done part of its work, or all. `durable_context().idempotency_key` is the same each time.
+    A durable task runs **at least once**: it survives the end of any process, and may therefore run again after it has
+    done part of its work, or all of it. `durable_context().idempotency_key` is the same each time.
 
-    The function lives at the top of a module that a worker imports, under a name that both processes know. Its
-    arguments travel as JSON; what they are annotated with is what arrives.
+    The function is defined at the top of a module that a worker imports. Its arguments are stored as JSON, and restored
+    as the types that they are annotated with.
 
     Args:
         func: The function, where the decorator has no parentheses.
 
-        name: What the call is named in the engine. Default: `module:function`. Calls that wait outlive a renaming, so a
-            name of its own, or an alias, is what makes renaming safe.
+        name: The name of the call in the engine. Default: `module:function`. Calls that are stored keep the old name
+            when the function is renamed, so that a name or an alias makes renaming safe.
 
         aliases: Former names.
 
-        retry: When to run it again after an exception. Default: never.
+        retry: When it runs again after an exception. Default: never.
 
-        shield: Whether a worker that is stopped lets the task finish after its grace period. Otherwise it is cancelled
-            and goes back to the queue.
+        shield: Whether a worker that is stopped lets the task finish after its grace period. Otherwise the task is
+            cancelled and put back into the queue.
 
-        timeout: Seconds an attempt may take, as in `TaskConfig`.
+        timeout: Seconds that an attempt may take, as in `TaskConfig`.
 
         on_error: Called on the worker with `(task, exception)` when the task has failed and *retry* gives up. May
-            return a `Retry` to have it delivered once more; see `TaskErrorHandler`.
+            return a `Retry`, after which it is delivered once more; see `TaskErrorHandler`.
 
     Raises:
         NotAddressableError: a worker could not find the function: it is a lambda, a closure, a method, a partial, or
@@ -258,7 +258,7 @@ def durable(
 
 
 def _name_of(func: Callable[..., Any]) -> str:
-    """Derive the name by which another process finds the function, or say why it cannot."""
+    """Return the name by which another process finds the function; raise if it could not."""
     if not isinstance(func, FunctionType):
         kind = type(func).__qualname__
         raise NotAddressableError(

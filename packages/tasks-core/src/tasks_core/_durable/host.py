@@ -45,7 +45,7 @@ def engine_overridden() -> bool:
 
 
 class EngineHost:
-    """Keeps an engine entered for as long as a scheduler lives, in one native task."""
+    """Keeps an engine entered as long as a scheduler lives, in one native task."""
 
     __slots__ = ("_closed", "_error", "_native", "_opened", "_stop", "engine", "engine_fallback", "find_scheduler")
 
@@ -59,7 +59,7 @@ class EngineHost:
         self._error: BaseException | None = None
 
     async def open(self, loop: Loop) -> None:
-        """Enter the engine, unless another one takes its place; raise what that raises."""
+        """Enter the engine, unless it is overridden; raise what entering it raises."""
         if engine_overridden():
             return
         self._opened, self._stop, self._closed = anyio.Event(), anyio.Event(), anyio.Event()

@@ -1,4 +1,4 @@
-"""Trace context on its way with a durable call; nothing happens where OpenTelemetry is not installed."""
+"""Trace context that is stored with a durable call; without OpenTelemetry, nothing happens here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _opentelemetry() -> tuple[ModuleType, ModuleType] | None:
 
 
 def trace_headers() -> dict[str, str]:
-    """Return what the span that is active now is to be known by elsewhere."""
+    """Return the headers that identify the current span to another process."""
     headers: dict[str, str] = {}
     modules = _opentelemetry()
     if modules is not None:
@@ -31,7 +31,7 @@ def trace_headers() -> dict[str, str]:
 
 @contextmanager
 def continued_span(name: str, headers: Mapping[str, str], attributes: Mapping[str, Any]) -> Iterator[None]:
-    """Be in a span of the trace that the headers come from; an exception that leaves the block is recorded."""
+    """Run the block in a span of the trace of *headers*; an exception that leaves the block is recorded."""
     modules = _opentelemetry()
     if modules is None:
         yield

@@ -1,4 +1,4 @@
-"""A worker: takes calls from an engine and runs them as tasks of a scheduler, until it is stopped."""
+"""A worker: runs the calls that an engine delivers as tasks of a scheduler, until it is stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .function import DurableFunction, registry
 from .host import engine_in_force
 from .trace import continued_span
 
-# Seconds until a call is offered again whose function this process does not know: in a rolling deploy, another does.
+# Seconds until a call whose function is unknown here is delivered again: in a rolling deploy, another worker knows it.
 _UNKNOWN = 5.0
 
 _CONCURRENCY = Rule(is_count, "a whole number, 1 or more")
@@ -29,23 +29,23 @@ _CONCURRENCY = Rule(is_count, "a whole number, 1 or more")
 
 class Worker:
     """
-    Runs durable tasks: those whose functions have been imported into this process, and no others.
+    Runs durable tasks, but only those whose functions have been imported into this process.
 
     ```python
     async with engine:
         await Worker(engine, concurrency=32).run(stop)
     ```
 
-    A command does the same, with signals: `python -m tasks_core worker app.main:engine --concurrency 32`.
+    The command does the same until a signal arrives: `python -m tasks_core worker app.main:engine --concurrency 32`.
 
-    Each delivery is a task of a scheduler, so that observers, timeouts, threads for plain functions and the rules of
-    shutdown are the same as everywhere; what follows from a task goes into `durable_context().scheduler`. Stopping
-    takes no more calls; those that run have `grace_period` seconds; then the ones without `shield` are cancelled and go
-    back to the queue, and the shielded ones have `shield_timeout` seconds more. A plain function cannot be stopped: its
-    call goes back to the queue although it may still be running.
+    Each delivery is a task of a scheduler, with the same observers, timeouts, threads for plain functions and rules of
+    shutdown as any other task; follow-up tasks are scheduled into `durable_context().scheduler`. A worker that is
+    stopped accepts no more calls. Tasks that run have `grace_period` seconds. Then those without `shield` are cancelled
+    and put back into the queue, and shielded ones have `shield_timeout` more seconds. A plain function cannot be
+    cancelled: its call is put back into the queue although the function may still run.
 
     Args:
-        engine: Where the calls come from; entered by the caller.
+        engine: The engine that delivers the calls. The caller has entered it.
 
         concurrency: How many run at once.
 
@@ -72,12 +72,12 @@ class Worker:
 
     async def run(self, stop: anyio.Event) -> None:
         """
-        Work until *stop* is set, and return when every call has ended or is back in the queue.
+        Run tasks until *stop* is set, and return when every call has ended or is back in the queue.
 
         Cancellation: like *stop*, with the grace period over at once.
         """
         if engine_in_force(self._engine) is not self._engine:
-            logger.info("The worker does not start: override_engine() is in force, and has all durable tasks")
+            logger.info("The worker does not start: override_engine() is in force, and gets all durable tasks")
             return
         self._scheduler = scheduler = TaskScheduler(max_threads=self._concurrency, engine=self._engine, **self._options)
         logger.info(
@@ -85,7 +85,7 @@ class Worker:
         )
         async with scheduler, anyio.create_task_group() as group:
             group.start_soon(self._stop_when, stop)
-            # Left to itself: it returns when the tasks that it waits for have ended, which shutdown sees to.
+            # Not cancelled with the block: it returns when its tasks have ended, which shutdown bounds.
             with anyio.CancelScope(shield=True):
                 await self._engine.work(self._run, concurrency=self._concurrency, stopping=scheduler.stopping)
             group.cancel_scope.cancel()
@@ -101,16 +101,16 @@ class Worker:
         try:
             function = registry.get(call.name)
         except UnknownTaskError as error:
-            self._tell_once(error)
+            self._log_unknown_once(error)
             raise Redeliver(_UNKNOWN, failed=False) from None
         attributes = {"task.name": call.name, "task.key": call.idempotency_key, "task.attempt": delivery.attempt}
         with continued_span(f"run {call.name}", call.headers, attributes):
             await _Attempt(self._scheduler, function, delivery).run()
 
-    def _tell_once(self, error: UnknownTaskError) -> None:
+    def _log_unknown_once(self, error: UnknownTaskError) -> None:
         if str(error) not in self._unknown:
             self._unknown.add(str(error))
-            logger.error("%s. Its calls are left in the queue, for a worker that knows it", error)
+            logger.error("%s. Its calls stay in the queue, for a worker that knows it", error)
 
 
 class _Attempt:
@@ -128,7 +128,7 @@ class _Attempt:
         call, function = self._delivery.call, self._function
         arguments = function.codec.decode(call.args)
         if self._scheduler.stopping.is_set():
-            raise Redeliver(0.0, failed=False)  # taken at the very moment of the stop
+            raise Redeliver(0.0, failed=False)  # delivered at the very moment of the stop
         set_context(
             DurableContext(
                 call.name,
@@ -151,9 +151,9 @@ class _Attempt:
         except anyio.get_cancelled_exc_class():
             task.cancel()
             raise
-        self._tell_engine(task)
+        self._raise_outcome(task)
 
-    def _tell_engine(self, task: Task[Any]) -> None:
+    def _raise_outcome(self, task: Task[Any]) -> None:
         match task.state:
             case TaskState.SUCCEEDED:
                 return
@@ -165,7 +165,7 @@ class _Attempt:
         task.result()  # raises
 
     async def _on_error(self, task: Task[Any], exception: Exception) -> object:
-        """Decide whether there is another attempt, which is for the engine to deliver: never retry here."""
+        """Decide whether there is another attempt, which the engine delivers: never retry here."""
         policy = self._delivery.call.retry
         pause = None if policy is None else policy.pause(exception, self._delivery.failures + 1)
         answer: object = None
