@@ -539,7 +539,8 @@ async def test_a_closed_scheduler_refuses_on_the_loop_and_in_threads() -> None:
         batch = TaskPhase(scheduler, "later")
     message = (
         "'noop' was scheduled after shutdown began. "
-        "Only tasks that still run may schedule more; schedule other work before `async with scheduler` is left"
+        "Only tasks and requests that still run may schedule more; schedule other work before "
+        "`async with scheduler` is left"
     )
     for target in (scheduler, batch, scheduler.task(shield=True)):
         with pytest.raises(SchedulerClosedError, match=f"^{re.escape(message)}$"):

@@ -29,7 +29,7 @@ from ._retry import Retry, RetryPolicy, by_exception, chain, retry
 from ._run.ledger import LostTask, SchedulerStatistics
 from ._run.shutdown import ShutdownReport
 from ._schedule import ScheduleTarget
-from ._scheduler import TaskScheduler
+from ._scheduler import TaskScheduler, current_scheduler
 from ._support.overrides import Subscription
 from ._task import Task, TaskState, current_task
 from .exceptions import (
@@ -72,6 +72,7 @@ __all__ = (
     "announce",
     "by_exception",
     "chain",
+    "current_scheduler",
     "current_task",
     "durable",
     "durable_context",

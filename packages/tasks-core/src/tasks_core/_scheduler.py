@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from contextvars import Token
 from math import inf
 from types import TracebackType
 from typing import Any, Self, Unpack
+from weakref import ref
 
 import anyio
 
 from ._clock import MonotonicClock
 from ._config import TaskConfig
+from ._current import CURRENT, current
 from ._options import SchedulerOptions, complete
 from ._run.extension import extensions
 from ._run.ledger import SchedulerStatistics
@@ -17,6 +21,7 @@ from ._run.runner import Runner, Stage
 from ._run.shutdown import Shutdown, ShutdownReport
 from ._schedule import ScheduleTarget, refuse_when
 from ._task import NativeTask, Task, current_task
+from .exceptions import SchedulerNotStartedError
 
 
 class TaskScheduler(ScheduleTarget):
@@ -68,6 +73,7 @@ class TaskScheduler(ScheduleTarget):
         "_shield_timeout",
         "_shutdown",
         "_take",
+        "_token",
         "config",
         "stopping",
     )
@@ -86,7 +92,9 @@ class TaskScheduler(ScheduleTarget):
         self._shutdown: Shutdown | None = None
         self._closed = anyio.Event()
         self._closing: NativeTask | None = None
+        self._token: Token[Any] | None = None
         self._runner = runner = Runner(
+            ref(self),
             MonotonicClock() if given["clock"] is None else given["clock"],
             _or_inf(given["max_concurrency"]),
             _or_inf(given["max_pending"]),
@@ -114,6 +122,7 @@ class TaskScheduler(ScheduleTarget):
         if self._runner.stage is not Stage.NEW:
             raise RuntimeError("A TaskScheduler is started once; make a new one: TaskScheduler(...)")
         await self._runner.open()
+        self._token = CURRENT.set(ref(self))
         if not paused:
             self.resume()
 
@@ -147,6 +156,8 @@ class TaskScheduler(ScheduleTarget):
         except anyio.get_cancelled_exc_class():
             await self._close_in_a_hurry(shutdown)
             raise
+        finally:
+            self._reset_current()
         assert shutdown.report is not None
         return shutdown.report
 
@@ -192,6 +203,12 @@ class TaskScheduler(ScheduleTarget):
         finally:
             self._closed.set()
 
+    def _reset_current(self) -> None:
+        if self._token is not None:
+            token, self._token = self._token, None
+            with suppress(ValueError):  # another context than that of start(), as in a fixture of pytest-asyncio
+                CURRENT.reset(token)
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -201,6 +218,7 @@ class TaskScheduler(ScheduleTarget):
     ) -> None:
         if exc_type is not None and issubclass(exc_type, anyio.get_cancelled_exc_class()):
             await self._close_in_a_hurry(self._begin_shutdown())
+            self._reset_current()
         else:
             await self.aclose()
 
@@ -218,6 +236,10 @@ class TaskScheduler(ScheduleTarget):
         """Whether *task* was scheduled here, directly or into a phase; for observers, who hear of all schedulers."""
         return task._owner is self._runner
 
+    def on_event_loop(self) -> bool:
+        """Return whether the caller runs on the event loop on which the scheduler was started."""
+        return self._runner.loop.runs_caller()
+
     def statistics(self) -> SchedulerStatistics:
         """Return what the scheduler has and has had; from any thread. Walks over the tasks that are not finished."""
         return self._runner.ledger.statistics()
@@ -227,6 +249,26 @@ class TaskScheduler(ScheduleTarget):
 
     def __repr__(self) -> str:
         return f"<TaskScheduler {self._runner.stage.name.lower()}, {len(self._runner.ledger)} tasks>"
+
+
+def current_scheduler() -> TaskScheduler:
+    """
+    Return the scheduler of the code that calls this: of the task or the request that it is part of, otherwise of the
+    innermost `async with scheduler` around it.
+
+    Works in coroutines, in functions that run in a worker thread, and in what they call.
+
+    Raises:
+        SchedulerNotStartedError: the caller is part of none of them, or that scheduler is closed.
+    """
+    caller = current()
+    scheduler = caller if isinstance(caller, TaskScheduler) else getattr(caller, "scheduler", None)
+    if scheduler is None or scheduler.closed:
+        raise SchedulerNotStartedError(
+            "current_scheduler() was called outside of a task, of a request and of `async with scheduler`. "
+            "Enter one first: async with TaskScheduler() as scheduler: ..."
+        )
+    return scheduler
 
 
 def _or_inf(limit: float | None) -> float:

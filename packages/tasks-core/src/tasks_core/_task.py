@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from contextvars import Context, ContextVar
+from contextvars import Context
 from enum import StrEnum
 from functools import lru_cache
 from itertools import count
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
-from weakref import ref
 
 import anyio.lowlevel
 
+from ._current import current
 from ._support.call import describe
 from .exceptions import TaskCancelledError, TaskDiscardedError, TaskNotFinishedError
 
 if TYPE_CHECKING:
     from ._config import Outcome, TaskConfig
     from ._phase import TaskPhase
+    from ._scheduler import TaskScheduler
 
 T = TypeVar("T")
 
@@ -66,9 +67,6 @@ class TaskState(StrEnum):
 PENDING, RUNNING, SUCCEEDED = TaskState.PENDING, TaskState.RUNNING, TaskState.SUCCEEDED
 
 _ids = count(1)
-# Weak, because copies of a context outlive the task: a timer of the event loop keeps one until it is due, even if it is
-# cancelled.
-CURRENT_TASK: ContextVar[ref[Task[Any]] | None] = ContextVar("tasks_core_current_task", default=None)
 
 
 class NativeTask(Protocol):
@@ -86,6 +84,8 @@ class NativeTask(Protocol):
 class TaskOwner(Protocol):
     """What a task needs of the machinery that runs it."""
 
+    @property
+    def scheduler(self) -> TaskScheduler | None: ...
     def now(self) -> float: ...
     def here(self) -> bool: ...
     def cancel(self, task: Task[Any]) -> None: ...
@@ -202,9 +202,19 @@ class Task(Generic[T]):
         return self._phase
 
     @property
+    def scheduler(self) -> TaskScheduler | None:
+        """The scheduler that runs the task; `None` when that is closed and no longer referenced."""
+        return self._owner.scheduler
+
+    @property
     def state(self) -> TaskState:
         """The current state."""
         return self._state
+
+    @property
+    def finished(self) -> bool:
+        """Whether the task is in a terminal state."""
+        return self._state.finished
 
     @property
     def lost(self) -> bool:
@@ -237,7 +247,8 @@ class Task(Generic[T]):
         Cancellation: cancelling the waiter does not cancel the task.
 
         Raises:
-            RuntimeError: the caller runs on another event loop than the scheduler, which could not wake it.
+            RuntimeError: the caller runs on another event loop than the scheduler, which could not wake it; or the
+                phase of the task waits for the caller.
         """
         if self._state.finished:
             await anyio.lowlevel.checkpoint()
@@ -246,6 +257,13 @@ class Task(Generic[T]):
             raise RuntimeError(
                 "task.wait() and `await task` work on the event loop of the scheduler only. "
                 "From a worker thread of that loop write: anyio.from_thread.run(task.wait)"
+            )
+        phase = self._phase
+        if phase is not None and not phase.opened and phase.origin is not None and current() is phase.origin:
+            raise RuntimeError(
+                f"{self._title()} was awaited before {phase.name} opened, by the code that {phase.name} waits for, so "
+                "neither could go on. Do what needs the result in a task of the same phase: "
+                f"tasks.{phase.name}.schedule(...)"
             )
         if self._finished is None:
             self._finished = anyio.Event()
@@ -317,9 +335,8 @@ def current_task() -> Task[Any] | None:
     Works in coroutines, in functions that run in a worker thread, and in what they call. A coroutine that a task
     started by itself (with `asyncio.create_task`) counts as part of the task until the task has ended.
     """
-    current = CURRENT_TASK.get()
-    task = None if current is None else current()
-    return None if task is None or task._state.finished else task
+    task = current()
+    return task if isinstance(task, Task) and not task._state.finished else None
 
 
 def release_task(task: Task[Any]) -> None:

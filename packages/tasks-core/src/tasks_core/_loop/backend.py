@@ -35,6 +35,10 @@ class Backend(Protocol):
         """Start *coroutine* at the next turn of the loop; it must not raise. Call on the thread of the loop."""
         ...
 
+    def runs_caller(self) -> bool:
+        """Return whether this event loop runs the caller."""
+        ...
+
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         """Run *callback* on the loop; call from any thread. Raises `RuntimeError` when the loop is gone."""
         ...
@@ -64,6 +68,13 @@ class AsyncioBackend:
     def spawn(self, context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # Not loop.create_task(): with an eager task factory that would run the task inside of schedule().
         return asyncio.Task(coroutine, loop=self._loop, name=name, context=context)
+
+    def runs_caller(self) -> bool:
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        return running is self._loop and not _in_trio()
 
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(callback, context=for_another_thread(copy_context()))
@@ -104,6 +115,9 @@ class TrioBackend:
         start = self._nursery.start_soon if context is None else _in_context(context, self._nursery.start_soon)
         start(task.run, coroutine, name=name)
         return task
+
+    def runs_caller(self) -> bool:
+        return _in_trio() and self._trio.lowlevel.current_trio_token() is self._token
 
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         self._token.run_sync_soon(callback)
@@ -158,6 +172,12 @@ class TrioTask:
 
     def done(self) -> bool:
         return self._done
+
+
+def _in_trio() -> bool:
+    """Return whether trio runs the caller; it can be a guest on the event loop of asyncio."""
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_run()
 
 
 def _in_context(context: Context, start: Callable[..., None]) -> Callable[..., None]:

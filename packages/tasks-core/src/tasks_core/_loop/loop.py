@@ -53,6 +53,10 @@ class Loop:
         """Whether the caller is on the thread of the loop."""
         return threading.get_ident() == self.thread_id
 
+    def runs_caller(self) -> bool:
+        """Return whether this event loop runs the caller; another one may run on the same thread."""
+        return self._backend is not None and self._backend.runs_caller()
+
     def interrupt(self, error: KeyboardInterrupt) -> None:
         """Have the process interrupted, as Ctrl-C does."""
         assert self._backend is not None

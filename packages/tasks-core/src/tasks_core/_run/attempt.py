@@ -13,11 +13,12 @@ from weakref import ref
 import anyio
 
 from tasks_core._clock import clock_in_force
+from tasks_core._current import CURRENT
 from tasks_core._observer import RunAttempt, hooks, notify
 from tasks_core._retry import Retry, ask
 from tasks_core._support.call import check_call
 from tasks_core._support.log import logger
-from tasks_core._task import CURRENT_TASK, RUNNING, SUCCEEDED, Task, TaskState
+from tasks_core._task import RUNNING, SUCCEEDED, Task, TaskState
 
 from .ledger import LostTask, describe_loss, log_fields, title
 from .threads import ThreadCall, WorkerThreads
@@ -55,7 +56,7 @@ class Attempts:
             # a cancellation by another thread.
             self._cancel(task)
             return
-        CURRENT_TASK.set(ref(task))
+        CURRENT.set(ref(task))
         task._state = RUNNING
         task.attempts += 1
         if task._started is not None:

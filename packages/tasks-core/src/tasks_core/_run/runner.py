@@ -7,23 +7,27 @@ from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import ref
 
 import anyio
 
 from tasks_core._clock import Clock, clock_in_force
+from tasks_core._current import CURRENT, current
 from tasks_core._loop.backend import for_another_thread
 from tasks_core._loop.loop import Loop
 from tasks_core._observer import hooks, is_held, notify
 from tasks_core._support.log import logger
-from tasks_core._task import CURRENT_TASK, PENDING, Task, TaskState, current_task
+from tasks_core._task import PENDING, Task, TaskState
 from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError
 
 from .attempt import Attempts
 from .extension import Extension
 from .ledger import CANCEL_CALLED, HELD, LIMITER, Ledger, log_fields, title, unstarted
 from .limits import Limits
+
+if TYPE_CHECKING:
+    from tasks_core._scheduler import TaskScheduler
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any])
 
@@ -56,9 +60,17 @@ class Runner:
     The state of a task changes on the thread of the loop only; other threads hand over what they want done.
     """
 
-    __slots__ = ("attempts", "clock", "extensions", "ledger", "limits", "loop", "paused", "stage")
+    __slots__ = ("attempts", "clock", "extensions", "find_scheduler", "ledger", "limits", "loop", "paused", "stage")
 
-    def __init__(self, clock: Clock, max_concurrency: float, max_pending: float, max_threads: int) -> None:
+    def __init__(
+        self,
+        find_scheduler: Callable[[], TaskScheduler | None],
+        clock: Clock,
+        max_concurrency: float,
+        max_pending: float,
+        max_threads: int,
+    ) -> None:
+        self.find_scheduler = find_scheduler  # a weak reference, because the scheduler refers to the runner
         self.clock = clock
         self.extensions: tuple[Extension, ...] = ()
         self.stage = Stage.NEW
@@ -93,6 +105,10 @@ class Runner:
         self.start_all(self.limits.resume())
 
     # ---- for the tasks: TaskOwner ----
+
+    @property
+    def scheduler(self) -> TaskScheduler | None:
+        return self.find_scheduler()
 
     def now(self) -> float:
         return self.clock.now()
@@ -143,8 +159,10 @@ class Runner:
                 f"{task.name!r} was scheduled before the scheduler was started. "
                 "Enter it first: async with TaskScheduler() as scheduler: scheduler.schedule(...)"
             )
-        caller = current_task()
-        if caller is None or caller._owner is not self:
+        caller = current()  # a task or a request that has not finished may schedule more
+        if getattr(caller, "finished", True) or caller.scheduler is not self.scheduler:
+            raise _closed(task)
+        if not isinstance(caller, Task) and self._too_late(task):
             raise _closed(task)
 
     def ready(self, task: Task[Any]) -> None:
@@ -197,7 +215,7 @@ class Runner:
         config, context = task.config, task._context
         if config.on_error is not None and context is not None:
             # Another attempt is to see what this one saw; but not the task that scheduled this one, if there was one.
-            context.run(CURRENT_TASK.set, ref(task))
+            context.run(CURRENT.set, ref(task))
             context = context.copy()
         name = config.name or getattr(task.func, "__name__", None) or "task"
         task._native = self.loop.spawn(context, name, self.attempts.run(task))
@@ -212,7 +230,7 @@ class Runner:
         self.start_all(self.limits.release(task))
 
     async def _wait_then_start(self, task: Task[Any], delay: float) -> None:
-        CURRENT_TASK.set(ref(task))  # a clock can tell who sleeps
+        CURRENT.set(ref(task))  # a clock can tell who sleeps
         try:
             await self._wait(task, delay)
         except BaseException as error:
@@ -297,5 +315,6 @@ async def _acquire_token(limiter: anyio.CapacityLimiter, task: Task[Any]) -> Non
 def _closed(task: Task[Any]) -> SchedulerClosedError:
     return SchedulerClosedError(
         f"{task.name!r} was scheduled after shutdown began. "
-        "Only tasks that still run may schedule more; schedule other work before `async with scheduler` is left"
+        "Only tasks and requests that still run may schedule more; schedule other work before "
+        "`async with scheduler` is left"
     )
