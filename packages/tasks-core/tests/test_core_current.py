@@ -154,14 +154,14 @@ async def test_waiting_for_the_own_phase_is_refused() -> None:
         with request.served():
             task = phase.schedule(noop)
             message = (
-                f"Task 'noop' #{task.id} was awaited before after_response opened, by the code that after_response "
-                "waits for, so neither could go on. Do what needs the result in a task of the same phase: "
+                f"Task 'noop' #{task.id} was awaited by the code that after_response waits for, before after_response "
+                "opened, so neither could go on. Do what needs the result in a task of the same phase: "
                 "tasks.after_response.schedule(...)"
             )
             with anyio.fail_after(5):
                 with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
                     await task.wait()
-                with pytest.raises(RuntimeError, match="was awaited before"):
+                with pytest.raises(RuntimeError, match="was awaited by"):
                     await task
                 waiter: Task[None] = scheduler.schedule(task.wait)  # a task of its own may wait
                 phase.open()

@@ -184,6 +184,10 @@ class TaskPhase(ScheduleTarget):
         else:
             self._drop(task, self._outcome)
 
+    def _holds(self, task: Task[Any]) -> bool:
+        """Return whether the task waits for the phase."""
+        return task.id in self._waiting
+
     def _drop(self, task: Task[Any], outcome: Outcome) -> None:
         when = task.config.when or "success"
         self._runner.ledger.drop(task, f"it is for when={when!r}, and {self.name} ended in {outcome}")

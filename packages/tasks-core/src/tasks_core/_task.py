@@ -259,9 +259,9 @@ class Task(Generic[T]):
                 "From a worker thread of that loop write: anyio.from_thread.run(task.wait)"
             )
         phase = self._phase
-        if phase is not None and not phase.opened and phase.origin is not None and current() is phase.origin:
+        if phase is not None and phase.origin is not None and current() is phase.origin and phase._holds(self):
             raise RuntimeError(
-                f"{self._title()} was awaited before {phase.name} opened, by the code that {phase.name} waits for, so "
+                f"{self._title()} was awaited by the code that {phase.name} waits for, before {phase.name} opened, so "
                 "neither could go on. Do what needs the result in a task of the same phase: "
                 f"tasks.{phase.name}.schedule(...)"
             )

@@ -7,23 +7,25 @@ Start reading at `_app.py` (`add_tasks()`), then `_asgi.py` (the middleware arou
 ```text
 exceptions  _unavailable
 _spans ── _metrics ── _telemetry
-_request ── _asgi ── _app ── _dependencies
+_request ── _schedulers ── _asgi ── _app ── _dependencies
 ```
 """
 
 from tasks_core import Task, TaskConfig, TaskErrorHandler, retry
 
-from ._app import add_tasks, get_scheduler, get_tasks
+from ._app import add_tasks, current_tasks, get_scheduler, get_tasks
 from ._dependencies import Tasks, request_tasks
-from ._request import RequestOrigin, RequestTasks, WebSocketOrigin
+from ._request import ApplicationOrigin, RequestOrigin, RequestTasks, WebSocketOrigin
 from ._telemetry import TelemetryConfig
 from ._unavailable import TASK_QUEUE_FULL_RESPONSES
-from .exceptions import TasksInstallationError, TasksNotInstalledError
+from .exceptions import SeveralLifespansError, TasksInstallationError, TasksNotInstalledError
 
 __all__ = (
     "TASK_QUEUE_FULL_RESPONSES",
+    "ApplicationOrigin",
     "RequestOrigin",
     "RequestTasks",
+    "SeveralLifespansError",
     "Task",
     "TaskConfig",
     "TaskErrorHandler",
@@ -33,6 +35,7 @@ __all__ = (
     "TelemetryConfig",
     "WebSocketOrigin",
     "add_tasks",
+    "current_tasks",
     "get_scheduler",
     "get_tasks",
     "request_tasks",

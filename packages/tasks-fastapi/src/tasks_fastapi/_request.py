@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Iterable
-from threading import Lock
-from typing import ClassVar, Literal
+from contextlib import suppress
+from typing import TYPE_CHECKING, ClassVar, Literal
+from weakref import ref
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
-from tasks_core import DurablePhase, Outcome, TaskScheduler, announce
+from tasks_core import DurablePhase, Outcome, TaskConfig, TaskScheduler, announce
+from tasks_core.frameworks import CURRENT
 
 from ._unavailable import ResponseReplaced
 
 # Headers of the request that a durable task carries to its worker. tasks-core adds the trace context.
 _TO_WORKER = frozenset((b"x-request-id", b"x-correlation-id"))
 
-_making_phases = Lock()
+_ALWAYS = TaskConfig(when="always")
+_RETURNED = "returned"  # the key of the phase of add_task()
 
 SCOPE_KEY = "tasks_fastapi"
 """The key of the `RequestOrigin` in the ASGI scope; mounted applications inherit it."""
@@ -41,16 +45,15 @@ class RequestTasks(DurablePhase):
     the next turn of the event loop, or is discarded if it is for another outcome.
     """
 
-    __slots__ = ("_after_response", "_after_route", "_request")
+    __slots__ = ("_phases", "_request")
 
     submitted: Outcome | None
 
-    def __init__(self, scheduler: TaskScheduler, request: RequestOrigin) -> None:
+    def __init__(self, scheduler: TaskScheduler, request: RequestOrigin | ApplicationOrigin) -> None:
         # Not super().__init__(), which doubles the cost of the call on Python 3.11.
         DurablePhase.__init__(self, scheduler, "immediate", origin=request, opened=True, submit_on=request.submit_on)
         self._request = request
-        self._after_route: DurablePhase | None = None
-        self._after_response: DurablePhase | None = None
+        self._phases: dict[str, DurablePhase] = {}
 
     @property
     def after_route(self) -> DurablePhase:
@@ -59,7 +62,7 @@ class RequestTasks(DurablePhase):
 
         Its tasks run concurrently with the sending; the response does not wait for them.
         """
-        return self._after_route or self._make_after_route()
+        return self._phases.get("after_route") or self._create("after_route")
 
     @property
     def after_response(self) -> DurablePhase:
@@ -68,62 +71,92 @@ class RequestTasks(DurablePhase):
 
         What the dependencies commit when they exit is committed before its tasks start.
         """
-        return self._after_response or self._make_after_response()
+        return self._phases.get("after_response") or self._create("after_response")
 
-    # A race between the event loop and a worker thread: the event loop sets the outcome and then reads the attribute of
-    # the phase; the thread sets the attribute and then reads the outcome. One of the two always opens the phase.
+    if TYPE_CHECKING:
+        add_task = DurablePhase.schedule
+    else:
 
-    def _make_after_route(self) -> DurablePhase:
-        request = self._request
-        with _making_phases:
-            phase = self._after_route = self._after_route or self.sibling("after_route", request.submit_on)
-        if request.route_outcome is not None:
-            phase.open(request.route_outcome)
+        @property
+        def add_task(self):  # a property that returns a method, so that the task knows the line of the call
+            """
+            `add_task(func, *args, **kwargs)`: schedule a task by the rule of `fastapi.BackgroundTasks`.
+
+            It starts when `after_response` opens, for every response that was returned, whatever its status, also if
+            the client disconnected while it was sent. It is discarded if the endpoint or a dependency raised, also
+            where an exception handler has turned the exception into a response.
+            """
+            return (self._phases.get(_RETURNED) or self._create(_RETURNED)).schedule
+
+    def _create(self, key: str) -> DurablePhase:
+        phase = self.sibling("after_response" if key is _RETURNED else key, self._request.submit_on)
+        if key is _RETURNED:
+            phase.config = phase.config.merge(_ALWAYS)
+            self._request.note_handled_exception()
+        # Atomic, without a lock: another thread, a signal handler or a finalizer may ask for the same phase meanwhile,
+        # and a finalizer that runs while the thread holds a lock would wait for it indefinitely.
+        phase = self._phases.setdefault(key, phase)
+        # A race between the event loop and a worker thread: the event loop sets the outcome and then reads the phases;
+        # the thread sets the phase and then reads the outcome. One of the two always opens the phase.
+        outcome = self._request.route_outcome if key == "after_route" else self._request.final_outcome
+        if outcome is not None:
+            self._open_phase(key, phase, outcome)
         return phase
 
-    def _make_after_response(self) -> DurablePhase:
-        request = self._request
-        with _making_phases:
-            phase = self._after_response = self._after_response or self.sibling("after_response", request.submit_on)
-        if request.final_outcome is not None:
-            phase.open(request.final_outcome)
-        return phase
+    def _open_phase(self, key: str, phase: DurablePhase, outcome: Outcome) -> None:
+        if key is not _RETURNED:
+            phase.open(outcome)
+        elif self._request.returned:
+            phase.open("success")
+        else:
+            phase.discard("no response was returned, because the endpoint or a dependency raised")
 
     def open_after_route(self, outcome: Outcome, observed: bool) -> None:
         """Open the phase if the application has used it. If *observed*, create it first."""
-        if self._after_route is not None:
-            self._after_route.open(outcome)
+        phase = self._phases.get("after_route")
+        if phase is not None:
+            phase.open(outcome)
         elif observed:
-            self._make_after_route()
+            self._create("after_route")
 
     def open_after_response(self, outcome: Outcome, observed: bool) -> None:
-        """Open the phase if the application has used it. If *observed*, create it first."""
-        if self._after_response is not None:
-            self._after_response.open(outcome)
+        """Open the used phases of this moment. If *observed*, create `after_response` first."""
+        phase = self._phases.get("after_response")
+        if phase is not None:
+            phase.open(outcome)
         elif observed:
-            self._make_after_response()
+            self._create("after_response")
+        phase = self._phases.get(_RETURNED)
+        if phase is not None:
+            self._open_phase(_RETURNED, phase, outcome)
 
     def pass_barrier(self, outcome: Outcome) -> bool:
-        """Return whether no durable task waits to be submitted; if so, later ones are submitted at once."""
-        route, response = self._after_route, self._after_response
-        if (
-            self.unsubmitted
-            or (route is not None and route.unsubmitted)
-            or (response is not None and response.unsubmitted)
-        ):
+        """
+        Return whether no durable task waits to be submitted when the response starts.
+
+        If so, later ones are submitted at once. Tasks of `add_task()` are discarded if no response was returned.
+        """
+        phases = self._phases
+        if _RETURNED in phases and not self._request.check_returned():
+            self._open_phase(_RETURNED, phases[_RETURNED], "error")
+        for phase in phases.values():
+            if phase.unsubmitted:
+                return False
+        if self.unsubmitted:
             return False
         self.submitted = outcome
-        if route is not None:
-            route.submitted = outcome
-        if response is not None:
-            response.submitted = outcome
+        for key, phase in phases.items():
+            phase.submitted = self._outcome_for(key, outcome)
         return True
 
     async def submit_all(self, outcome: Outcome) -> None:
         """Submit the durable tasks of all phases to the engine; return when it has acknowledged them."""
-        for phase in (self, self._after_route, self._after_response):
-            if phase is not None:
-                await phase.submit(outcome)
+        await self.submit(outcome)
+        for key, phase in list(self._phases.items()):
+            await phase.submit(self._outcome_for(key, outcome))
+
+    def _outcome_for(self, key: str, outcome: Outcome) -> Outcome:
+        return "success" if key is _RETURNED else outcome
 
 
 class RequestOrigin:
@@ -134,7 +167,9 @@ class RequestOrigin:
     """
 
     __slots__ = (
+        "__weakref__",
         "_complete",
+        "_handled",
         "_headers",
         "_outcome",
         "_replaced",
@@ -146,6 +181,8 @@ class RequestOrigin:
         "method",
         "observed",
         "path",
+        "raised",
+        "returned",
         "route_outcome",
         "scheduler",
         "status",
@@ -166,6 +203,10 @@ class RequestOrigin:
     """How the route ended; set before `after_route` opens."""
     final_outcome: Outcome | None
     """How the request ended; set before `after_response` opens."""
+    raised: bool
+    """Whether an exception handler was called for the request."""
+    returned: bool
+    """Whether a response was returned: the endpoint and its dependencies did not raise. Set when it starts."""
     observed: bool
     """Whether an observer was registered when the request started."""
 
@@ -188,10 +229,13 @@ class RequestOrigin:
         self._outcome: Outcome = "error"  # until the response says otherwise
         self.final_outcome = None
         self.submit_on = "submit"
+        self.raised = self.returned = False
+        self._handled: BaseException | None = None
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
         """Call the application; when it has returned or raised, open every phase that is not open."""
         scope[SCOPE_KEY] = self
+        token = CURRENT.set(ref(self))
         self.observed = announce(self, "request_started")
         try:
             await app(scope, receive, self.send)
@@ -205,7 +249,7 @@ class RequestOrigin:
             outcome = self._outcome
             if self.route_outcome is None:
                 self._open_after_route(outcome)
-            self.final_outcome = outcome
+            self._finish(outcome)
             tasks = self._tasks
             if tasks is not None:
                 if tasks.unsubmitted:
@@ -213,8 +257,18 @@ class RequestOrigin:
                 tasks.open_after_response(outcome, self.observed)
             if self.observed:
                 announce(self, "request_finished")
-            # These refer to the request, the error through the frames of its traceback, and so would keep it alive.
-            self._tasks = self.error = self._replaced = None
+            # These refer to the request, the errors through the frames of their tracebacks, and so would keep it alive.
+            self._tasks = self.error = self._replaced = self._handled = None
+            with suppress(ValueError):  # when the garbage collector closes the coroutine, in another context
+                CURRENT.reset(token)
+
+    def _finish(self, outcome: Outcome) -> None:
+        self.final_outcome = outcome
+
+    @property
+    def finished(self) -> bool:
+        """Whether the application has returned or raised."""
+        return self.final_outcome is not None
 
     @property
     def task_headers(self) -> dict[str, str]:
@@ -252,6 +306,7 @@ class RequestOrigin:
             if "trailers" in message:
                 self._trailers = message["trailers"]
             outcome: Outcome = "success" if status < 400 else "error"
+            self.returned = not self.raised
             tasks = self._tasks
             if self.observed or (tasks is not None and not tasks.pass_barrier(outcome)):
                 return self._send_start(message, outcome)
@@ -262,6 +317,18 @@ class RequestOrigin:
         else:
             last = _is_last(message, self._trailers)
         return self._send(message) if self._complete or not last else self._send_last(message)
+
+    def note_handled_exception(self) -> None:
+        """Store the exception that the caller handles, which is not one that the endpoint raises later."""
+        if self._handled is None and not self.finished:
+            self._handled = sys.exception()
+
+    def check_returned(self) -> bool:
+        """Return whether the response that starts now was returned; a middleware may handle an exception with it."""
+        exception = sys.exception()
+        if exception is not None and exception is not self._handled:
+            self.returned = False
+        return self.returned
 
     async def _send_start(self, message: Message, outcome: Outcome) -> None:
         tasks = self._tasks
@@ -301,6 +368,7 @@ class RequestOrigin:
         replaced.log(self.method, self.path, self.status)
         response = replaced.response()
         self._replaced = replaced
+        self.returned = False
         self.status = response.status_code
         self._open_after_route("error")
         await self._send({"type": "http.response.start", "status": self.status, "headers": response.raw_headers})
@@ -342,6 +410,41 @@ class WebSocketOrigin(RequestOrigin):
             self._outcome: Outcome = "success"
         elif message["type"] == "websocket.http.response.start":
             self.status: int = message["status"]
+
+    def _finish(self, outcome: Outcome) -> None:
+        self.returned = not self.raised and (self.error is None or isinstance(self.error, self._harmless))
+        super()._finish(outcome)
+
+
+class ApplicationOrigin:
+    """
+    The origin of tasks that belong to no request: `current_tasks()` in a periodic task, a consumer or a durable task.
+
+    All phases are open, so that its tasks start at once.
+    """
+
+    __slots__ = ("__weakref__", "scheduler")
+
+    scheduler: TaskScheduler
+    submit_on: ClassVar[Literal["schedule"]] = "schedule"
+    route_outcome: ClassVar[Outcome] = "success"
+    final_outcome: ClassVar[Outcome] = "success"
+    returned: ClassVar[bool] = True
+
+    def __init__(self, scheduler: TaskScheduler) -> None:
+        self.scheduler = scheduler
+
+    @property
+    def tasks(self) -> RequestTasks:
+        """Tasks whose phases are open."""
+        return RequestTasks(self.scheduler, self)
+
+    def note_handled_exception(self) -> None:
+        """Do nothing, because there is no endpoint that could raise."""
+
+    def check_returned(self) -> bool:
+        """Return true, because there is no endpoint that could raise."""
+        return True
 
 
 async def _ignored() -> None:

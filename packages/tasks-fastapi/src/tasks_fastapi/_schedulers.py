@@ -1,0 +1,152 @@
+"""The schedulers of an application: one for each lifespan that runs, and one for each request without a lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary, WeakSet
+
+from starlette.applications import Starlette
+from starlette.types import Scope
+from tasks_core import SchedulerOptions, ShutdownOptions, TaskScheduler, Worker
+from tasks_core.engines import engine_of
+
+from ._telemetry import Telemetry
+
+logger = logging.getLogger("tasks_fastapi")
+
+_BOUND = "tasks are bound to their requests, and a request ends when its tasks have ended"
+
+
+class AppSchedulers:
+    """
+    Creates the schedulers of one application, and finds the one that a request belongs to.
+
+    An application has one lifespan after another in tests, and several at the same time behind two servers in one
+    process or in nested test clients. Each has a scheduler of its own.
+    """
+
+    __slots__ = ("_created", "_logged", "_options", "_running", "_state_key", "_worker_concurrency", "telemetry")
+
+    def __init__(self, options: SchedulerOptions, telemetry: Telemetry, worker_concurrency: int | None) -> None:
+        TaskScheduler.check_options(**options)
+        if worker_concurrency is not None:
+            Worker.check_options(concurrency=worker_concurrency)
+        self._options = options
+        self._worker_concurrency = worker_concurrency
+        self.telemetry = telemetry
+        self._created: WeakSet[TaskScheduler] = WeakSet()
+        self._running: dict[TaskScheduler, str] = {}  # those of lifespans, and the names of their event loops
+        self._state_key = f"tasks_fastapi:{id(self):x}"  # another application may have the same lifespan state
+        self._logged: set[str] = set()
+
+    def create(self, grace_period: float | None = None) -> TaskScheduler:
+        """Return a scheduler with the options of `add_tasks()`; *grace_period* replaces theirs."""
+        options = self._options.copy()
+        if grace_period is not None:
+            options["grace_period"] = grace_period
+        scheduler = TaskScheduler(**options)
+        self._created.add(scheduler)
+        return scheduler
+
+    def created(self, scheduler: TaskScheduler | None) -> bool:
+        """Return whether *scheduler* is one of this application."""
+        return scheduler is not None and scheduler in self._created
+
+    @contextmanager
+    def running(self, scheduler: TaskScheduler, scope: Scope) -> Iterator[None]:
+        """Let the requests of a lifespan find its scheduler while the block runs."""
+        self._running[scheduler] = _name_event_loop()
+        state = scope.get("state")
+        if state is not None:
+            state[self._state_key] = scheduler  # the server copies the state into the scope of each request
+        try:
+            yield
+        finally:
+            del self._running[scheduler]
+
+    def find(self, scope: Scope) -> TaskScheduler | None:
+        """
+        Return the scheduler of the lifespan that serves a request, or `None` if that has none on this event loop.
+
+        A scheduler that drains is returned as well, because a request that the server still accepts is part of the
+        drain. After the end of its lifespan, the closed scheduler refuses the tasks of the request: the resources that
+        they need are closed.
+        """
+        state = scope.get("state")
+        if state is not None:
+            scheduler: TaskScheduler | None = state.get(self._state_key)
+            if scheduler is not None and scheduler.on_event_loop():
+                return scheduler
+        here = self.on_event_loop()
+        return here[-1] if here else None
+
+    def on_event_loop(self) -> list[TaskScheduler]:
+        """Return the schedulers of lifespans on the running event loop, those that drain first."""
+        here = [scheduler for scheduler in self._running if scheduler.on_event_loop()]
+        return sorted(here, key=lambda scheduler: not scheduler.stopping.is_set())
+
+    @property
+    def lifespans(self) -> list[TaskScheduler]:
+        """The schedulers of all lifespans that run."""
+        return list(self._running)
+
+    def start_worker(self, scheduler: TaskScheduler) -> None:
+        """Run durable tasks in this process as well, if `worker_concurrency` asks for it."""
+        engine = self._options.get("engine")
+        if self._worker_concurrency is not None and engine is not None and engine_of(scheduler) is engine:
+            bounds: ShutdownOptions = {}
+            if "grace_period" in self._options:
+                bounds["grace_period"] = self._options["grace_period"]
+            if "shield_timeout" in self._options:
+                bounds["shield_timeout"] = self._options["shield_timeout"]
+            worker = Worker(engine, concurrency=self._worker_concurrency, **bounds)
+            scheduler.task(name="durable worker", shield=True).schedule(worker.run, scheduler.stopping)
+
+    def log_bound_request(self) -> None:
+        """Log once why a request waits for its own tasks."""
+        if not self._running:
+            self._log_once(logging.INFO, f"No lifespan of the application is running: {_BOUND}")
+        else:
+            self._log_once(
+                logging.WARNING,
+                f"A request runs on %s, and the scheduler of the application on %s: {_BOUND}. Run the lifespan and the "
+                "requests on one event loop",
+                _name_event_loop(),
+                ", ".join(dict.fromkeys(self._running.values())),
+            )
+
+    def _log_once(self, level: int, line: str, *arguments: str) -> None:
+        if line not in self._logged:
+            self._logged.add(line)
+            logger.log(level, line, *arguments)
+
+
+def _name_event_loop() -> str:
+    thread = threading.current_thread().name
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return f"the event loop of trio in {thread}"
+    return f"{type(loop).__qualname__} {id(loop):#x} in {thread}"
+
+
+_installed: WeakKeyDictionary[Starlette, AppSchedulers] = WeakKeyDictionary()
+
+
+def install(app: Starlette, schedulers: AppSchedulers) -> None:
+    """Store the schedulers of an application. Not in `app.state`, which the application may replace."""
+    _installed[app] = schedulers
+
+
+def schedulers_of(app: Starlette) -> AppSchedulers | None:
+    """Return the schedulers of an application; `None` if `add_tasks(app)` was not called."""
+    return _installed.get(app)
+
+
+def schedulers_on_event_loop() -> list[TaskScheduler]:
+    """Return the schedulers of all lifespans of all applications on the running event loop."""
+    return [scheduler for schedulers in list(_installed.values()) for scheduler in schedulers.on_event_loop()]
