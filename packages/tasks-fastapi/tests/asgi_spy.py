@@ -156,8 +156,15 @@ async def websocket(app: ASGIApp, path: str, *incoming: str, log: list[str], cod
 
 
 @asynccontextmanager
-async def running(app: ASGIApp, log: list[str] | None = None) -> AsyncIterator[None]:
-    """Run the lifespan of an application around the block: startup, then shutdown, as a server does."""
+async def running(
+    app: ASGIApp, log: list[str] | None = None, *, state: dict[str, Any] | None = None
+) -> AsyncIterator[None]:
+    """
+    Run the lifespan of an application around the block: startup, then shutdown, as a server does.
+
+    A server passes a copy of *state* with each request: `request(app, state=state.copy())`.
+    """
+    shared = {} if state is None else state
     spoken: list[str] = [] if log is None else log
     stop = anyio.Event()
 
@@ -177,7 +184,7 @@ async def running(app: ASGIApp, log: list[str] | None = None) -> AsyncIterator[N
                 task_status.started()
 
         begun: list[str] = []
-        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": shared}, receive, send)
 
     async with anyio.create_task_group() as group:
         await group.start(live)

@@ -253,10 +253,10 @@ class TaskScheduler(ScheduleTarget):
 
 def current_scheduler() -> TaskScheduler:
     """
-    Return the scheduler of the code that calls this: of the task or the request that it is part of, otherwise of the
-    innermost `async with scheduler` around it.
+    Return the scheduler of the task or the request that the caller is part of.
 
-    Works in coroutines, in functions that run in a worker thread, and in what they call.
+    Elsewhere, it is that of the innermost `async with scheduler` around the caller. Works in coroutines, in functions
+    that run in a worker thread, and in what they call.
 
     Raises:
         SchedulerNotStartedError: the caller is part of none of them, or that scheduler is closed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from weakref import ref
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -78,7 +78,7 @@ class RequestTasks(DurablePhase):
     else:
 
         @property
-        def add_task(self):  # a property that returns a method, so that the task knows the line of the call
+        def add_task(self) -> Any:  # a property that returns a method, so that the task knows the line of the call
             """
             `add_task(func, *args, **kwargs)`: schedule a task by the rule of `fastapi.BackgroundTasks`.
 

@@ -18,8 +18,6 @@ from ._telemetry import Telemetry
 
 logger = logging.getLogger("tasks_fastapi")
 
-_BOUND = "tasks are bound to their requests, and a request ends when its tasks have ended"
-
 
 class AppSchedulers:
     """
@@ -41,7 +39,7 @@ class AppSchedulers:
         self._created: WeakSet[TaskScheduler] = WeakSet()
         self._running: dict[TaskScheduler, str] = {}  # those of lifespans, and the names of their event loops
         self._state_key = f"tasks_fastapi:{id(self):x}"  # another application may have the same lifespan state
-        self._logged: set[str] = set()
+        self._logged: set[bool] = set()  # for which of the two reasons why requests are bound to their tasks
 
     def create(self, grace_period: float | None = None) -> TaskScheduler:
         """Return a scheduler with the options of `add_tasks()`; *grace_period* replaces theirs."""
@@ -108,21 +106,22 @@ class AppSchedulers:
 
     def log_bound_request(self) -> None:
         """Log once why a request waits for its own tasks."""
-        if not self._running:
-            self._log_once(logging.INFO, f"No lifespan of the application is running: {_BOUND}")
-        else:
-            self._log_once(
-                logging.WARNING,
-                f"A request runs on %s, and the scheduler of the application on %s: {_BOUND}. Run the lifespan and the "
-                "requests on one event loop",
+        another_loop = bool(self._running)
+        if another_loop in self._logged:
+            return
+        self._logged.add(another_loop)
+        if another_loop:
+            logger.warning(
+                "A request runs on %s, and the scheduler of the application on %s: tasks are bound to their requests, "
+                "and a request ends when its tasks have ended. Run the lifespan and the requests on one event loop",
                 _name_event_loop(),
                 ", ".join(dict.fromkeys(self._running.values())),
             )
-
-    def _log_once(self, level: int, line: str, *arguments: str) -> None:
-        if line not in self._logged:
-            self._logged.add(line)
-            logger.log(level, line, *arguments)
+        else:
+            logger.info(
+                "No lifespan of the application is running: tasks are bound to their requests, "
+                "and a request ends when its tasks have ended"
+            )
 
 
 def _name_event_loop() -> str:

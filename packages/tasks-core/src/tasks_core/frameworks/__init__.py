@@ -5,6 +5,6 @@ A framework that serves requests, messages or jobs makes each of them the curren
 `current_scheduler()` finds its scheduler, and so that it may schedule tasks while the scheduler drains.
 """
 
-from ._current import CURRENT, Origin, current
+from tasks_core._current import CURRENT, Origin, current
 
 __all__ = ("CURRENT", "Origin", "current")
