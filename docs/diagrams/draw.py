@@ -2,8 +2,8 @@
 Draws the diagrams of the documentation: `python docs/diagrams/draw.py` turns each `*.toml` here into an SVG.
 
 There are two kinds. A timeline has lanes with bars, and moments that cross all lanes. A graph has boxes and arrows.
-Colours are CSS variables with a light and a dark value, so the pictures follow the page they stand on, and the
-reader's system where they stand alone.
+A picture is as wide as the screen of a phone, so that one picture serves every screen. Its colours follow the colour
+scheme of the page that shows it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from typing import Any
 SOURCES = Path(__file__).parent
 IMAGES = SOURCES.parent / "content" / "images"
 
-WIDTH = 800
-# Where lanes begin, and how high one is.
-LEFT = 150
-LANE = 38
+WIDTH = 480
+MARGIN = 10
+# The height of a lane: the name of the lane is above its bars.
+LANE = 48
+BAR_TOP, BAR_HEIGHT = 20, 24
 # Pixels that one character takes, at the font sizes of the style sheet.
-CHARACTER = 6.6
+CHARACTER = 6.9
 
 STYLE = """
-.diagram { --ink: #1f2430; --faint: #6b7280; --line: #c9ced6; --paper: #ffffff; --work: #dfe4ec; --now: #cfe3ff;
-  --route: #d6f0d8; --response: #ffe3bf; --end: #e9ddfb; --cut: #c62828; font: 12px system-ui, sans-serif; }
+.diagram { --ink: #1f2430; --faint: #5b6472; --line: #d5d9e0; --paper: #ffffff; --work: #dfe4ec; --now: #cfe3ff;
+  --route: #d6f0d8; --response: #ffe3bf; --end: #e9ddfb; --cut: #c62828; font: 13px system-ui, sans-serif; }
 @media (prefers-color-scheme: dark) {
-.diagram { --ink: #e6e8ec; --faint: #9aa3b2; --line: #434a57; --paper: #14161b; --work: #303744; --now: #1d4374;
+.diagram { --ink: #e6e8ec; --faint: #9aa3b2; --line: #353b46; --paper: #14161b; --work: #303744; --now: #1d4374;
   --route: #24522b; --response: #6a4312; --end: #47336b; --cut: #ff8a80; }
 }
 .diagram text { fill: var(--ink); }
-.diagram .faint { fill: var(--faint); }
-.diagram .name { font-weight: 600; }
+.diagram .lane, .diagram .faint { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
+.diagram .faint { fill: var(--faint); font-size: 12px; }
+.diagram .name, .diagram .lane { font-weight: 600; }
 .diagram .line { stroke: var(--line); fill: none; }
 .diagram .arrow { stroke: var(--faint); fill: none; stroke-width: 1.3; }
 .diagram .head { fill: var(--faint); }
@@ -55,12 +57,12 @@ def draw(source: Path) -> str:
     diagram = tomllib.loads(source.read_text(encoding="utf-8"))
     body, height = KINDS[diagram["kind"]](diagram)
     lines = [
-        f'<svg class="diagram" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'aria-labelledby="{source.stem}-title {source.stem}-text">',
+        f'<svg class="diagram" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}" role="img" aria-labelledby="{source.stem}-title {source.stem}-text">',
         f'<title id="{source.stem}-title">{escape(diagram["title"])}</title>',
         f'<desc id="{source.stem}-text">{escape(diagram["text"])}</desc>',
         f"<style>\n{STYLE}\n</style>",
-        f'<rect class="paper" width="{WIDTH}" height="{height}"/>',
+        f'<rect class="paper" width="{WIDTH}" height="{height}" rx="6"/>',
         *body,
         "</svg>",
     ]
@@ -71,57 +73,63 @@ def draw(source: Path) -> str:
 
 
 def timeline(diagram: dict[str, Any]) -> tuple[list[str], int]:
-    labels = [wrap(moment["label"], 16) for moment in diagram.get("moment", [])]
+    labels = [wrap(moment["label"], 13, break_long_words=False) for moment in diagram.get("moment", [])]
     top = 14 * max((len(label) for label in labels), default=0) + 14
     lanes = diagram["lane"]
     bottom = top + LANE * len(lanes)
     body = []
-    for number in range(len(lanes) + 1):
+    for number in range(len(lanes)):
         y = top + LANE * number
         body.append(f'<path class="line" d="M0 {y}H{WIDTH}"/>')
     for moment, label in zip(diagram.get("moment", []), labels, strict=True):
         body += _moment(moment, label, top, bottom)
     for number, lane in enumerate(lanes):
         body += _lane(lane, top + LANE * number)
-    return body, bottom + 2
+    return body, bottom + 6
 
 
 def _x(at: float) -> float:
-    return round(LEFT + at / 100 * (WIDTH - LEFT), 1)
+    return round(MARGIN + at / 100 * (WIDTH - 2 * MARGIN), 1)
 
 
 def _moment(moment: dict[str, Any], label: list[str], top: int, bottom: int) -> list[str]:
     x = _x(moment["at"])
     first = top - 8 - 14 * (len(label) - 1)
-    texts = [text(x, first + 14 * number, line, "faint", "middle") for number, line in enumerate(label)]
+    half = max(map(len, label)) * CHARACTER / 2
+    place, anchor = (0, "middle")
+    if x < half:
+        place, anchor = (4 - x, "start")
+    elif x + half > WIDTH:
+        place, anchor = (WIDTH - 4 - x, "end")
+    texts = [text(x + place, first + 14 * number, line, "faint", anchor) for number, line in enumerate(label)]
     return [*texts, f'<path class="moment" d="M{x} {top}V{bottom}"/>']
 
 
 def _lane(lane: dict[str, Any], y: float) -> list[str]:
-    body = [text(0, y + LANE / 2 + 4, lane["name"], "name", "start")]
+    body = [text(MARGIN, y + 15, lane["name"], "lane", "start")]
     for bar in lane.get("bar", []):
         begin, end = _x(bar["from"]), _x(bar["to"])
         label = bar.get("label", "")
+        baseline = y + BAR_TOP + BAR_HEIGHT / 2 + 4.5
         body.append(
-            f'<rect class="{bar.get("kind", "work")}" x="{begin}" y="{y + 6}" width="{round(end - begin, 1)}" '
-            f'height="{LANE - 12}" rx="4"/>'
+            f'<rect class="{bar.get("kind", "work")}" x="{begin}" y="{y + BAR_TOP}" width="{round(end - begin, 1)}" '
+            f'height="{BAR_HEIGHT}" rx="4"/>'
         )
         if bar.get("cut"):
-            body.append(f'<path class="cut" d="M{end - 5} {y + 14}l10 10m0 -10l-10 10"/>')
-        inside = len(label) * CHARACTER < end - begin - 8
-        if inside:
-            body.append(text(begin + 7, y + LANE / 2 + 4, label, "", "start"))
+            body.append(f'<path class="cut" d="M{end - 5} {y + BAR_TOP + 7}l10 10m0 -10l-10 10"/>')
+        if len(label) * CHARACTER < end - begin - 6:
+            body.append(text(begin + 7, baseline, label, "", "start"))
         elif end + len(label) * CHARACTER + 10 < WIDTH:
-            body.append(text(end + 9, y + LANE / 2 + 4, label, "", "start"))
+            body.append(text(end + 9, baseline, label, "", "start"))
         else:
-            body.append(text(begin - 7, y + LANE / 2 + 4, label, "", "end"))
+            body.append(text(begin - 7, baseline, label, "", "end"))
     return body
 
 
 # ---- graphs ----
 
-COLUMN, ROW = 210, 74
-BOX_WIDTH, BOX_HEIGHT = 120, 36
+COLUMN, ROW = 123, 92
+BOX_WIDTH, BOX_HEIGHT = 96, 36
 
 
 def graph(diagram: dict[str, Any]) -> tuple[list[str], int]:
@@ -141,7 +149,7 @@ def graph(diagram: dict[str, Any]) -> tuple[list[str], int]:
 
 def _place(at: list[float]) -> tuple[float, float]:
     column, row = at
-    return 90 + column * COLUMN, 30 + row * ROW
+    return 56 + column * COLUMN, 30 + row * ROW
 
 
 def _arrow(arrow: dict[str, Any]) -> list[str]:

@@ -90,6 +90,7 @@ def upload(client: TestClient, title: str = "Red teapot") -> Any:
 # ---- sign-up ----
 
 
+# --8<-- [start:users]
 @pytest.mark.tasks_recorder(strict=True)
 def test_new_user_gets_a_welcome_email(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     assert client.post("/users", json=ANN).status_code == 201
@@ -122,6 +123,8 @@ def test_sign_up_works_without_a_mail_server(client: TestClient, tasks_recorder:
     tasks_recorder.assert_failed(send_welcome_email, ConnectionRefusedError, times=1)
     assert client.get("/users/1").json() == {"id": 1, **ANN}
 
+
+# --8<-- [end:users]
 
 # ---- products ----
 

@@ -1,0 +1,58 @@
+"""Every page is complete where it is read: on the site, and on a host that shows Markdown files."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).parents[1]
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("content/**/*.md"))]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
+
+
+@pytest.fixture(scope="session")
+def include() -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "include.py"))
+
+
+@every_page
+def test_included_code_is_up_to_date(page: Path, include: dict[str, Any]) -> None:
+    """After a change of an example or of its output: `python docs/include.py`."""
+    text = page.read_text(encoding="utf-8")
+    assert text == include["with_includes"](text)
+
+
+@every_page
+def test_page_needs_no_site_generator(page: Path) -> None:
+    """A host that shows Markdown knows no inclusions at build time, no admonitions and no tabs."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^ *(?:--8<--|!!!|\?\?\?|===) .*", text, flags=re.MULTILINE) == []
+
+
+def test_section_is_included_without_its_marks(include: dict[str, Any]) -> None:
+    page = "<!-- include: output/log_lines.txt:drained -->\n```text\n```\n"
+    block = include["with_includes"](page).splitlines()
+    assert block[:2] + block[3:] == ["<!-- include: output/log_lines.txt:drained -->", "```text", "```"]
+    assert re.fullmatch(r"INFO tasks_core: Tasks drained in .*", block[2])
+
+
+@pytest.mark.parametrize("name, section", [("no_such_file.py", None), ("first_steps.py", "no_such_section")])
+def test_unknown_inclusion_is_an_error(include: dict[str, Any], name: str, section: str | None) -> None:
+    with pytest.raises(LookupError, match="no_such"):
+        include["included_text"](name, section)
+
+
+def test_every_picture_has_its_description() -> None:
+    """The alternative text of a picture is the one that its source has."""
+    shown = 0
+    for page in PAGES:
+        for alternative, picture in re.findall(r"!\[([^]]*)\]\([\w./]*images/(\w+)\.svg\)", page.read_text("utf-8")):
+            diagram = tomllib.loads((DOCS / "diagrams" / f"{picture}.toml").read_text(encoding="utf-8"))
+            assert " ".join(alternative.split()) == " ".join(diagram["text"].split())
+            shown += 1
+    assert shown >= 5
