@@ -36,8 +36,9 @@ def is_included(block: CodeExample) -> bool:
 # A list, because pytest counts the parameters of a test before it runs.
 EXAMPLES = [block for block in list(find_examples(*PAGES)) if not is_included(block)]
 
-# Examples print, have parameters only to be called with them, and wait for an event loop to take a turn.
-IGNORED = ["ARG001", "ARG002", "ASYNC115", "T201"]
+# Examples print, have parameters only to be called with them, wait for an event loop to take a turn, and import
+# optional packages at the top.
+IGNORED = ["ARG001", "ARG002", "ASYNC115", "T201", "TID253"]
 
 
 def name(example: CodeExample) -> str:
