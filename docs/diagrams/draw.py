@@ -96,11 +96,11 @@ def _moment(moment: dict[str, Any], label: list[str], top: int, bottom: int) -> 
     x = _x(moment["at"])
     first = top - 8 - 14 * (len(label) - 1)
     half = max(map(len, label)) * CHARACTER / 2
-    place, anchor = (0, "middle")
+    place, anchor = 0.0, "middle"
     if x < half:
-        place, anchor = (4 - x, "start")
+        place, anchor = 4 - x, "start"
     elif x + half > WIDTH:
-        place, anchor = (WIDTH - 4 - x, "end")
+        place, anchor = WIDTH - 4 - x, "end"
     texts = [text(x + place, first + 14 * number, line, "faint", anchor) for number, line in enumerate(label)]
     return [*texts, f'<path class="moment" d="M{x} {top}V{bottom}"/>']
 
