@@ -83,10 +83,10 @@ def main_function() -> Any:
     "func, text",
     [
         (lambda: None, "a lambda has no name"),
-        (local_function(), "is defined inside of another function"),
+        (local_function(), "is defined inside another function"),
         (partial(top, "x"), "is a partial, which another process cannot find"),
         (Mailer().send, "is a method, which another process cannot find"),
-        (main_function(), r'is part of the script that is being run.*@durable\(name="main"\)'),
+        (main_function(), r'is part of the script that runs.*@durable\(name="main"\)'),
     ],
 )
 def test_what_no_worker_could_find_is_refused(func: Any, text: str) -> None:

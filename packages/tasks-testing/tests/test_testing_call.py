@@ -191,5 +191,5 @@ async def test_a_target_names_a_callable_object_or_a_configured_name() -> None:
 
 
 def test_what_is_no_target_is_refused() -> None:
-    with record_tasks() as recorder, pytest.raises(TypeError, match=r"^5 is no task: name one by its function"):
+    with record_tasks() as recorder, pytest.raises(TypeError, match=r"^5 names no task\. Pass a func"):
         recorder.of(5)  # type: ignore[arg-type]

@@ -112,9 +112,9 @@ async def test_aadvance_brings_about_the_timeout_of_a_task_that_hangs() -> None:
     clock = VirtualClock(auto=False)
     async with TaskScheduler(clock=clock) as scheduler:
         task = scheduler.task(delay=1, timeout=5).schedule(anyio.sleep_forever)
-        await clock.aadvance(5.5)
+        await clock.aadvance(5.5, while_running=True)
         assert not task.state.finished
-        await clock.aadvance(0.5)
+        await clock.aadvance(0.5, while_running=True)
         assert isinstance(task.exception, TimeoutError)
 
 

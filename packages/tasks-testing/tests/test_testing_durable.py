@@ -150,9 +150,9 @@ async def test_an_attempt_that_is_delivered_again_is_a_retry(tasks_recorder: Tas
     assert [(event.kind, event.attempt, event.detail) for event in task.events] == [
         ("scheduled", 0, ""),
         ("started", 1, ""),
-        ("retried", 1, "in 0 s (skipped)"),
+        ("retrying", 1, "in 0 s (skipped)"),
         ("started", 2, ""),
-        ("retried", 2, "in 0 s (skipped)"),
+        ("retrying", 2, "in 0 s (skipped)"),
         ("started", 3, ""),
         ("succeeded", 3, ""),
     ]
@@ -265,7 +265,7 @@ async def test_what_was_not_run_is_told_so(tasks_recorder: TasksRecorder) -> Non
             AssertionError,
             match=r"^durable: expected plain\(1\) to have run, it did not\n"
             r"  closest:  #1 plain\(1\)  -  succeeded  in another phase\n"
-            r"  hint: it was handed over, and has not been run: tasks_recorder\.run_durable\(\)$",
+            r"  hint: it was submitted, and has not been run: tasks_recorder\.run_durable\(\)$",
         ):
             tasks_recorder.durable_runs.assert_ran(call(plain, 1))
         await tasks_recorder.arun_durable()

@@ -14,12 +14,12 @@ from tasks_core import TaskPhase, TaskScheduler, announce, retry
 from tasks_testing import EventKind, RecordedTask, TasksRecorder, record_tasks
 
 PHASES = ("immediate", "after_route", "after_response", None)
-TERMINAL = {"succeeded", "failed", "cancelled", "dropped"}
+TERMINAL = {"succeeded", "failed", "cancelled", "discarded"}
 
 # The life of a task, as a language over its events.
 LIFE = re.compile(
     r"scheduled( held( released)?)?"
-    r"( dropped| cancelled|( started( retried started)*( succeeded| failed| cancelled| retried cancelled))?)"
+    r"( discarded| cancelled|( started( retrying started)*( succeeded| failed| cancelled| retrying cancelled))?)"
 )
 
 
@@ -164,15 +164,15 @@ def check_task(task: RecordedTask[Any]) -> None:
     assert [event.kind in TERMINAL for event in task.events].count(True) == 1
     assert task.state == task.events[-1].kind
     assert task.attempts == life.count("started")
-    assert (task.state == "dropped") <= bool(task.reason)
-    assert (task.state == "dropped") <= (task.attempts == 0)
+    assert (task.state == "discarded") <= bool(task.reason)
+    assert (task.state == "discarded") <= (task.attempts == 0)
     clocks = [event.clock for event in task.events]
     assert clocks == sorted(clocks)
     if task.attempts:
         started = next(event for event in task.events if event.kind == "started")
         assert started.clock >= task.events[0].clock + task.delay
     for before, after in zip(task.events, task.events[1:], strict=False):
-        if before.kind == "retried" and after.kind == "started":
+        if before.kind == "retrying" and after.kind == "started":
             assert after.clock > before.clock
             assert after.attempt == before.attempt + 1
             assert isinstance(before.error, ConnectionError)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from contextvars import copy_context
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 import pytest
 from tasks_core import TaskPhase, TaskScheduler, announce, retry
 from tasks_testing import (
+    RequestMoment,
     TaskEvent,
     TaskLostWarning,
     TasksRecorder,
@@ -111,7 +112,7 @@ async def test_a_task_tells_everything_about_itself() -> None:
             request = Request(scheduler)
             handle = request.after_route.task(name="welcome", delay=0.001).schedule(mail, to="ann@x")
             task = recorder[0]
-            assert (task.state, task.attempts, task.opened) == ("scheduled", 0, False)
+            assert (task.state, task.attempts, task.opened) == ("pending", 0, False)
             request.finish()
             await recorder.adrain()
         assert (task.id, task.name, task.phase, task.state, task.attempts) == (
@@ -122,7 +123,7 @@ async def test_a_task_tells_everything_about_itself() -> None:
             1,
         )
         assert (task.call, task.result, task.delay) == (call(mail, "ann@x"), "ann@x", 0.001)
-        assert (task.error, task.reason, task.request, task.handle) == (None, None, recorder.requests[0], handle)
+        assert (task.error, task.reason, task.request, task.task) == (None, None, recorder.requests[0], handle)
         assert task.where.rpartition(":")[0] == __file__
         assert repr(task) == "<RecordedTask #1 welcome: mail(to='ann@x') after_route succeeded>"
 
@@ -211,6 +212,7 @@ async def test_order_is_that_of_the_events() -> None:
             request.finish()
             await recorder.adrain()
         recorder.request(0).assert_order(
+            "request_started",
             scheduled(work),
             "route_returned",
             opened("after_route"),
@@ -230,11 +232,35 @@ async def test_order_is_that_of_the_events() -> None:
         ):
             recorder.assert_order(work, "response_sent", finished(work))
         with pytest.raises(
-            AssertionError, match=r"  -> started mail   it did not happen\nbut it was:\n  scheduled #1 work"
+            AssertionError, match=r"  -> started mail   it did not happen\nbut it was:\n  request_started\n  sched"
         ):
             recorder.assert_order(mail)
-        with pytest.raises(AssertionError, match=r"  -> started 'mail'   it did not happen\nbut nothing happened$"):
+        with pytest.raises(
+            AssertionError,
+            match=r"  -> started 'mail'   it did not happen\nbut nothing happened\n  hint: no task is called 'mail'",
+        ):
             recorder.of(mail).assert_order("mail")
+
+
+@pytest.mark.parametrize("moment", get_args(RequestMoment))
+async def test_each_moment_of_a_request_has_a_name(moment: RequestMoment) -> None:
+    with record_tasks() as recorder:
+        async with TaskScheduler() as scheduler:
+            Request(scheduler).finish()
+        recorder.request(0).assert_order(moment)
+        with pytest.raises(AssertionError, match=f"  ok {moment}\n  -> {moment}   it came earlier\nbut it was:\n"):
+            recorder.request(0).assert_order(moment, moment)
+
+
+async def test_a_moment_that_is_misspelt_gets_the_list_of_moments() -> None:
+    with record_tasks() as recorder:
+        async with TaskScheduler() as scheduler:
+            Request(scheduler).finish()
+        with pytest.raises(
+            AssertionError,
+            match=r"\n  hint: no task is called 'request_begun'; the moments of a request are request_started, route_",
+        ):
+            recorder.assert_order("request_begun")
 
 
 async def test_counting() -> None:
@@ -244,8 +270,8 @@ async def test_counting() -> None:
             scheduler.schedule(work, 2)
             scheduler.schedule(fail)
             await recorder.adrain()
-        assert recorder.assert_scheduled(work).handle is first
-        assert recorder.assert_ran(work, times=2).handle is first
+        assert recorder.assert_scheduled(work).task is first
+        assert recorder.assert_ran(work, times=2).task is first
         assert recorder.one(call(work, 2)).result == 2
         assert recorder.of(call(work, 2)).one().result == 2
         recorder.assert_failed(fail, (KeyError, ValueError), match="n.", times=1)
@@ -270,7 +296,7 @@ async def test_counting() -> None:
         ):
             recorder.assert_ran("charge")
         with pytest.raises(
-            ValueError, match=r"^times must be 1 or more; for none at all write assert_not_scheduled\(\)$"
+            ValueError, match=r"^times must be 1 or more; to assert that there is none, write assert_not_scheduled\(\)$"
         ):
             recorder.assert_ran(work, times=0)
 
@@ -283,7 +309,7 @@ async def test_clear_forgets() -> None:
             scheduler.schedule(event.wait)
             with pytest.raises(
                 RuntimeError,
-                match=r"^clear\(\) came too early, 1 task not ended\n  #1 Event\.wait\(\)  (scheduled|running), ",
+                match=r"^clear\(\) came too early, 1 task not ended\n  #1 Event\.wait\(\)  (pending|running), ",
             ):
                 recorder.clear()
             event.set()
@@ -318,8 +344,8 @@ async def test_a_batch_of_a_session_is_no_request() -> None:
         assert recorder.requests == ()
         assert recorder[0].request is None
         assert [(task.state, task.reason) for task in recorder[1:]] == [
-            ("dropped", "it is for when='error', and after_commit ended in success"),
-            ("dropped", "it was committed"),
+            ("discarded", "it is for when='error', and after_commit ended in success"),
+            ("discarded", "it was committed"),
         ]
 
 
@@ -463,7 +489,7 @@ async def test_recordings_side_by_side_that_cannot_tell_say_so() -> None:
             await anyio.to_thread.run_sync(thread.join)
     assert len(problems) == 1
     assert problems[0].startswith(
-        "several recorders are active side by side, and cannot tell whose these tasks are\n  'wo"
+        "several recorders are active side by side, and cannot tell to which of them these tasks belong\n  'wo"
     )
 
 
@@ -479,7 +505,7 @@ async def fails_at_its_end(**settings: Any) -> str:
                 scheduler.schedule(fail)
                 scheduler.schedule(event.wait)
                 await recorder.await_for(fail, "failed")
-                recorder[0]._acknowledged = False
+                recorder[0]._failure_expected = False
         except AssertionError as error:
             return str(error)
         finally:
@@ -552,7 +578,7 @@ async def test_expected_failures() -> None:
         recorder.expect_failure(work)
         async with TaskScheduler() as scheduler:
             scheduler.schedule(fail)
-    with record_tasks() as recorder, pytest.raises(TypeError, match="is no task"):
+    with record_tasks() as recorder, pytest.raises(TypeError, match="names no task"):
         recorder.expect_failure(5)  # type: ignore[arg-type]
 
 

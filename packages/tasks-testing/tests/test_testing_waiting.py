@@ -195,9 +195,10 @@ def test_drain_says_what_it_waited_for(scheduler: TaskScheduler) -> None:
             AssertionError,
             match=r"^drain\(\) waited 0\.1 s, and 2 tasks not ended\n"
             r"  #2 Gate\(\)  running, scheduled at .*test_testing_waiting\.py:\d+\n"
-            r"  #1 work\(5\)  scheduled, scheduled at .*test_testing_waiting\.py:\d+\n"
+            r"  #1 work\(5\)  pending, scheduled at .*test_testing_waiting\.py:\d+\n"
             r"      it waits for after_response of #1 GET /stream, which is still served: "
-            r"read the response to its end, or close it$",
+            r"read the response to its end, or close it\n"
+            r"  hint: for a task that never ends, such as a loop, write tasks_recorder\.allow_running\('Gate'\)$",
         ):
             recorder.drain()
         gate.event.set()
@@ -260,7 +261,7 @@ def test_wait_for_does_not_wait_for_what_cannot_come(scheduler: TaskScheduler) -
     with record_tasks(failures="ignore") as recorder:
         scheduler.schedule(fail)
         with pytest.raises(
-            AssertionError, match=r"^wait_for\(\): fail did not come to be succeeded\n  #1 fail\(\)  failed"
+            AssertionError, match=r"^wait_for\(\): fail did not reach the state 'succeeded'\n  #1 fail\(\)  failed"
         ):
             recorder.wait_for(fail)
 
@@ -270,7 +271,7 @@ def test_wait_for_has_a_timeout(scheduler: TaskScheduler) -> None:
         record_tasks() as recorder,
         pytest.raises(
             AssertionError,
-            match=r"^wait_for\(\): work\(3\) did not come to be running in 0\.1 s\n  nothing was scheduled$",
+            match=r"^wait_for\(\): work\(3\) did not reach the state 'running' in 0\.1 s\n  nothing was scheduled$",
         ),
     ):
         recorder.wait_for(call(work, 3), "running", timeout=0.1)
@@ -280,10 +281,10 @@ def test_the_result_of_a_task_that_has_none(scheduler: TaskScheduler) -> None:
     with record_tasks(failures="ignore") as recorder:
         scheduler.schedule(fail)
         recorder.drain()
-        with pytest.raises(AssertionError, match=r"^#1 fail\(\) has no result, it is failed: ValueError: no$"):
+        with pytest.raises(AssertionError, match=r"^#1 fail\(\) has no result because it is failed: ValueError: no$"):
             _ = recorder[0].result
         TaskPhase(scheduler, "after_commit").schedule(work)
-        with pytest.raises(AssertionError, match=r"^#2 work\(\) has no result, it is scheduled$"):
+        with pytest.raises(AssertionError, match=r"^#2 work\(\) has no result because it is pending$"):
             _ = recorder[1].result
 
 
@@ -341,7 +342,7 @@ async def test_adrain_has_a_timeout() -> None:
             ):
                 await recorder.adrain(0.05)
             with pytest.raises(
-                AssertionError, match=r"^await_for\(\): sleep_forever did not come to be succeeded in 0\.05"
+                AssertionError, match=r"^await_for\(\): sleep_forever did not reach the state 'succeeded' in 0\.05"
             ):
                 await recorder.await_for(anyio.sleep_forever, timeout=0.05)
             task.cancel()
@@ -359,7 +360,7 @@ async def test_assertions_on_an_event_loop_do_not_wait() -> None:
             scheduler.schedule(wait)
             with pytest.raises(
                 AssertionError,
-                match=r"^expected wait to have run, it did not\n.*\n"
+                match=r"^expected .*\.wait to have run, it did not\n.*\n"
                 r"  hint: it still runs: 'await tasks_recorder\.adrain\(\)' first$",
             ):
                 recorder.assert_ran(wait)
@@ -375,9 +376,7 @@ async def test_assertions_on_an_event_loop_do_not_wait() -> None:
                 r"  hint: 'await tasks_recorder\.adrain\(\)' first$",
             ):
                 recorder.assert_not_scheduled(work)
-            with pytest.raises(
-                AssertionError, match=r"^expected wait to have been scheduled once: cannot tell, 1 task"
-            ):
+            with pytest.raises(AssertionError, match=r"\.wait to have been scheduled once: cannot tell, 1 task"):
                 recorder.one(wait)
             with pytest.raises(AssertionError, match=r"hint: 1 task still running: drain first$"):
                 recorder.assert_order(started(work))
@@ -417,7 +416,7 @@ def test_wait_for_lets_virtual_time_pass_no_further_than_it_must(scheduler: Task
         scheduler.task(delay=90).schedule(work, 2)
         recorder.wait_for(call(work, 1))
         assert recorder.clock.now == 60
-        assert recorder.one(call(work, 2)).state == "waiting"
+        assert recorder.one(call(work, 2)).state == "pending"
 
 
 def test_a_test_moves_virtual_time_itself(scheduler: TaskScheduler) -> None:
@@ -444,15 +443,15 @@ async def test_virtual_time_on_an_event_loop() -> None:
         async with TaskScheduler() as scheduler:
             scheduler.task(delay=10).schedule(work)
             await recorder.clock.aadvance(9)
-            assert recorder[0].state == "waiting"
+            assert recorder[0].state == "pending"
             await recorder.adrain()
             assert recorder.clock.now == 10
             scheduler.task(timeout=30).schedule(anyio.sleep_forever)
             with pytest.raises(
-                AssertionError, match=r"virtual time stands still while it runs; clock\.advance\(30\) is its"
+                AssertionError, match=r"virtual time stands still while it runs; clock\.advance\(30, while_r"
             ):
                 await recorder.adrain(0.1)
-            await recorder.clock.aadvance(30)
+            await recorder.clock.aadvance(30, while_running=True)
             recorder.assert_failed(anyio.sleep_forever, TimeoutError)
 
 
@@ -475,7 +474,7 @@ def test_drain_gives_up_on_a_task_that_schedules_itself_for_ever(scheduler: Task
     with record_tasks(virtual_time=True, timeout=60) as recorder:
         scheduler.schedule(poll)
         with pytest.raises(
-            AssertionError, match=r"moved virtual time on 1000 times, and .*poll still waits: does it sch"
+            AssertionError, match=r"moved virtual time 1000 times, and poll still waits\. If .*allow_running\(poll\)"
         ):
             recorder.drain()
 
@@ -483,12 +482,12 @@ def test_drain_gives_up_on_a_task_that_schedules_itself_for_ever(scheduler: Task
 def test_real_time_is_not_moved(scheduler: TaskScheduler) -> None:
     with record_tasks() as recorder:
         scheduler.task(delay=0.2).schedule(work)
-        assert recorder.in_state("waiting")
+        assert recorder.in_state("pending")
         with pytest.raises(
-            AssertionError, match=r"\n      it waits in real time; with virtual_time=True \(marker\) that"
+            AssertionError, match=r"\n      it waits in real time for the end of its delay; with virtual_t"
         ):
             recorder.drain(0.001)
-        with pytest.raises(RuntimeError, match=r"^time is real here: mark the test with @pytest\.mark\.tasks_recorder"):
+        with pytest.raises(RuntimeError, match=r"^clock\.advance\(\) needs virtual time: mark the test with @pytest"):
             recorder.clock.advance(1)
         with pytest.raises(
             RuntimeError, match=r"^virtual_time\(\) came too late: #1 work\(\) already waits in real time$"
@@ -544,7 +543,7 @@ async def test_shutdown_takes_no_time_with_a_virtual_clock(auto: bool, recwarn: 
             scheduler.task(delay=20).schedule(work, 1)
             scheduler.task(delay=40).schedule(work, 2)
             await anyio.wait_all_tasks_blocked()
-        states = {"succeeded", "dropped"} if auto else {"dropped"}
+        states = {"succeeded", "discarded"} if auto else {"discarded"}
         assert {task.state for task in recorder} == states
         assert recorder.one(call(work, 2)).reason == "its app shut down, and did not wait for that long"
         assert recorder.clock.now == (20 if auto else 0)

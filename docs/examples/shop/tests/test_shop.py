@@ -166,7 +166,7 @@ def test_response_does_not_wait_for_the_audit_log(client: TestClient, tasks_reco
 
 
 def test_change_that_is_not_committed(settings: Settings, tasks_recorder: TasksRecorder) -> None:
-    """Nothing is logged, and the cache is kept: both tasks are dropped."""
+    """Nothing is logged, and the cache is kept: both tasks are discarded."""
 
     async def get_connection_that_breaks(shop: CurrentShop) -> AsyncIterator[Any]:
         async with shop.database.transaction() as connection:
@@ -177,8 +177,8 @@ def test_change_that_is_not_committed(settings: Settings, tasks_recorder: TasksR
     app.dependency_overrides[get_connection] = get_connection_that_breaks
     with TestClient(app, raise_server_exceptions=False) as client:
         assert client.put("/products/1", json=BLUE_TEAPOT).status_code == 500
-        assert tasks_recorder.after_route.one(write_audit_entry).state == "dropped"
-        assert tasks_recorder.after_response.one(invalidate_product_cache).state == "dropped"
+        assert tasks_recorder.after_route.one(write_audit_entry).state == "discarded"
+        assert tasks_recorder.after_response.one(invalidate_product_cache).state == "discarded"
 
 
 def test_change_of_no_product(client: TestClient, tasks_recorder: TasksRecorder) -> None:
@@ -268,7 +268,7 @@ def test_order(client: TestClient, settings: Settings, tasks_recorder: TasksReco
     tasks_recorder.immediate.assert_ran(call_like(track_order_event, order_id=1, event="created"), times=1)
     tasks_recorder.after_response.assert_ran(call_like(send_confirmation, order=order), times=1)
     tasks_recorder.after_response.assert_ran(call_like(charge, order=order, authorisation="A-1"), times=1)
-    assert tasks_recorder.after_response.one(release_stock).state == "dropped"
+    assert tasks_recorder.after_response.one(release_stock).state == "discarded"
     request = tasks_recorder.request()
     request.assert_order(scheduled(release_stock), scheduled(track_order_event), "route_returned")
     request.assert_order("response_sent", opened("after_response"), started(send_confirmation))
@@ -338,8 +338,7 @@ def test_gateway_does_not_answer(client: TestClient, tasks_recorder: TasksRecord
 
     tasks_recorder.stub(charge, answer_never)
     client.post("/orders", json=TWO_TEAPOTS)
-    tasks_recorder.wait_for(charge, "running")
-    tasks_recorder.clock.advance(30)
+    tasks_recorder.clock.advance(30, while_running=True)
     tasks_recorder.assert_failed(charge, TimeoutError)
     assert status_of_order(client) == "payment failed"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVa
 import anyio.lowlevel
 
 from ._current import current
-from ._support.call import describe
+from ._support.call import function_name
 from .exceptions import TaskCancelledError, TaskDiscardedError, TaskNotFinishedError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Task(Generic[T]):
     @property
     def name(self) -> str:
         """`TaskConfig.name`, or the name of the function."""
-        return self.config.name or describe(self.func)
+        return self.config.name or function_name(self.func)
 
     @property
     def phase(self) -> TaskPhase | None:

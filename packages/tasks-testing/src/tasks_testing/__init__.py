@@ -5,32 +5,34 @@ Start reading at `_recorder.py` (what a test can do) and `_recording/recording.p
 record). Each room has one purpose, and imports go one way:
 
 ```text
-_text ── _messages/usage ── _settings
-_time ── _recording ── _messages ── _assertions
+_text ── _refusals ── _settings ── _time ── _recording ── _messages ── _assertions
 _control, _recorder_clock, _engine ── _recorder ── _pytest
 ```
 
-Every text that a user reads is in `_messages`. The pytest plugin is the module `pytest_tasks_testing` next to this
-package: pytest imports it in every run, and it imports this package when a test asks for the fixture.
+The texts that a user reads are in `_messages`, and those about a wrong call, which every room may need, in
+`_refusals.py`. The pytest plugin is the module `pytest_tasks_testing` next to this package: pytest imports it in every
+run, and it imports this package when a test asks for the fixture.
 """
 
 from ._assertions.end_of_test import TaskLostWarning
-from ._assertions.order import Step, finished, opened, scheduled, started
 from ._assertions.view import TaskView
+from ._engine import InMemoryEngine
 from ._recorder import TasksRecorder, record_tasks
 from ._recorder_clock import RecorderClock
 from ._recording.call import Call, Target, call, call_like
-from ._recording.record import EventKind, Marker, Phase, RecordedRequest, RecordedTask, State, TaskEvent
+from ._recording.moment import Step, finished, opened, scheduled, started
+from ._recording.record import EventKind, Phase, RecordedRequest, RecordedTask, RequestMoment, State, TaskEvent
 from ._time.virtual_clock import VirtualClock
 
 __all__ = (
     "Call",
     "EventKind",
-    "Marker",
+    "InMemoryEngine",
     "Phase",
     "RecordedRequest",
     "RecordedTask",
     "RecorderClock",
+    "RequestMoment",
     "State",
     "Step",
     "Target",

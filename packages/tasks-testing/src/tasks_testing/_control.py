@@ -1,4 +1,4 @@
-"""Stepping in: tasks that are held, attempts that fail on demand, functions that are replaced."""
+"""What a test changes about tasks: it holds them, makes attempts fail, and replaces functions."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ from typing import Any
 
 from tasks_core import RunAttempt, Subscription, Task, TaskObserver, observe
 
-from tasks_testing._recording.call import Target, check_target
-from tasks_testing._recording.record import RecordedTask, is_meant
-from tasks_testing._recording.recording import Recording
+from . import _refusals
+from ._recording.call import Target, check_target
+from ._recording.record import RecordedTask, is_named_by
+from ._recording.recording import Recording
 
 
 @dataclass(eq=False)
 class HoldRule:
+    """Keeps tasks from starting."""
+
     targets: Sequence[Target]
-    """None: all."""
+    """Which tasks; empty: all."""
     keep: Sequence[Target]
+    """Which of them start all the same."""
 
     def holds(self, task: RecordedTask[Any]) -> bool:
-        wanted = not self.targets or any(is_meant(task, target) for target in self.targets)
-        return wanted and not any(is_meant(task, target) for target in self.keep)
+        wanted = not self.targets or any(is_named_by(task, target) for target in self.targets)
+        return wanted and not any(is_named_by(task, target) for target in self.keep)
 
 
 @dataclass(eq=False)
 class FailRule:
+    """Makes attempts fail."""
+
     target: Target
     error: BaseException | type[BaseException]
     left: float
+    """How many more attempts."""
     after_run: bool
 
     def make_error(self) -> BaseException:
@@ -38,6 +45,8 @@ class FailRule:
 
 @dataclass(eq=False)
 class StubRule:
+    """Runs a replacement instead of a function; without a replacement, runs nothing."""
+
     target: Target
     replacement: Callable[..., Any] | None
 
@@ -46,8 +55,8 @@ class Control(TaskObserver):
     """
     The rules of one recording.
 
-    It observes only when there are rules: a recording that just listens leaves the way of a task, and the tracebacks of
-    its errors, as they are in production.
+    It observes tasks only if there is a rule. Without rules, tasks run exactly as in production, and the tracebacks of
+    their exceptions have no frame of this package.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -58,6 +67,7 @@ class Control(TaskObserver):
         self._subscription: Subscription | None = None
 
     def close(self) -> None:
+        """End the effect of every rule on tasks that start later."""
         if self._subscription is not None:
             self._subscription.close()
 
@@ -68,6 +78,7 @@ class Control(TaskObserver):
     # ---- rules ----
 
     def hold(self, targets: Sequence[Target], keep: Sequence[Target]) -> HoldRule:
+        """Add a rule that holds tasks."""
         for target in (*targets, *keep):
             check_target(target)
         rule = HoldRule(targets, keep)
@@ -76,39 +87,40 @@ class Control(TaskObserver):
         return rule
 
     def end_hold(self, rule: HoldRule) -> None:
-        """Let go of what the rule holds, unless another one does as well."""
+        """Remove a rule, and release the tasks that no other rule holds."""
         self._holds.remove(rule)
         for task in list(self._recording.tasks):
-            if task._held and rule.holds(task) and not self._is_held(task):
+            if task.state == "held" and rule.holds(task) and not self._is_held(task):
                 self._recording.release(task)
 
     def fail(
         self, target: Target, error: BaseException | type[BaseException], times: int | None, after_run: bool
     ) -> None:
+        """Add a rule that makes attempts fail."""
         check_target(target)
         if not isinstance(error, BaseException) and not (isinstance(error, type) and issubclass(error, BaseException)):
-            raise TypeError(
-                "fail(target, error): error must be an exception, as in fail(charge, ConnectionError('down'))"
-            )
+            raise TypeError(_refusals.not_an_exception())
         if isinstance(error, type):
-            error()  # one that needs arguments is the fault of the test, not the failure of the task
+            error()  # if the type needs arguments, this raises here and not in the task, where it would look like a bug
         self._fails.append(FailRule(target, error, float("inf") if times is None else times, after_run))
         self._observe()
 
     def stub(self, target: Target, replacement: Callable[..., Any] | None) -> None:
+        """Add a rule that replaces a function; it overrides the earlier rules."""
         check_target(target)
         if replacement is not None and not callable(replacement):
-            raise TypeError("stub(target, replacement): replacement must be a function with the parameters of the task")
-        self._stubs.insert(0, StubRule(target, replacement))  # the latest counts
+            raise TypeError(_refusals.not_a_replacement())
+        self._stubs.insert(0, StubRule(target, replacement))
         self._observe()
 
     def releasable(self, target: Target | None) -> list[RecordedTask[Any]]:
-        """Return the tasks that are held, or will be when their phase opens."""
+        """Return the tasks that are held, or will be held when their phase opens."""
         with self._recording.monitor.lock:
             return [
                 task
                 for task in self._recording.tasks
-                if is_meant(task, target) and (task._held or (task._progress == "scheduled" and self._is_held(task)))
+                if is_named_by(task, target)
+                and (task.state == "held" or (task.state == "pending" and self._is_held(task)))
             ]
 
     def _is_held(self, task: RecordedTask[Any]) -> bool:
@@ -140,14 +152,14 @@ class Control(TaskObserver):
     async def _run(self, task: RecordedTask[Any], run: RunAttempt) -> Any:
         __tracebackhide__ = True
         for rule in self._stubs:
-            if is_meant(task, rule.target):
+            if is_named_by(task, rule.target):
                 return None if rule.replacement is None else await run(rule.replacement)
         return await run()
 
     def _next_failure(self, task: RecordedTask[Any]) -> tuple[BaseException | None, bool]:
         with self._recording.monitor.lock:
             for rule in self._fails:
-                if rule.left > 0 and is_meant(task, rule.target):
+                if rule.left > 0 and is_named_by(task, rule.target):
                     rule.left -= 1
                     error = rule.make_error()
                     task._injected.append(error)
@@ -157,7 +169,7 @@ class Control(TaskObserver):
 
 @contextmanager
 def holding(control: Control, rule: HoldRule) -> Iterator[None]:
-    """End a rule at the end of a block."""
+    """Remove a rule at the end of a block."""
     try:
         yield
     finally:

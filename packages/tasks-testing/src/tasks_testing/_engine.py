@@ -1,9 +1,10 @@
-"""Durable tasks in a test: kept without a server, and run in the process of the test."""
+"""An engine in memory, for durable tasks in tests."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,23 +20,30 @@ from tasks_core.engines import (
     Redeliver,
     RunDelivery,
 )
+from tasks_core.exceptions import ArgumentCodecError
 
-from tasks_testing._recording.durable_run import DurableRun
-from tasks_testing._recording.recording import Recording
+from ._recording.durable_run import DurableRun
+from ._recording.recording import Recording
 
 
-class KeptCalls:
-    """The engine of a recording: it has every capability, acknowledges at once, and forgets when the test ends."""
+class InMemoryEngine:
+    """
+    An engine that keeps durable calls in memory: it acknowledges at once, and loses its calls with the process.
+
+    It has every capability. `run()` delivers what was submitted, as a worker does, and retries without a pause. A
+    transaction may be any object, and is not used: a call is submitted even if the transaction is rolled back.
+    """
 
     name = "tasks-testing"
     capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup"))
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self) -> None:
         self.calls: list[DurableCall] = []
-        self._recording = recording
+        """The submitted calls, in order."""
         self._ids: dict[str, int] = {}
         self._places: list[str] = []
-        self._states: list[DurableStatus] = []
+        self._statuses: list[DurableStatus] = []
+        self._put_back: set[int] = set()
         self._times = 1
 
     async def __aenter__(self) -> Self:
@@ -46,64 +54,115 @@ class KeptCalls:
     ) -> None: ...
 
     def join(self, transaction: Any, call: DurableCall, wanted: Callable[[], bool], /) -> Any:
-        return transaction  # whatever it is: a test need not have the real one
+        """Accept any object as a transaction, because a test need not have a database."""
+        return transaction
 
     async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
+        """Keep a call; return the receipt of the first call with the same idempotency key."""
         known = self._ids.get(call.idempotency_key)
         if known is not None:
             return Receipt(self.name, str(known), call.idempotency_key, False, self.status)
-        handing_over = current_task()
-        assert handing_over is not None, "an engine is given calls by the tasks that hand them over"
         number = self._ids[call.idempotency_key] = len(self.calls)
+        submitting = current_task()
         self.calls.append(call)
-        self._places.append(handing_over.where)
-        self._states.append(DurableStatus(DurableState.PENDING, 0))
+        self._places.append("" if submitting is None else submitting.where)
+        self._statuses.append(DurableStatus(DurableState.PENDING, 0))
         return Receipt(self.name, str(number), call.idempotency_key, True, self.status)
 
     async def status(self, number: str) -> DurableStatus:
-        return self._states[int(number)]
+        """Return the status of the call with the id *number* of its receipt."""
+        return self._statuses[int(number)]
 
-    async def run(self, times: int) -> None:
-        """Run what is waiting, *times* times each; also what those tasks hand over."""
+    async def run(self, times: int = 1) -> None:
+        """Deliver each waiting call *times* times, and those that are submitted meanwhile; return when none waits."""
         self._times = times
+        self._put_back.clear()
         async with self:
             await Worker(self, shield_timeout=0).run(anyio.Event())
 
     async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
+        """Deliver the waiting calls one after another."""
         while not stopping.is_set() and (number := self._next()) is not None:
             for _ in range(self._times):
-                await self._deliver(run, number)
+                if number not in self._put_back:
+                    await self._deliver(run, number)
 
     def _next(self) -> int | None:
-        waiting = (number for number, status in enumerate(self._states) if status.state is DurableState.PENDING)
-        return next(waiting, None)
+        for number, status in enumerate(self._statuses):
+            if status.state is DurableState.PENDING and number not in self._put_back:
+                return number
+        return None
 
     async def _deliver(self, run: RunDelivery, number: int) -> None:
-        """Deliver until the task succeeds or fails for good; pauses take no time."""
+        """Deliver a call until it succeeds or fails for good."""
 
         async def report_progress(progress: Json) -> None:
-            self._states[number] = DurableStatus(DurableState.RUNNING, counts["attempts"], progress)
+            self._statuses[number] = DurableStatus(DurableState.RUNNING, counts["attempts"], progress)
 
         counts: Counter[str] = Counter()
-        durable_run = DurableRun(self._places[number])
+        watch = self._watch(self._places[number])
         while True:
             counts["attempts"] += 1
             delivery = Delivery(self.calls[number], counts["attempts"], counts["failures"], report_progress)
             try:
-                with durable_run.next_attempt():
+                with watch.attempt():
                     await run(delivery)
             except Redeliver as again:
                 if again.failed:
                     counts["failures"] += 1
-                    self._recording.attempt_failed(durable_run, again.delay)
+                    watch.attempt_failed(again.delay)
                     continue
-                state = DurableState.PENDING  # the worker was stopped
+                state = DurableState.PENDING
+                self._put_back.add(number)
+            except ArgumentCodecError:
+                raise  # nothing has run: the test has changed the function after it submitted the call
             except Exception:
-                if durable_run.task is None:
-                    raise
                 state = DurableState.FAILED
             else:
                 state = DurableState.SUCCEEDED
             break
-        self._recording.run_ended(durable_run)
-        self._states[number] = DurableStatus(state, counts["attempts"], self._states[number].progress)
+        watch.ended()
+        self._statuses[number] = DurableStatus(state, counts["attempts"], self._statuses[number].progress)
+
+    def _watch(self, where: str) -> DeliveryWatch:
+        return DeliveryWatch()
+
+
+class DeliveryWatch:
+    """Watches the deliveries of one call, up to its end."""
+
+    def attempt(self) -> AbstractContextManager[None]:
+        """Return a context manager that is entered for each attempt."""
+        return nullcontext()
+
+    def attempt_failed(self, delay: float) -> None:
+        """Handle that an attempt has failed, and that another one comes."""
+
+    def ended(self) -> None:
+        """Handle that there is no further attempt."""
+
+
+class RecordedEngine(InMemoryEngine):
+    """The engine of a recording: its deliveries are in the record."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self._recording = recording
+
+    def _watch(self, where: str) -> DeliveryWatch:
+        return _RecordedDeliveries(self._recording, where)
+
+
+class _RecordedDeliveries(DeliveryWatch):
+    def __init__(self, recording: Recording, where: str) -> None:
+        self._recording = recording
+        self._run = DurableRun(where)
+
+    def attempt(self) -> AbstractContextManager[None]:
+        return self._run.next_attempt()
+
+    def attempt_failed(self, delay: float) -> None:
+        self._recording.attempt_failed(self._run, delay)
+
+    def ended(self) -> None:
+        self._recording.run_ended(self._run)

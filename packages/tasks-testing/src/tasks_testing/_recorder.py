@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -12,30 +11,26 @@ from tasks_core import Subscription
 from tasks_core.engines import DurableCall
 from tasks_core.testing import override_engine
 
-from tasks_testing._assertions.end_of_test import Verdict
-from tasks_testing._assertions.view import TaskView
-from tasks_testing._messages.explanation import show_unsettled
-from tasks_testing._messages.timeline import timeline
-from tasks_testing._recording.call import Target, check_target, show_target
-from tasks_testing._recording.durable_run import PHASE
-from tasks_testing._recording.record import RecordedRequest, RecordedTask, State, is_meant
-from tasks_testing._recording.recording import HELD_TO_THE_END, Recording, next_seq
-from tasks_testing._recording.selection import Part, Window
-from tasks_testing._time.monitor import Steps, Wait, in_event_loop
-
+from . import _refusals
+from ._assertions.end_of_test import EndOfTestChecks
+from ._assertions.view import TaskView
 from ._control import Control, holding
-from ._engine import KeptCalls
+from ._engine import RecordedEngine
+from ._messages import waiting
+from ._messages.timeline import timeline
 from ._recorder_clock import RecorderClock
+from ._recording.call import Target, check_target
+from ._recording.durable_run import PHASE
+from ._recording.record import RecordedRequest, RecordedTask, State, is_named_by, waits_for_time
+from ._recording.recording import EndlessError, Recording, next_seq
+from ._recording.selection import Selection, Window
 from ._settings import Check, Mode, Settings, in_debugger
-from ._text import function_name, number_of
-
-# How often virtual time may jump in one drain(): a task that schedules itself again would go on for ever.
-_MOST_JUMPS = 1000
+from ._time.monitor import Steps, in_event_loop
 
 
 class TasksRecorder(TaskView):
     """
-    Records the background tasks of a test, whichever app or scheduler they are scheduled in.
+    Records the background tasks of a test, of every app and every scheduler.
 
     ```python
     def test_welcome(client: TestClient, tasks_recorder: TasksRecorder) -> None:
@@ -44,38 +39,38 @@ class TasksRecorder(TaskView):
     ```
 
     Tasks really run, on their own event loop, unless they are held or replaced. At the end of the test, a task that
-    failed although nobody expected it fails the test, so does one that still runs, and one that was lost because its
-    app shut down is warned of.
+    failed unexpectedly fails the test, and so does a task that still runs. A task that was lost because its app shut
+    down causes a `TaskLostWarning`.
 
     Methods that wait come in two forms: `drain()` blocks, for tests without an event loop; `await adrain()` is for
-    tests that run on one. All wait at most the timeout of the recorder (`timeout=`), and then say what they waited for.
-    Everything else may be called from any thread.
+    tests that run on one. Each waits at most for the timeout of the recorder (`timeout=`), and then reports what it
+    waited for. Any thread may call the other methods.
     """
 
     clock: RecorderClock
-    """What delays, retry pauses and timeouts go by."""
+    """The clock of delays, retry pauses and timeouts."""
 
     def __init__(self, settings: Settings, *, debugging: bool = False) -> None:
         recording = Recording()
-        super().__init__(Part(recording), None if debugging or in_debugger() else settings.timeout)
+        super().__init__(Selection(recording), None if debugging or in_debugger() else settings.timeout)
         self._settings = settings
         self._recording = recording
         self._control = Control(recording)
-        self._kept = KeptCalls(recording)
+        self._engine = RecordedEngine(recording)
         self._engine_override: Subscription | None = None
-        self._verdict = Verdict(recording, settings)
+        self._checks = EndOfTestChecks(recording, settings)
         self.clock = RecorderClock(recording, self._timeout)
 
     # ---- what was recorded ----
 
     @property
     def requests(self) -> Sequence[RecordedRequest]:
-        """The requests that apps with tasks have served, in the order in which they began."""
-        return tuple(self._part.requests())
+        """The requests that apps with tasks have served, in the order of their beginning."""
+        return tuple(self._selection.requests())
 
     @contextmanager
     def capture(self) -> Iterator[TaskView]:
-        """Give a view of what is scheduled inside of a `with` block, and of the requests that begin there."""
+        """Return a context manager whose value is a view of the tasks and requests that begin inside the block."""
         window = Window(next_seq())
         try:
             yield self._narrow(window=window)
@@ -84,31 +79,31 @@ class TasksRecorder(TaskView):
 
     def clear(self) -> None:
         """
-        Forget what has been recorded: for the next example of a property, or the next part of a long test.
+        Remove everything from the record: for the next example of a property, or the next part of a long test.
 
         Raises:
-            RuntimeError: tasks have not ended; drain first.
+            RuntimeError: Tasks have not ended; drain first.
         """
         tasks = [task for task in self._recording.tasks if not task.terminal and not task._allowed_to_run]
         if tasks:
-            told = show_unsettled(self._recording, tasks)
-            raise RuntimeError(f"clear() came too early, {number_of(len(tasks), 'task')} not ended\n{told}")
+            raise RuntimeError(waiting.not_cleared(self._recording, tasks))
         self._recording.clear()
 
     def timeline(self) -> str:
-        """Return what happened, request by request, as text: at most 200 lines of 80 characters."""
+        """Return what happened, request by request, as at most 200 lines of 80 characters."""
         return timeline(self._recording)
 
-    # ---- stepping in ----
+    # ---- changing what tasks do ----
 
     def hold(self, *targets: Target, keep: Sequence[Target] = ()) -> AbstractContextManager[None]:
         """
-        Keep tasks from starting from here on, although their phase opens; they are recorded as held.
+        Keep tasks from starting from now on, although their phase opens; their state is `held`.
 
-        Used with `with`, it ends with the block, and what it held starts then. Else it stays in force.
+        As a context manager, it ends with the block, and releases the tasks that it held. Otherwise it lasts until the
+        end of the test.
 
         Args:
-            targets: Which tasks; none given: all.
+            targets: Which tasks; without targets, all.
 
             keep: Which of them start all the same.
         """
@@ -116,34 +111,28 @@ class TasksRecorder(TaskView):
 
     def release(self, target: Target | None = None, *, count: int | None = None) -> list[RecordedTask[Any]]:
         """
-        Let tasks start that are held, or would be, in the order of scheduling; return them. Does not wait for them.
+        Let held tasks start, in the order of scheduling. A task whose phase is not open yet will not be held.
+
+        Does not wait for the tasks.
 
         Args:
             target: Which tasks; `None`: all.
 
-            count: How many at most.
+            count: The largest number of tasks to release.
+
+        Returns:
+            The released tasks.
 
         Raises:
-            AssertionError: there is no such task to be released.
+            AssertionError: There is no such task.
         """
         __tracebackhide__ = True
         tasks = self._control.releasable(target)[:count]
         if not tasks:
-            raise AssertionError(self._explain_release(target))
+            raise AssertionError(waiting.not_released(self._recording, target))
         for task in tasks:
             self._recording.release(task)
         return tasks
-
-    def _explain_release(self, target: Target | None) -> str:
-        what = "anything" if target is None else show_target(target)
-        meant = [task for task in self._recording.tasks if is_meant(task, target)]
-        if any(task.reason == HELD_TO_THE_END for task in meant):
-            why = "its app has shut down; release inside the 'with TestClient(app)' block"
-        elif meant:
-            why = f"it is {meant[-1].state}, not held"
-        else:
-            why = "no such task was scheduled"
-        return f"cannot release {what}: {why}"
 
     def fail(
         self,
@@ -154,64 +143,64 @@ class TasksRecorder(TaskView):
         after_run: bool = False,
     ) -> None:
         """
-        Make the next attempts of a task fail; retries and error handlers do what they do about it.
+        Make the next attempts of tasks fail. Retries and error handlers work as for any other failure.
 
-        A failure that was asked for is an expected one.
+        The failure is expected: it does not fail the test.
 
         Args:
             target: Which tasks.
 
-            error: What the attempts raise.
+            error: The exception that the attempts raise.
 
-            times: How many attempts; `None`: all of them.
+            times: How many attempts fail; `None`: every attempt.
 
-            after_run: Whether the function runs before, and the attempt fails in spite of its success.
+            after_run: Whether the function runs first, and the attempt fails although the function returned.
         """
         self._control.fail(target, error, times, after_run)
 
     def stub(self, target: Target, replacement: Callable[..., Any] | None = None) -> None:
-        """Run *replacement* in place of the function, with the arguments of the task; `None`: run nothing."""
+        """Run *replacement* with the arguments of the task instead of the function; `None`: run nothing."""
         self._control.stub(target, replacement)
 
     def virtual_time(self, *, auto: bool = True) -> None:
         """
-        Take delays, retry pauses and timeouts from a clock that stands still, and starts at 0.
+        Let delays, retry pauses and timeouts use a clock that stands still, and begins at 0.
 
-        Call it before the first task that waits. `anyio.sleep()` inside of tasks takes the time it takes.
+        Call it before the first task that waits. `anyio.sleep()` inside a task takes real time.
 
         Args:
-            auto: Whether `drain()` and `wait_for()` move it on to the next moment that a task waits for, whenever no
-                task is live. Else only `clock.advance()` moves it.
+            auto: Whether `drain()`, `wait_for()` and assertions that wait move the time to the next deadline of a task,
+                whenever no task is live. Otherwise only `clock.advance()` moves it.
 
         Raises:
-            RuntimeError: a task already waits in real time.
+            RuntimeError: A task already waits in real time.
         """
-        late = [task for task in self._recording.tasks if task.state == "waiting"]
+        late = [task for task in self._recording.tasks if waits_for_time(task)]
         if late and not self._recording.virtual:
-            raise RuntimeError(f"virtual_time() came too late: {late[0]} already waits in real time")
+            raise RuntimeError(_refusals.virtual_time_too_late(late[0]))
         self._recording.make_time_virtual(auto=auto)
 
     # ---- waiting ----
 
     def drain(self, timeout: float | None = None) -> None:
         """
-        Block until no task is live, and none waits for a request that is being served to come to its phase.
+        Block until no task is live, and no task waits for a request that is being served to come to its phase.
 
-        Held tasks are not waited for. Errors of tasks are not raised here, but reported at the end of the test.
+        Held tasks are not waited for. Exceptions of tasks are not raised here, but reported at the end of the test.
 
         Args:
             timeout: Seconds of real time; `None`: the timeout of the recorder.
 
         Raises:
-            AssertionError: tasks are still live after *timeout* seconds.
-            RuntimeError: an event loop runs in this thread: write `await tasks_recorder.adrain()`.
+            AssertionError: Tasks are still live after *timeout* seconds.
+            RuntimeError: An event loop runs in this thread: write `await tasks_recorder.adrain()`.
         """
         __tracebackhide__ = True
         _refuse_to_block("drain", "adrain")
         self._recording.monitor.run(self._draining("drain", timeout))
 
     async def adrain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  the twin of drain()
-        """Do what `drain()` does, in a test that runs on an event loop; the tasks may be on this or on another one."""
+        """Do what `drain()` does, in a test that runs on an event loop; the tasks may be on this loop or another."""
         __tracebackhide__ = True
         await self._recording.monitor.arun(self._draining("adrain", timeout))
 
@@ -219,7 +208,9 @@ class TasksRecorder(TaskView):
         self, target: Target, state: State = "succeeded", *, timeout: float | None = None
     ) -> RecordedTask[Any]:
         """
-        Block until a task is in a state, and return it. Waiting for `"failed"` means to expect that.
+        Block until a task is in a state, and return the task.
+
+        Waiting for `"failed"` means that the failure is expected.
 
         Args:
             target: Which task.
@@ -229,8 +220,8 @@ class TasksRecorder(TaskView):
             timeout: Seconds of real time; `None`: the timeout of the recorder.
 
         Raises:
-            AssertionError: it did not come to that.
-            RuntimeError: an event loop runs in this thread: write `await tasks_recorder.await_for(...)`.
+            AssertionError: No such task came into that state.
+            RuntimeError: An event loop runs in this thread: write `await tasks_recorder.await_for(...)`.
         """
         __tracebackhide__ = True
         _refuse_to_block("wait_for", "await_for")
@@ -249,65 +240,45 @@ class TasksRecorder(TaskView):
 
     def _draining(self, method: str, timeout: float | None) -> Steps[None]:
         __tracebackhide__ = True
-        limit = self._limit(timeout)
-        if not (yield from self._moving_on(method, self._is_drained, limit)):
-            tasks = [*self._recording.live_tasks(), *self._recording.awaiting_their_phase()]
-            told = show_unsettled(self._recording, tasks)
-            raise AssertionError(
-                f"{method}() waited {limit:g} s, and {number_of(len(tasks), 'task')} not ended\n{told}"
-            )
+        recording, limit = self._recording, self._limit(timeout)
+        if not (yield from self._jumping(method, self._is_drained, limit)):
+            tasks = [*recording.live_tasks(), *recording.awaiting_their_phase()]
+            raise AssertionError(waiting.not_drained(recording, method, limit, tasks))
 
     def _is_drained(self) -> bool:
         recording = self._recording
-        return not recording.live and not recording.awaiting_their_phase() and not self._can_jump()
+        return not recording.live and not recording.awaiting_their_phase() and not recording.can_jump()
 
     def _waiting_for(
         self, method: str, target: Target, state: State, timeout: float | None
     ) -> Steps[RecordedTask[Any]]:
         __tracebackhide__ = True
         check_target(target)
-        limit = self._limit(timeout)
-        recording = self._recording
+        recording, limit = self._recording, self._limit(timeout)
 
-        def meant() -> list[RecordedTask[Any]]:
-            return [task for task in recording.tasks if is_meant(task, target)]
+        def named() -> list[RecordedTask[Any]]:
+            return [task for task in recording.tasks if is_named_by(task, target)]
 
         def found() -> list[RecordedTask[Any]]:
-            return [task for task in meant() if task.state == state]
+            return [task for task in named() if task.state == state]
 
         def too_late() -> bool:
-            return bool(meant()) and all(task.terminal for task in meant()) and self._part.settled()
+            return bool(named()) and all(task.terminal for task in named()) and self._selection.settled()
 
-        in_time = yield from self._moving_on(method, lambda: bool(found()) or too_late(), limit)
+        in_time = yield from self._jumping(method, lambda: bool(found()) or too_late(), limit)
         if not found():
-            waited = f" in {limit:g} s" if not in_time else ""
-            told = show_unsettled(recording, meant() or recording.live_tasks()) or "  nothing was scheduled"
-            raise AssertionError(f"{method}(): {show_target(target)} did not come to be {state}{waited}\n{told}")
+            raise AssertionError(waiting.not_reached(recording, method, target, state, limit, in_time=in_time))
         task = found()[0]
         task._asserted = True
-        task._acknowledged = task._acknowledged or state == "failed"
+        task._failure_expected = task._failure_expected or state == "failed"
         return task
 
-    def _moving_on(self, method: str, done: Callable[[], bool], timeout: float | None) -> Steps[bool]:
-        """Wait until something is true, and let virtual time jump meanwhile."""
+    def _jumping(self, method: str, done: Callable[[], bool], timeout: float | None) -> Steps[bool]:
         __tracebackhide__ = True
-        deadline = None if timeout is None else time.monotonic() + timeout
-        jumpers: dict[str, None] = {}
-        for _ in range(_MOST_JUMPS):
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            in_time = yield Wait(lambda: done() or self._can_jump(), left)
-            if done() or not in_time:
-                return in_time
-            jumpers = dict.fromkeys(function_name(task.call.fn) for task in self._recording.parked())
-            self._recording.queue.move_to(self._recording.queue.next_deadline())
-        raise AssertionError(
-            f"{method}() moved virtual time on {_MOST_JUMPS} times, and {', '.join(jumpers)} still waits: "
-            "does it schedule itself again? Move time by hand, with virtual_time(auto=False) and clock.advance()"
-        )
-
-    def _can_jump(self) -> bool:
-        recording = self._recording
-        return recording.virtual and recording.auto and not recording.live and bool(recording.parked())
+        try:
+            return (yield from self._recording.jumping(done, timeout))
+        except EndlessError as error:
+            raise AssertionError(waiting.endless(method, error.tasks)) from None
 
     def _limit(self, timeout: float | None) -> float | None:
         return timeout if timeout is not None and self._timeout is not None else self._timeout
@@ -316,35 +287,35 @@ class TasksRecorder(TaskView):
 
     @property
     def durable_calls(self) -> Sequence[DurableCall]:
-        """What was handed over by durable tasks, as an engine gets it: names, and arguments as JSON."""
-        return tuple(self._kept.calls)
+        """The durable calls that were submitted, as an engine stores them: names, and arguments as JSON."""
+        return tuple(self._engine.calls)
 
     @property
     def durable_runs(self) -> TaskView:
         """
-        The runs of durable tasks: one task each, with all its attempts, whichever request handed it over.
+        The runs of durable tasks: one task for each run, with all its attempts, of whichever request submitted it.
 
-        Anywhere else, the function of a durable task means both: the task that hands it over, and its runs.
+        In every other place, the function of a durable task names both: the task that submits the call, and its runs.
         """
         return self.in_phase(PHASE)
 
     def run_durable(self, *, times: int = 1, timeout: float | None = None) -> None:
         """
-        Run the durable tasks that were handed over and have not been run yet, as a worker would, and wait for them.
+        Run the durable tasks that were submitted and have not run yet, and block until they have ended.
 
-        While a recorder is on, no engine is needed: it keeps what is handed over, after the same way through JSON. The
-        runs are recorded as `durable_runs`. Retries come without a pause, and `hold()` holds nothing up here. Errors of
-        tasks are not raised, but reported at the end of the test.
+        The recorder replaces the engine of every app, so that no server is needed: it stores the calls as an engine
+        does, with arguments as JSON. The runs are recorded as `durable_runs`. Retries take no pause, and `hold()` does
+        not hold runs. Exceptions of tasks are not raised here, but reported at the end of the test.
 
         Args:
-            times: How often to run each. Durable tasks run at least once, and now and then twice: with 2, a task that
-                does harm then is found.
+            times: How often each task runs. A durable task runs at least once, and sometimes twice: 2 finds a task that
+                does harm the second time.
 
             timeout: Seconds of real time; `None`: the timeout of the recorder.
 
         Raises:
-            AssertionError: a task still runs after *timeout* seconds. It is cancelled, and back among those to be run.
-            RuntimeError: an event loop runs in this thread: write `await tasks_recorder.arun_durable()`.
+            AssertionError: A task still runs after *timeout* seconds. It is cancelled, and waits for the next run.
+            RuntimeError: An event loop runs in this thread: write `await tasks_recorder.arun_durable()`.
         """
         __tracebackhide__ = True
         _refuse_to_block("run_durable", "arun_durable")
@@ -359,52 +330,52 @@ class TasksRecorder(TaskView):
         __tracebackhide__ = True
         limit = self._limit(timeout)
         with anyio.move_on_after(limit) as scope:
-            await self._kept.run(times)
+            await self._engine.run(times)
         if scope.cancelled_caught:
-            told = show_unsettled(self._recording, self.durable_runs.in_state("cancelled"))
-            raise AssertionError(f"{method}() waited {limit:g} s, and a durable task has not ended\n{told}")
+            tasks = self.durable_runs.in_state("cancelled")
+            raise AssertionError(waiting.durable_not_ended(self._recording, method, limit, tasks))
 
-    # ---- policy ----
+    # ---- what is expected ----
 
     def expect_failure(
         self,
         target: Target | None = None,
         error: type[BaseException] | tuple[type[BaseException], ...] = Exception,
     ) -> None:
-        """Allow tasks to fail: those that *target* names (`None`: all), with an error of the type *error*."""
+        """Allow the tasks that *target* names (`None`: all) to fail with an exception of the type *error*."""
         if target is not None:
             check_target(target)
-        self._verdict.expect_failure(target, error)
+        self._checks.expect_failure(target, error)
 
     def allow_running(self, target: Target) -> None:
-        """Allow tasks to go on for ever: nothing waits for them, and they may outlive the test."""
+        """Allow tasks that never end by themselves: no wait is about them, and they may outlive the test."""
         self._recording.allow_running(target)
 
     def assert_all_asserted(self) -> None:
-        """Assert that every recorded task was the subject of some assertion."""
+        """Assert that every recorded task was the subject of an assertion."""
         __tracebackhide__ = True
-        for problem in self._verdict.not_asserted():
+        for problem in self._checks.not_asserted():
             raise AssertionError(problem)
 
     # ---- beginning and end ----
 
     def _start(self) -> None:
         self._recording.start()
-        self._engine_override = override_engine(self._kept)
+        self._engine_override = override_engine(self._engine)
         if self._settings.virtual_time:
             self._recording.make_time_virtual(auto=True)
         if self._settings.mode == "hold":
             self.hold()
 
     def _end_of_body(self) -> list[str]:
-        """Return what is wrong when the body of the test is over."""
-        return self._verdict.of_body()
+        """Return the findings when the body of the test has ended."""
+        return self._checks.after_body()
 
     def _end(self, *, wait: bool) -> list[str]:
-        """Stop, and return what is wrong when everything is torn down."""
+        """Stop recording, and return the findings when every fixture is torn down."""
         try:
-            problems = self._verdict.of_end(self._timeout, wait=wait)
-            self._verdict.warn_of_losses()
+            problems = self._checks.after_teardown(self._timeout, wait=wait)
+            self._checks.warn_of_losses()
             return problems
         finally:
             self._recording.stop()
@@ -415,7 +386,7 @@ class TasksRecorder(TaskView):
 
 def _refuse_to_block(method: str, twin: str) -> None:
     if in_event_loop():
-        raise RuntimeError(f"{method}() would block the running event loop; use 'await tasks_recorder.{twin}()'")
+        raise RuntimeError(_refusals.would_block(method, twin))
 
 
 @contextmanager
@@ -436,25 +407,27 @@ def record_tasks(
         ...
     ```
 
-    The checks that the fixture makes at the end of a test are made at the end of the block. Inside of another
-    recording, this one has what is scheduled until its end. On an event loop, `await recorder.adrain()` before that.
+    The end of the block makes the checks that the fixture makes at the end of a test. Inside another recording, this
+    one records what is scheduled until its end. On an event loop, `await recorder.adrain()` before the end of the
+    block.
 
     Args:
-        mode: `"spy"`: tasks run. `"hold"`: they start when `release()` says so.
+        mode: `"spy"`: tasks run. `"hold"`: tasks start when `release()` is called.
 
         virtual_time: Whether to call `virtual_time()` at the start.
 
-        strict: Whether a task that no assertion was about is an error.
+        strict: Whether a task that no assertion covers is an error.
 
-        failures: Whether a task that failed although nobody expected it is an error.
+        failures: Whether a task that fails unexpectedly is an error.
 
         leaks: Whether a task that still runs is an error.
 
-        timeout: Seconds of real time that everything waits at most. Under a debugger there is no limit.
+        timeout: The longest wait in seconds of real time. Under a debugger there is no limit.
 
     Raises:
-        AssertionError: something of that was found; when the block itself raises, it is added to that as a note.
-        ValueError: an argument has a value that it cannot have.
+        AssertionError: One of these errors was found. If the block itself raises, its exception gets the text as a
+            note.
+        ValueError: An argument has a value that is not allowed.
     """
     settings = Settings(
         mode=mode, virtual_time=virtual_time, strict=strict, failures=failures, leaks=leaks, timeout=timeout

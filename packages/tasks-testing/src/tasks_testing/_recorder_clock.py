@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from tasks_testing._messages.explanation import show_unsettled
-from tasks_testing._recording.recording import Recording
-from tasks_testing._time.monitor import Steps, in_event_loop
+from . import _refusals
+from ._messages.waiting import held_up
+from ._recording.recording import Recording
+from ._time.monitor import Steps, in_event_loop
 
 
 class RecorderClock:
-    """What delays, retry pauses and timeouts go by while recording."""
+    """The clock of delays, retry pauses and timeouts during a recording."""
 
     def __init__(self, recording: Recording, timeout: float | None) -> None:
         self._recording = recording
@@ -16,43 +17,45 @@ class RecorderClock:
 
     @property
     def now(self) -> float:
-        """Seconds: of virtual time, which begins at 0; or real ones since the recording began."""
+        """Seconds of virtual time, which begins at 0; without virtual time, real seconds since the recording began."""
         return self._recording.now()
 
-    def advance(self, seconds: float) -> None:
+    def advance(self, seconds: float, *, while_running: bool = False) -> None:
         """
-        Move virtual time on by *seconds*, from one moment that a task waits for to the next.
+        Move virtual time by *seconds*, with a stop at each deadline that a task waits for.
 
-        At each stop the tasks get on until every one of them has ended or waits for the clock again. One whose timeout
-        is near is given a tenth of a second of real time to end before that.
+        At each stop, and at the end, it waits until no task is live: each task has ended, or rests until time moves,
+        its phase opens, or the test releases it. A task that runs is waited for, whatever its `timeout` is: the time
+        that it takes is real, so it does not count against a virtual timeout.
+
+        Args:
+            seconds: The virtual seconds to move by.
+
+            while_running: Whether time may pass while tasks run that have a `timeout`. This brings their timeouts
+                about. Running tasks without a timeout are waited for all the same.
 
         Raises:
-            AssertionError: tasks still run after the timeout of the recorder, and no timeout of their own bounds them.
-            RuntimeError: time is real, or an event loop runs in this thread: write `await clock.aadvance(...)`.
+            AssertionError: Tasks still run after the timeout of the recorder.
+            RuntimeError: Time is real, or an event loop runs in this thread: write `await clock.aadvance(...)`.
         """
         __tracebackhide__ = True
         if in_event_loop():
-            raise RuntimeError(
-                "clock.advance() would block the running event loop; use 'await tasks_recorder.clock.aadvance()'"
-            )
-        self._recording.monitor.run(self._advancing(seconds))
+            raise RuntimeError(_refusals.would_block("clock.advance", "clock.aadvance"))
+        self._recording.monitor.run(self._advancing(seconds, while_running))
 
-    async def aadvance(self, seconds: float) -> None:
+    async def aadvance(self, seconds: float, *, while_running: bool = False) -> None:
         """Do what `advance()` does, in a test that runs on an event loop."""
         __tracebackhide__ = True
-        await self._recording.monitor.arun(self._advancing(seconds))
+        await self._recording.monitor.arun(self._advancing(seconds, while_running))
 
-    def _advancing(self, seconds: float) -> Steps[None]:
+    def _advancing(self, seconds: float, while_running: bool) -> Steps[None]:
         if not self._recording.virtual:
-            raise RuntimeError(
-                "time is real here: mark the test with @pytest.mark.tasks_recorder(virtual_time=True), "
-                "or call tasks_recorder.virtual_time() before the first task"
-            )
-        return self._recording.queue.advancing(seconds, self._timeout, self._stuck)
+            raise RuntimeError(_refusals.time_is_real())
 
-    def _stuck(self) -> Exception:
-        tasks = show_unsettled(self._recording, self._recording.live_tasks())
-        return AssertionError(f"clock.advance() waited {self._timeout:g} s of real time, and tasks still run\n{tasks}")
+        def stuck() -> Exception:
+            return AssertionError(held_up(self._recording, seconds, self._timeout))
+
+        return self._recording.queue.advancing(seconds, self._timeout, stuck, while_running=while_running)
 
     def __repr__(self) -> str:
         return f"<RecorderClock {'virtual' if self._recording.virtual else 'real'} {self.now:g}>"

@@ -1,4 +1,4 @@
-"""What can be set for a recording."""
+"""The settings of a recording."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias, get_args
 
+from . import _refusals
+
 Mode: TypeAlias = Literal["spy", "hold"]
-"""`spy`: tasks run as in production. `hold`: they start when `release()` says so."""
+"""`spy`: tasks run as in production. `hold`: tasks start when `release()` is called."""
 
 Check: TypeAlias = Literal["error", "ignore"]
-"""Whether something that is found at the end of a test fails it."""
+"""Whether a finding at the end of a test fails the test."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings of one recording; see `record_tasks()`."""
+    """
+    The settings of one recording; `record_tasks()` describes them.
+
+    Raises:
+        ValueError: A setting has a value that is not allowed.
+    """
 
     mode: Mode = "spy"
     virtual_time: bool = False
@@ -31,22 +38,22 @@ class Settings:
         _check("failures", self.failures, get_args(Check))
         _check("leaks", self.leaks, get_args(Check))
         if isinstance(self.timeout, bool) or not isinstance(self.timeout, (int, float)) or not self.timeout > 0:
-            raise ValueError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
+            raise ValueError(_refusals.wrong_timeout(self.timeout))
 
 
 NAMES = tuple(field.name for field in fields(Settings))
 
 
 def in_debugger() -> bool:
-    """Whether somebody steps through the code, so that no timeout makes sense."""
+    """Return whether a debugger is attached, because no timeout makes sense while a person steps through code."""
     monitoring = getattr(sys, "monitoring", None)
     if monitoring is not None and monitoring.get_tool(monitoring.DEBUGGER_ID):
         return True
-    # Coverage sets a trace function as well.
+    # A trace function alone says nothing: coverage sets one as well.
     module = getattr(type(sys.gettrace()), "__module__", "") + getattr(sys.gettrace(), "__module__", "")
     return any(debugger in module for debugger in ("bdb", "pdb", "pydevd"))
 
 
 def _check(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
+        raise ValueError(_refusals.wrong_setting(name, allowed, value))

@@ -1,15 +1,13 @@
-"""Values and places as text, short and without surprises."""
+"""Values, names and places as short text."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 
 def show(value: object, limit: int = 60) -> str:
-    """Return the `repr()` on one line, cut in the middle; a `repr()` that raises is told, not raised."""
+    """Return the `repr()` of a value on one line; if `repr()` raises, return a text that names the exception."""
     try:
         text = repr(value)
     except Exception as error:
@@ -18,7 +16,7 @@ def show(value: object, limit: int = 60) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Cut a text in the middle."""
+    """Cut a text in the middle, down to *limit* characters."""
     if len(text) <= limit:
         return text
     head = (limit - 3) * 2 // 3
@@ -26,12 +24,12 @@ def shorten(text: str, limit: int) -> str:
 
 
 def show_arguments(args: Iterable[object], kwargs: Mapping[str, object]) -> str:
-    """Return arguments as they were written in the call."""
+    """Return arguments as a call has them between its parentheses."""
     return ", ".join([*map(show, args), *(f"{name}={show(value)}" for name, value in kwargs.items())])
 
 
 def show_error(error: BaseException | None, limit: int = 120) -> str:
-    """Return type and message on one line."""
+    """Return the type and the message of an exception on one line."""
     if error is None:
         return ""
     try:
@@ -42,21 +40,13 @@ def show_error(error: BaseException | None, limit: int = 120) -> str:
 
 
 def show_where(where: str) -> str:
-    """Return `file:line` relative to the current directory, if it is below that."""
+    """Return a `file:line` relative to the current directory, unless it is outside of that directory."""
     path, _, line = where.rpartition(":")
     try:
         relative = os.path.relpath(path)
-    except ValueError:  # another drive
+    except ValueError:  # on Windows there is no relative path to another drive
         return where
     return where if relative.startswith("..") else f"{relative}:{line}"
-
-
-def function_name(func: Callable[..., Any]) -> str:
-    """Return what a callable is called, as tasks-core names its task."""
-    while isinstance(func, partial):
-        func = func.func
-    name = getattr(func, "__qualname__", None) or type(func).__qualname__
-    return str(name).rsplit("<locals>.", maxsplit=1)[-1]
 
 
 def number_of(number: int, noun: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from tasks_core._config import TaskConfig, TaskErrorHandler
 from tasks_core._retry import RetryPolicy
 from tasks_core._schedule import TaskFactory, phase_of
-from tasks_core._support.call import check_call, describe
+from tasks_core._support.call import check_call, function_name
 from tasks_core._support.rules import Rule
 from tasks_core.exceptions import InvalidConfigError, NotAddressableError, UnknownTaskError
 
@@ -132,7 +132,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
     def codec(self) -> ArgumentCodec:
         """How its arguments are serialized."""
         if self._codec is None:
-            self._codec = ArgumentCodec(describe(self.func), self.func)
+            self._codec = ArgumentCodec(function_name(self.func), self.func)
         return self._codec
 
     def __repr__(self) -> str:
@@ -262,7 +262,7 @@ def _name_of(func: Callable[..., Any]) -> str:
     if not isinstance(func, FunctionType):
         kind = type(func).__qualname__
         raise NotAddressableError(
-            f"durable: {describe(func)} is a {kind}, which another process cannot find. "
+            f"durable: {function_name(func)} is a {kind}, which another process cannot find. "
             "Decorate a function at the top of a module"
         )
     if func.__name__ == "<lambda>":
@@ -270,12 +270,12 @@ def _name_of(func: Callable[..., Any]) -> str:
     place = f"{func.__module__}:{func.__qualname__}"
     if "<locals>" in func.__qualname__:
         raise NotAddressableError(
-            f"durable: {describe(func)} is defined inside of another function, where no other process can find it. "
+            f"durable: {function_name(func)} is defined inside another function, where no other process can find it. "
             "Move it to the top of the module"
         )
     if func.__module__ == "__main__":
         raise NotAddressableError(
-            f"durable: {describe(func)} is part of the script that is being run, which a worker knows by another name. "
+            f"durable: {function_name(func)} is part of the script that runs, which a worker knows by another name. "
             f'Move it to a module, or name it: @durable(name="{func.__name__}")'
         )
     return place

@@ -10,8 +10,8 @@ from typing import Any
 from tasks_core.exceptions import InvalidTaskError
 
 
-def describe(func: Callable[..., Any]) -> str:
-    """Name a callable for people, without its arguments: `send_email`, `Mailer.send`, `Mailer`."""
+def function_name(func: Callable[..., Any]) -> str:
+    """Return the name of a callable as logs and messages show it: `send_email`, `Mailer.send`, `Mailer`."""
     while isinstance(func, partial):
         func = func.func
     name: str = getattr(func, "__qualname__", None) or type(func).__qualname__
@@ -81,7 +81,7 @@ def _check_unusual_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs:
     target = _called_function(func)
     if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
         raise InvalidTaskError(
-            f"{describe(func)} is a generator function: calling it runs nothing. "
+            f"{function_name(func)} is a generator function: calling it runs nothing. "
             "Pass a function without `yield`, which loops over the generator itself"
         )
     try:
@@ -93,7 +93,7 @@ def _check_unusual_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise InvalidTaskError(
-            f"{describe(func)} cannot be called with these arguments: {error}. It takes {_parameters(signature)}"
+            f"{function_name(func)} cannot be called with these arguments: {error}. It takes {_parameters(signature)}"
         ) from None
     return inspect.iscoroutinefunction(target)
 

@@ -1,91 +1,74 @@
-"""What is wrong with the tasks of a test when the test is over."""
+"""What is checked when a test is over."""
 
 from __future__ import annotations
 
 import threading
-import traceback
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from tasks_testing._messages import findings
 from tasks_testing._recording.call import Target
-from tasks_testing._recording.record import RecordedTask, is_meant, written
+from tasks_testing._recording.record import RecordedTask, is_named_by
 from tasks_testing._recording.recording import Recording
 from tasks_testing._settings import Settings
-from tasks_testing._text import number_of, show_where
 from tasks_testing._time.monitor import Steps, Wait, in_event_loop
-
-# How many frames of the traceback of a task are shown, the innermost.
-_FRAMES = 3
 
 
 class TaskLostWarning(UserWarning):
-    """A task was cancelled or dropped because its app shut down; a test that does not wait for it may not see that."""
+    """A task was cancelled or discarded because its app shut down, and the test may not notice that."""
 
 
-class Verdict:
-    """Finds what nobody expected; each finding is told once."""
+class EndOfTestChecks:
+    """Finds what the test does not expect, and reports each finding once."""
 
     def __init__(self, recording: Recording, settings: Settings) -> None:
         self._recording = recording
         self._settings = settings
         self._expected: list[tuple[Target | None, type[BaseException] | tuple[type[BaseException], ...]]] = []
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
     def expect_failure(
         self, target: Target | None, error: type[BaseException] | tuple[type[BaseException], ...]
     ) -> None:
+        """Expect that the tasks which *target* names fail with *error*."""
         self._expected.append((target, error))
 
-    def of_body(self) -> list[str]:
-        """Judge what the body of the test has left."""
+    def after_body(self) -> list[str]:
+        """Return the findings when the body of the test has ended."""
         return [*self._failures(), *self._not_asserted(), *self._not_attributed()]
 
-    def of_end(self, timeout: float | None, *, wait: bool) -> list[str]:
-        """Judge what is left when everything has been torn down; *wait* for tasks that are about to end."""
+    def after_teardown(self, timeout: float | None, *, wait: bool) -> list[str]:
+        """Return the findings when every fixture is torn down; with *wait*, running tasks may end before."""
         if wait and self._settings.leaks == "error" and not in_event_loop():
             self._recording.monitor.run(self._waiting(timeout))
         return [*self._failures(), *self._leaks()]
 
     def warn_of_losses(self) -> None:
-        """Warn of work that vanished when its app shut down."""
+        """Warn of each task that shutdown has cancelled or discarded."""
         for task in self._recording.tasks:
-            if task._lost and task.terminal and not task._allowed_to_run and task.id not in self._told:
-                self._told.add(task.id)
+            if task._lost and task.terminal and not task._allowed_to_run and task.id not in self._reported:
+                self._reported.add(task.id)
                 path, _, line = task.where.rpartition(":")
-                message = (
-                    f"{task} was {task.state} when its app shut down: {task.reason}. "
-                    "Drain first: tasks_recorder.drain(), or 'await tasks_recorder.adrain()'"
-                )
-                warnings.warn_explicit(message, TaskLostWarning, path, int(line))
+                warnings.warn_explicit(findings.lost(task), TaskLostWarning, path, int(line))
 
     def _waiting(self, timeout: float | None) -> Steps[bool]:
-        return (yield Wait(lambda: not any(map(_runs_elsewhere, self._recording.live_tasks())), timeout))
+        return (yield Wait(lambda: not any(map(_can_end, self._recording.live_tasks())), timeout))
 
     def _failures(self) -> Iterable[str]:
         if self._settings.failures == "ignore":
             return
-        failed = [task for task in self._recording.tasks if task._progress == "failed" and not self._is_expected(task)]
-        if not failed:
-            return
-        self._told.update(task.id for task in failed)
-        first = failed[0]
-        what = f"{written(first)}, {type(first.error).__name__}"
-        yield "\n".join(
-            [
-                f"{number_of(len(failed), 'background task')} failed, and the test does not expect it",
-                *(line for task in failed for line in _describe_failure(task)),
-                f"  hint: where it should fail, write tasks_recorder.assert_failed({what});",
-                "        failures='ignore' turns this check off, for a test (marker) or for all (ini file)",
-            ]
-        )
+        failed = [task for task in self._recording.tasks if task.state == "failed" and not self._is_expected(task)]
+        if failed:
+            self._reported.update(task.id for task in failed)
+            yield findings.unexpected_failures(failed)
 
     def _is_expected(self, task: RecordedTask[Any]) -> bool:
         return (
-            task.id in self._told
-            or task._acknowledged
+            task.id in self._reported
+            or task._failure_expected
             or any(task.error is error for error in task._injected)
-            or any(is_meant(task, target) and isinstance(task.error, error) for target, error in self._expected)
+            or any(is_named_by(task, target) and isinstance(task.error, error) for target, error in self._expected)
         )
 
     def _not_asserted(self) -> Iterable[str]:
@@ -93,54 +76,22 @@ class Verdict:
             yield from self.not_asserted()
 
     def not_asserted(self) -> Iterable[str]:
-        """Find the tasks that no assertion has dealt with."""
+        """Find the tasks that no assertion was about."""
         tasks = [task for task in self._recording.tasks if not task._asserted and not task._allowed_to_run]
         if tasks:
-            yield "\n".join(
-                [
-                    f"{number_of(len(tasks), 'task')} not asserted by the test",
-                    *map(_describe, tasks),
-                    "  hint: assert them; strict=False allows tasks that no assertion is about",
-                ]
-            )
+            yield findings.not_asserted(tasks)
 
     def _not_attributed(self) -> Iterable[str]:
-        told, self._recording.unattributed = self._recording.unattributed, []
-        if told:
-            yield "\n".join(
-                [
-                    "several recorders are active side by side, and cannot tell whose these tasks are",
-                    *(f"  {task}" for task in told),
-                    "  hint: run tests that record tasks one after another, or in processes of their own",
-                ]
-            )
+        tasks, self._recording.unattributed = self._recording.unattributed, []
+        if tasks:
+            yield findings.not_attributed(tasks)
 
     def _leaks(self) -> Iterable[str]:
         live = self._recording.live_tasks()
         if live and self._settings.leaks == "error":
-            yield "\n".join(
-                [
-                    f"{number_of(len(live), 'task')} still running at the end of the test",
-                    *map(_describe, live),
-                    "  hint: wait for it with tasks_recorder.drain() or 'await tasks_recorder.adrain()',",
-                    f"        or say that it may run on: allow_running({written(live[0])})",
-                ]
-            )
+            yield findings.leaks(live)
 
 
-def _describe(task: RecordedTask[Any]) -> str:
-    return f"  {task}  {task.phase or '-'}  {task.state}, scheduled at {show_where(task.where)}"
-
-
-def _describe_failure(task: RecordedTask[Any]) -> Iterable[str]:
-    yield _describe(task)
-    error = task.error
-    lines = [] if error is None else traceback.format_exception(type(error), error, error.__traceback__, -_FRAMES)
-    for line in "".join(lines).splitlines():
-        if line != "Traceback (most recent call last):":
-            yield f"    {line}"
-
-
-def _runs_elsewhere(task: RecordedTask[Any]) -> bool:
-    """Whether the task can end while this thread waits: its event loop is not the one that this thread would run."""
+def _can_end(task: RecordedTask[Any]) -> bool:
+    """Return whether the task can end while this thread blocks: not if its event loop runs in this thread."""
     return task._loop_thread != threading.get_ident()

@@ -1,4 +1,4 @@
-"""Looking at what was recorded, and asserting it."""
+"""Reading the record, and asserting what it contains."""
 
 from __future__ import annotations
 
@@ -7,29 +7,34 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, overload
 
+from tasks_testing import _refusals
+from tasks_testing._messages import explanation
+from tasks_testing._messages.order import wrong_order
 from tasks_testing._recording.call import Call, Target, check_target
+from tasks_testing._recording.moment import StepLike, as_step, first_unmet
 from tasks_testing._recording.record import RecordedTask, State, TaskEvent
-from tasks_testing._recording.selection import Part
+from tasks_testing._recording.selection import Selection
 from tasks_testing._text import number_of
 
-from .expectation import Claim, judge, too_early, wait_until
-from .order import StepLike, as_step, explain_order, first_unmet
+from .expectation import Expectation, check, wait_until
 
 R = TypeVar("R")
 
 
 class TaskView(Sequence[RecordedTask[Any]]):
     """
-    A part of what was recorded. Lazy: it shows what has been recorded when it is asked.
+    A part of the record. It is lazy: it shows what has been recorded by the time it is read.
 
-    Assertions in a test without an event loop wait, for at most the timeout of the recorder, until what they assert is
-    true, or nothing that still runs could make it so. Inside a running event loop they never wait: there, `await
-    tasks_recorder.adrain()` first. An assertion that something did *not* happen, or happened a number of times, fails
-    when it comes too early to tell: while a task runs or a request is served that could schedule more.
+    In a test without an event loop, assertions wait, for at most the timeout of the recorder: until they are met, or
+    until no running task could meet them. If virtual time is automatic, they move it as far as they need. In a test
+    that runs on an event loop they never wait: `await tasks_recorder.adrain()` first.
+
+    An assertion that something did *not* happen, or happened an exact number of times, fails if it comes too early to
+    decide: while a task runs, or a request is served, that could schedule more tasks.
     """
 
-    def __init__(self, part: Part, timeout: float | None) -> None:
-        self._part = part
+    def __init__(self, selection: Selection, timeout: float | None) -> None:
+        self._selection = selection
         self._timeout = timeout
 
     # ---- narrowing ----
@@ -50,58 +55,56 @@ class TaskView(Sequence[RecordedTask[Any]]):
         return self.in_phase("after_response")
 
     def in_phase(self, phase: str) -> TaskView:
-        """Return the tasks of a phase; also of one that a `TaskPhase` of your own is."""
+        """Return the tasks of a phase: of a request, or of a `TaskPhase` of your own with this name."""
         return self._narrow(phase=phase)
 
     def of(self, target: Target) -> TaskView:
         """Return the tasks that *target* names."""
         check_target(target)
-        return self._narrow(targets=(*self._part.targets, target))
+        return self._narrow(targets=(*self._selection.targets, target))
 
     def request(self, index: int = -1) -> TaskView:
         """
-        Return the tasks of one request; the last one, if *index* is not given.
+        Return the tasks of one request; of the last request, unless *index* is given.
 
         Raises:
-            AssertionError: there was no such request.
+            AssertionError: There was no such request.
         """
         __tracebackhide__ = True
-        requests = self._part.requests()
+        requests = self._selection.requests()
         try:
             request = requests[index]
         except IndexError:
-            recorded = "; ".join(map(str, requests)) or "no app with tasks was called while recording"
-            counted = number_of(len(requests), "request")
-            raise AssertionError(f"request({index}): {counted} recorded ({recorded})") from None
+            raise AssertionError(explanation.no_such_request(index, requests)) from None
         return self._narrow(of_request=request)
 
     def in_state(self, *states: State) -> TaskView:
-        """Return the tasks that are in one of these states now."""
+        """Return the tasks that are in one of these states when the view is read."""
         return self._narrow(states=frozenset(states))
 
     def _narrow(self, **changes: Any) -> TaskView:
-        return TaskView(replace(self._part, **changes), self._timeout)
+        return TaskView(replace(self._selection, **changes), self._timeout)
 
     # ---- reading ----
 
     @property
     def calls(self) -> list[Call[Any]]:
-        """What was called, in the order of scheduling: `assert view.calls == [call(send_email, "ann@x")]`."""
-        tasks = self._part.tasks()
+        """The calls in the order of scheduling: `assert view.calls == [call(send_email, "ann@x")]`."""
+        tasks = self._selection.tasks()
         for task in tasks:
             task._asserted = True
         return [task.call for task in tasks]
 
     @property
     def events(self) -> tuple[TaskEvent, ...]:
-        """What happened: to the tasks of the view, and to its requests unless it is a view of certain tasks."""
-        return tuple(self._part.events())
+        """The events of the tasks; those of the requests too, unless the view selects tasks by phase, name or state."""
+        return tuple(self._selection.events())
 
     def __len__(self) -> int:
-        return len(self._part.tasks())
+        return len(self._selection.tasks())
 
     def __iter__(self) -> Iterator[RecordedTask[Any]]:
-        return iter(self._part.tasks())
+        return iter(self._selection.tasks())
 
     @overload
     def __getitem__(self, index: int) -> RecordedTask[Any]: ...
@@ -110,12 +113,12 @@ class TaskView(Sequence[RecordedTask[Any]]):
     def __getitem__(self, index: slice) -> list[RecordedTask[Any]]: ...
 
     def __getitem__(self, index: int | slice) -> RecordedTask[Any] | list[RecordedTask[Any]]:
-        return self._part.tasks()[index]
+        return self._selection.tasks()[index]
 
     def __repr__(self) -> str:
-        states = [task.state for task in self._part.tasks()]
+        states = [task.state for task in self._selection.tasks()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        name = f"{type(self).__name__} {self._part}".rstrip()
+        name = f"{type(self).__name__} {self._selection}".rstrip()
         return f"<{name}: {number_of(len(states), 'task')}{f' ({counts})' if counts else ''}>"
 
     # ---- asserting ----
@@ -134,30 +137,45 @@ class TaskView(Sequence[RecordedTask[Any]]):
 
     def one(self, target: Target | None = None) -> RecordedTask[Any]:
         """
-        Return the only task there is, or the only one that *target* names.
+        Return the only task of the view, or the only task that *target* names.
 
         Raises:
-            AssertionError: there is none, or more than one, or there may be more soon.
+            AssertionError: There is none, there are several, or more may come.
         """
         __tracebackhide__ = True
-        return judge(self._part, Claim(target, "been scheduled", _always, 1), self._timeout)[0]
+        return check(self._selection, Expectation(target, "been scheduled", _always, 1), self._timeout)[0]
 
     def assert_scheduled(self, target: Target, *, times: int | None = None) -> RecordedTask[Any]:
         """
-        Assert that a task was scheduled, and return it (the first one).
+        Assert that a task was scheduled.
 
         Args:
             target: Which task.
 
-            times: How often exactly, at least 1; `None`: at least once.
+            times: The exact number of such tasks, 1 or more; `None`: one or more.
+
+        Returns:
+            The first such task.
         """
         __tracebackhide__ = True
-        return judge(self._part, Claim(target, "been scheduled", _always, _positive(times)), self._timeout)[0]
+        expectation = Expectation(target, "been scheduled", _always, _positive(times))
+        return check(self._selection, expectation, self._timeout)[0]
 
     def assert_ran(self, target: Target, *, times: int | None = None) -> RecordedTask[Any]:
-        """Assert that a task ran and succeeded, and return it (the first one); *times*: how often exactly."""
+        """
+        Assert that a task ran and succeeded.
+
+        Args:
+            target: Which task.
+
+            times: The exact number of such tasks, 1 or more; `None`: one or more.
+
+        Returns:
+            The first such task.
+        """
         __tracebackhide__ = True
-        return judge(self._part, Claim(target, "run", _succeeded, _positive(times)), self._timeout)[0]
+        expectation = Expectation(target, "run", _succeeded, _positive(times))
+        return check(self._selection, expectation, self._timeout)[0]
 
     def assert_failed(
         self,
@@ -168,40 +186,45 @@ class TaskView(Sequence[RecordedTask[Any]]):
         times: int | None = None,
     ) -> RecordedTask[Any]:
         """
-        Assert that a task failed for good, and return it (the first one). Its failure is expected from now on.
+        Assert that a task failed, and has no further attempt. From then on the failure is expected.
 
         Args:
             target: Which task.
 
             error: The type of the exception of its last attempt.
 
-            match: A regular expression that is to be found in the text of the exception.
+            match: A regular expression that is searched in the text of the exception.
 
-            times: How often exactly, at least 1; `None`: at least once.
+            times: The exact number of such tasks, 1 or more; `None`: one or more.
+
+        Returns:
+            The first such task.
         """
         __tracebackhide__ = True
         failure = Failure(error, match)
-        claim = Claim(target, f"failed with {failure}", failure.is_that_of, _positive(times))
-        tasks = judge(self._part, claim, self._timeout)
+        done = f"failed with {explanation.show_failure(error, match)}"
+        tasks = check(self._selection, Expectation(target, done, failure.is_of, _positive(times)), self._timeout)
         for task in tasks:
-            task._acknowledged = True
+            task._failure_expected = True
         return tasks[0]
 
     def assert_not_scheduled(self, target: Target) -> None:
-        """Assert that no such task was scheduled, and none can come any more from what still runs."""
+        """Assert that no such task was scheduled, and that no running task can schedule one any more."""
         __tracebackhide__ = True
-        judge(self._part, Claim(target, "been scheduled", _always, 0), self._timeout)
+        check(self._selection, Expectation(target, "been scheduled", _always, 0), self._timeout)
 
     def assert_nothing_scheduled(self) -> None:
-        """Assert that no task was scheduled at all, and none can come any more from what still runs."""
+        """Assert that no task at all was scheduled, and that no running task can schedule one any more."""
         __tracebackhide__ = True
-        judge(self._part, Claim(None, "been scheduled", _always, 0), self._timeout)
+        check(self._selection, Expectation(None, "been scheduled", _always, 0), self._timeout)
 
     def assert_order(self, *steps: StepLike) -> None:
         """
-        Assert that there are events that came in this order, whatever came in between.
+        Assert that events came in this order; other events may lie between them.
 
-        A bare target means that it started. Order is that of the events themselves, not of their times.
+        Args:
+            steps: Moments: `scheduled(target)`, `started(target)`, `finished(target)`, `opened(phase)`, or the name of
+                a moment of a request (`RequestMoment`). A target alone means that the task started.
         """
         __tracebackhide__ = True
         wanted = [as_step(step) for step in steps]
@@ -210,38 +233,30 @@ class TaskView(Sequence[RecordedTask[Any]]):
             return any(step.concerns(task) for step in wanted)
 
         def met() -> bool:
-            return first_unmet(wanted, self._part.events()) is None
+            return first_unmet(wanted, self._selection.events()) is None
 
-        wait_until(self._part, met, self._timeout, about=concerned)
-        events = self._part.events()
-        unmet = first_unmet(wanted, events)
+        wait_until(self._selection, met, self._timeout, about=concerned, enough=met)
+        unmet = first_unmet(wanted, self._selection.events())
         if unmet is not None:
-            title = f"{self._part}: " if str(self._part) else ""
-            early = too_early(self._part)
-            hint = f"\n  hint: {early}: drain first" if early else ""
-            raise AssertionError(f"{title}expected this order\n{explain_order(wanted, unmet, events)}{hint}")
-        for task in filter(concerned, self._part.tasks()):
+            raise AssertionError(wrong_order(self._selection, wanted, unmet))
+        for task in filter(concerned, self._selection.tasks()):
             task._asserted = True
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error that a task is said to have failed with."""
+    """An exception that a task is expected to fail with."""
 
     error: type[BaseException] | tuple[type[BaseException], ...]
     match: str | None
 
-    def is_that_of(self, task: RecordedTask[Any]) -> bool:
+    def is_of(self, task: RecordedTask[Any]) -> bool:
+        """Return whether the task failed with it."""
         return (
-            task._progress == "failed"
+            task.state == "failed"
             and isinstance(task.error, self.error)
             and (self.match is None or re.search(self.match, str(task.error)) is not None)
         )
-
-    def __str__(self) -> str:
-        types = self.error if isinstance(self.error, tuple) else (self.error,)
-        names = " or ".join(each.__name__ for each in types)
-        return names if self.match is None else f"{names} matching {self.match!r}"
 
 
 def _always(_: RecordedTask[Any]) -> bool:
@@ -249,10 +264,10 @@ def _always(_: RecordedTask[Any]) -> bool:
 
 
 def _succeeded(task: RecordedTask[Any]) -> bool:
-    return task._progress == "succeeded"
+    return task.state == "succeeded"
 
 
 def _positive(times: int | None) -> int | None:
     if times is not None and times < 1:
-        raise ValueError("times must be 1 or more; for none at all write assert_not_scheduled()")
+        raise ValueError(_refusals.wrong_times())
     return times

@@ -1,1 +1,1 @@
-"""Every text that a user reads: failing assertions, refused calls, the checks at the end of a test, the timeline."""
+"""The texts that a user reads about a recording: failing assertions, waits, findings after a test, the timeline."""

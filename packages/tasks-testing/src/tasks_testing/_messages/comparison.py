@@ -9,7 +9,7 @@ _MOST_LINES = 10
 
 
 def compare_calls(left: object, right: object) -> list[str] | None:
-    """Explain `assert view.calls == [...]`; `None` if these are no lists of calls."""
+    """Explain `assert view.calls == [...]`; return `None` if these are no lists of calls."""
     if not isinstance(left, list) or not isinstance(right, list):
         return None
     if not left + right or not all(isinstance(item, Call) for item in left + right):

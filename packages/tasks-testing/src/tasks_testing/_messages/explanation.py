@@ -1,4 +1,4 @@
-"""The texts of failing assertions: what was asked, what came nearest, and what to do."""
+"""Failing assertions: what was expected, which recorded task comes closest, and what to do."""
 
 from __future__ import annotations
 
@@ -6,94 +6,135 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks_testing._recording.call import Call, Target, base_function, show_difference, target_function
+from tasks_core.testing import function_name
+
+from tasks_testing._recording.call import Call, Target, base_function, show_difference, show_target, target_function
 from tasks_testing._recording.durable_run import PHASE
-from tasks_testing._recording.record import RecordedTask, is_meant, written
-from tasks_testing._recording.recording import HELD_TO_THE_END, Recording
-from tasks_testing._recording.selection import Part
-from tasks_testing._text import function_name, number_of, shorten, show_error, show_where
+from tasks_testing._recording.record import RecordedRequest, RecordedTask, code_for, is_named_by
+from tasks_testing._recording.recording import Recording
+from tasks_testing._recording.selection import Selection
+from tasks_testing._refusals import HELD_UNTIL_TEST_END
+from tasks_testing._text import number_of, show_error, show_where
 from tasks_testing._time.monitor import in_event_loop
 
-# How many tasks a message lists, and how wide its lines are behind the margin that pytest puts before them.
-_MOST_TASKS = 10
-_WIDTH = 72
+from .tables import list_unsettled, table, waits_for
 
 DRAIN_FIRST = "'await tasks_recorder.adrain()' first"
 
-
-def explain(part: Part, claim: str, target: Target | None) -> str:
-    """Build the message of an assertion about *target* that failed; it looked at *part*, the message tells of all."""
-    tasks = sorted(part.recording.tasks, key=lambda task: _distance(task, target, part))
-    near = bool(tasks) and target is not None and _distance(tasks[0], target, part)[0] < _UNRELATED
-    rows = [(task, note(task, target, part)) for task in tasks]
-    return "\n".join([claim, *table(rows, nearest=near), f"  hint: {_hint(part, tasks, target)}"])
+# How far a task is from the target: the task itself (0), other arguments (1), another function of that name (2).
+_UNRELATED = 3
 
 
-def explain_unwanted(claim: str, found: Sequence[RecordedTask[Any]]) -> str:
-    """Build the message of an assertion that failed because of tasks that it did not expect."""
+def expected(target: Target | None, done: str, times: int | None) -> str:
+    """Return what was expected: that *target* has *done* something, for example "been scheduled"."""
+    subject = "one task" if target is None else show_target(target)
+    if times == 0:
+        return f"expected {'nothing' if target is None else subject + ' not'} to have {done}"
+    return f"expected {subject} to have {done}{'' if times is None else ' ' + how_often(times)}"
+
+
+def actual(target: Target | None, done: str, times: int | None, number: int) -> str:
+    """Return what was the case in place of `expected(...)`: *number* tasks had done it."""
+    did = "was" if done.startswith("been ") else "did"
+    if target is None:
+        return f"{number_of(number, 'task')} {did if number == 1 else did.replace('was', 'were')}"
+    if times == 0:
+        return f"it {did}, {how_often(number)}"
+    return f"it {did} {'not' if number == 0 else how_often(number)}"
+
+
+def how_often(times: int) -> str:
+    return {0: "never", 1: "once"}.get(times, f"{times} times")
+
+
+def missing(selection: Selection, claim: str, target: Target | None) -> str:
+    """Return the message that tasks are missing: the closest task of the whole recording, and a hint."""
+    tasks = sorted(selection.recording.tasks, key=lambda task: _distance(task, target, selection))
+    near = bool(tasks) and target is not None and _distance(tasks[0], target, selection)[0] < _UNRELATED
+    rows = [(task, _remark(task, target, selection)) for task in tasks]
+    return _title(selection) + "\n".join(
+        [claim, *table(rows, nearest=near), f"  hint: {_hint(selection, tasks, target)}"]
+    )
+
+
+def unwanted(selection: Selection, claim: str, found: Sequence[RecordedTask[Any]]) -> str:
+    """Return the message that there are tasks which the assertion does not expect."""
     rows = [(task, f"scheduled at {show_where(task.where)}") for task in found]
-    return "\n".join([claim, *table(rows)])
+    return _title(selection) + "\n".join([claim, *table(rows)])
 
 
-def table(rows: Sequence[tuple[RecordedTask[Any], str]], *, nearest: bool = False) -> list[str]:
-    """List tasks, one a line; what does not fit behind one is in the next line."""
-    shown = rows[:_MOST_TASKS]
-    calls = [shorten(str(task), 40) for task, _ in shown]
-    width = max(map(len, calls), default=0)
-    phase_width = max((len(task.phase or "-") for task, _ in shown), default=0)
-    lines: list[str] = []
-    for index, ((task, remark), call) in enumerate(zip(shown, calls, strict=True)):
-        label = ("closest:" if nearest else "recorded:") if index == 0 else "also:" if nearest and index == 1 else ""
-        line = f"  {label:<10}{call:<{width}}  {task.phase or '-':<{phase_width}}  {task.state}"
-        if remark and len(line) + len(remark) + 2 <= _WIDTH:
-            lines.append(f"{line}  {remark}")
-        else:
-            lines += [line, *(f"{'':14}{part}" for part in remark.splitlines() or [remark] if part)]
-    if len(rows) > len(shown):
-        lines.append(f"  {'':10}and {number_of(len(rows) - len(shown), 'more task')}")
-    return lines
+def undecided(selection: Selection, claim: str, timeout: float | None) -> str:
+    """Return the message that the assertion came too early: what still runs may schedule more."""
+    waited = "" if in_event_loop() else f" after {timeout:g} s"
+    todo = DRAIN_FIRST if in_event_loop() else "end what still runs, or exempt it with allow_running()"
+    listed = list_unsettled(selection.recording, selection.unsettled())
+    lines = [f"{claim}: cannot tell{waited}, {what_may_change(selection)}", listed, f"  hint: {todo}"]
+    return _title(selection) + "\n".join(filter(None, lines))
 
 
-def note(task: RecordedTask[Any], target: Target | None, part: Part) -> str:
-    """Say in what a task differs from what was asked for, and how it ended."""
+def what_may_change(selection: Selection) -> str:
+    """Return what goes on and may change the answer of an assertion; "" if nothing does."""
+    tasks, requests = selection.unsettled(), selection.unfinished_requests()
+    parts = [number_of(len(tasks), "task") + " still running"] if tasks else []
+    parts += [f"request {request} still being served" for request in requests[:3]]
+    return ", ".join(parts)
+
+
+def no_such_request(index: int, requests: Sequence[RecordedRequest]) -> str:
+    recorded = "; ".join(map(str, requests)) or "no app with tasks was called while recording"
+    return f"request({index}): {number_of(len(requests), 'request')} recorded ({recorded})"
+
+
+def show_failure(error: type[BaseException] | tuple[type[BaseException], ...], match: str | None) -> str:
+    """Return an expected exception as text."""
+    types = error if isinstance(error, tuple) else (error,)
+    names = " or ".join(each.__name__ for each in types)
+    return names if match is None else f"{names} matching {match!r}"
+
+
+def _title(selection: Selection) -> str:
+    return f"{selection}: " if str(selection) else ""
+
+
+# ---- one task, and how far it is from the target ----
+
+
+def _remark(task: RecordedTask[Any], target: Target | None, selection: Selection) -> str:
     differences = _differences(task, target) or {}
     parts = [show_difference(name, *values) for name, values in differences.items()]
-    if target is not None and is_meant(task, target):
-        parts.append(part.why_not(task))
+    if target is not None and is_named_by(task, target):
+        parts.append(_why_outside(selection, task))
     match task.state:
         case "failed":
             parts.append(show_error(task.error, 60))
-        case "dropped" | "cancelled":
+        case "discarded" | "cancelled":
             parts.append(task.reason or "")
     return "\n".join(filter(None, parts))
 
 
-def show_unsettled(recording: Recording, tasks: Sequence[RecordedTask[Any]]) -> str:
-    """List tasks that have not ended, and why not, as far as one can see."""
-    lines = []
-    for task in tasks[:_MOST_TASKS]:
-        lines.append(f"  {shorten(str(task), 50)}  {task.state}, scheduled at {show_where(task.where)}")
-        reason = _waits_for(recording, task)
-        if reason:
-            lines.append(f"      {reason}")
-    if len(tasks) > _MOST_TASKS:
-        lines.append(f"  and {number_of(len(tasks) - _MOST_TASKS, 'more task')}")
-    return "\n".join(lines)
+def _why_outside(selection: Selection, task: RecordedTask[Any]) -> str:
+    """Return why a task is not selected; "" if it is."""
+    if selection.admits(task):
+        return ""
+    if selection.phase is not None and task.phase != selection.phase:
+        return "in another phase"
+    if selection.of_request is not None and task.request is not selection.of_request:
+        return f"of another request, {task.request}" if task.request else "outside of any request"
+    if selection.states is not None and task.state not in selection.states:
+        return f"in state {task.state}"
+    return "outside of the captured block" if selection.window else "another task than the view is of"
 
 
-_UNRELATED = 3
-
-
-def _distance(task: RecordedTask[Any], target: Target | None, part: Part) -> tuple[int, ...]:
-    """Tell how far a task is from what was asked for: the very thing, other arguments, a namesake, something else."""
+def _distance(task: RecordedTask[Any], target: Target | None, selection: Selection) -> tuple[int, ...]:
+    """Return a sort key: the closer the task is to the target, the smaller."""
     kind, differences = _UNRELATED, _differences(task, target)
-    if target is None or is_meant(task, target):
+    if target is None or is_named_by(task, target):
         kind = 0
     elif differences is not None:
         kind = 1
     elif _is_namesake(task, target):
         kind = 2
-    return (kind, len(differences or ()), not part.admits(task), task.id)
+    return (kind, len(differences or ()), not selection.admits(task), task.id)
 
 
 def _differences(task: RecordedTask[Any], target: Target | None) -> dict[str, tuple[Any, Any]] | None:
@@ -102,70 +143,57 @@ def _differences(task: RecordedTask[Any], target: Target | None) -> dict[str, tu
 
 def _is_namesake(task: RecordedTask[Any], target: Target) -> bool:
     function = target_function(target)
-    return function is not None and function_name(function) == function_name(base_function(task.call.fn))
+    return function is not None and _bare_name(function) == _bare_name(base_function(task.call.func))
 
 
-def _hint(part: Part, tasks: Sequence[RecordedTask[Any]], target: Target | None) -> str:
+def _bare_name(func: Any) -> str:
+    return function_name(func).rpartition(".")[2]
+
+
+# ---- hints ----
+
+
+def _hint(selection: Selection, tasks: Sequence[RecordedTask[Any]], target: Target | None) -> str:
     nearest = tasks[0] if tasks else None
     if nearest is None or target is None:
-        return _hint_for_nothing(part.recording)
-    kind = _distance(nearest, target, part)[0]
+        return _hint_for_nothing(selection.recording)
+    kind = _distance(nearest, target, selection)[0]
     if kind == 0:
-        return _hint_for(part.recording, nearest) if part.admits(nearest) else _hint_for_outsider(part, nearest)
+        if selection.admits(nearest):
+            return _hint_for(selection.recording, nearest)
+        return _hint_for_outsider(selection, nearest)
     if kind == 1:
         return "the arguments differ; call_like() compares only the parameters that you name"
     if kind == 2:
-        recorded, wanted = base_function(nearest.call.fn), target_function(target)
+        recorded, wanted = base_function(nearest.call.func), target_function(target)
         return f"another function of that name was scheduled: {_origin(recorded)}, not {_origin(wanted)}"
-    return _hint_for_nothing(part.recording)
+    return _hint_for_nothing(selection.recording)
 
 
 def _hint_for(recording: Recording, task: RecordedTask[Any]) -> str:
-    reason = _waits_for(recording, task)
+    reason = waits_for(recording, task)
     if reason:
         return reason
-    name = written(task)
+    name = code_for(task)
     match task.state:
         case "failed":
             expectation = f"assert_failed({name}, {type(task.error).__name__})"
             return f"it failed at {_failed_at(task)}; if it should, write {expectation}"
-        case "dropped" if task.reason == HELD_TO_THE_END:
+        case "discarded" if task.reason == HELD_UNTIL_TEST_END:
             return f"release({name}) while its app runs: inside the `with TestClient(app)` block"
-        case "dropped" | "cancelled":
+        case "discarded" | "cancelled":
             return f"it was {task.state}: {task.reason}"
         case "succeeded":
             return "it succeeded; see the timeline"
     return f"it still runs: {DRAIN_FIRST}" if in_event_loop() else "it still runs: tasks_recorder.drain() says more"
 
 
-def _waits_for(recording: Recording, task: RecordedTask[Any]) -> str:
-    """Say what a task waits for that will not come by itself."""
-    name = written(task)
-    due = recording.queue.due_at(task.handle)
-    if task.state == "held":
-        return f"it is held: tasks_recorder.release({name}) starts it"
-    if due is not None:
-        return f"it waits for virtual time, until {due:g} s: drain() or clock.advance({due - recording.queue.now():g})"
-    if task.state == "waiting" and not recording.virtual:
-        return "it waits in real time; with virtual_time=True (marker) that takes none"
-    if task.state == "running" and recording.virtual and task.handle.config.timeout is not None:
-        return f"virtual time stands still while it runs; clock.advance({task.handle.config.timeout:g}) is its timeout"
-    if task.state == "scheduled" and not task.opened:
-        if task.request is None or task.request.finished:
-            return f"its phase {task.phase!r} has not been opened"
-        what = (
-            "close the WebSocket" if task.request.method == "WEBSOCKET" else "read the response to its end, or close it"
-        )
-        return f"it waits for {task.phase} of {task.request}, which is still served: {what}"
-    return ""
-
-
-def _hint_for_outsider(part: Part, task: RecordedTask[Any]) -> str:
-    if part.phase is None or task.phase == part.phase:
-        return f"it is {part.why_not(task)}; scheduled at {show_where(task.where)}"
-    if part.phase == PHASE:
-        return "it was handed over, and has not been run: tasks_recorder.run_durable()"
-    wanted = {"immediate": "tasks.schedule(...)"}.get(part.phase, f"tasks.{part.phase}.schedule(...)")
+def _hint_for_outsider(selection: Selection, task: RecordedTask[Any]) -> str:
+    if selection.phase is None or task.phase == selection.phase:
+        return f"it is {_why_outside(selection, task)}; scheduled at {show_where(task.where)}"
+    if selection.phase == PHASE:
+        return "it was submitted, and has not been run: tasks_recorder.run_durable()"
+    wanted = {"immediate": "tasks.schedule(...)"}.get(selection.phase, f"tasks.{selection.phase}.schedule(...)")
     return f"found in phase {task.phase or '-'}: use {wanted} at {show_where(task.where)}?"
 
 
@@ -182,7 +210,7 @@ def _hint_for_nothing(recording: Recording) -> str:
 
 
 def _failed_at(task: RecordedTask[Any]) -> str:
-    """Find the innermost line that is the user's own, or else the innermost."""
+    """Return the innermost line of the traceback that is below the current directory, or the innermost line."""
     traceback = None if task.error is None else task.error.__traceback__
     places = []
     while traceback is not None:

@@ -1,4 +1,4 @@
-"""What happened, request by request, for people."""
+"""The timeline: what happened, request by request."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from tasks_testing._recording.record import RecordedRequest, TaskEvent
 from tasks_testing._recording.recording import Recording
 from tasks_testing._text import shorten, show_error, show_where
 
-# Rows shown at most, the latest; and their width.
+# How many rows are shown, the latest ones, and how wide they and their names of tasks are.
 _MOST_ROWS = 200
 _WIDTH = 80
 _SUBJECT = 36
 
 
 def timeline(recording: Recording) -> str:
-    """Return the timeline of a recording; times are milliseconds since the request (or the recording) began."""
+    """Return the timeline of a recording. Times are milliseconds since the request began, or the recording."""
     with recording.monitor.lock:
         events = list(recording.events)
     rows: list[str] = []
@@ -32,9 +32,9 @@ def _block(request: RecordedRequest | None, events: Sequence[TaskEvent]) -> Iter
     yield " outside of requests" if request is None else shorten(f" {request}", _WIDTH)
     began = 0.0 if request is None else events[0].at
     seen: set[int] = set()
-    told = [(event, _subject(event, seen)) for event in events]
-    width = max(len(subject) for _, subject in told)
-    for event, subject in told:
+    subjects = [_subject(event, seen) for event in events]
+    width = max(map(len, subjects))
+    for event, subject in zip(events, subjects, strict=True):
         time = f"{f'+{(event.at - began) * 1000:.1f}':>8}"
         if event.task is None:
             yield shorten(f"{time}  {_marker(event)}", _WIDTH)
@@ -43,7 +43,7 @@ def _block(request: RecordedRequest | None, events: Sequence[TaskEvent]) -> Iter
 
 
 def _rows(head: str, detail: str) -> Iterator[str]:
-    """Put the detail behind the head, or into a line of its own."""
+    """Return the head and the detail in one row, or in two rows if they do not fit into one."""
     line = f"{head}  {detail}".rstrip()
     if len(line) <= _WIDTH:
         yield line
@@ -53,12 +53,12 @@ def _rows(head: str, detail: str) -> Iterator[str]:
 
 
 def _subject(event: TaskEvent, seen: set[int]) -> str:
-    """Name the task of an event; in full the first time."""
+    """Return the task of an event: the whole call the first time, then its name."""
     task = event.task
     if task is None:
         return ""
     if task.id in seen:
-        return shorten(f"#{task.id} {task.name.rpartition('<locals>.')[2]}", _SUBJECT)
+        return shorten(f"#{task.id} {task.name}", _SUBJECT)
     seen.add(task.id)
     return shorten(str(task), _SUBJECT)
 
@@ -77,7 +77,7 @@ def _detail(event: TaskEvent) -> str:
             return shorten(show_where(event.task.where), 50)
         case "started":
             return f"attempt {event.attempt}" if event.attempt > 1 else ""
-        case "retried":
+        case "retrying":
             return f"{event.detail}, after {show_error(event.error, 28)}"
         case "failed":
             return show_error(event.error, 50)

@@ -1,4 +1,4 @@
-"""A plugin of its own, registered when all tests are to be recorded."""
+"""A plugin of its own, registered if every test is to be recorded."""
 
 import pytest
 

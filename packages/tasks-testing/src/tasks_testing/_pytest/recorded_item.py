@@ -8,13 +8,14 @@ from unittest import SkipTest
 
 import pytest
 
+from tasks_testing import _refusals
 from tasks_testing._recorder import TasksRecorder
 from tasks_testing._settings import NAMES, Settings
 from tasks_testing._text import show
 
 
 class RecordedItem:
-    """A test, its recorder, and what the recorder has to say in its report."""
+    """A test with its recorder; it adds the findings of the recorder to the report of the test."""
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
@@ -24,21 +25,24 @@ class RecordedItem:
         self.recorder._start()
 
     def body_raised(self, error: BaseException) -> None:
-        """Add what is wrong with the tasks to an error that comes first."""
+        """Add the findings to the exception of the body; a skipped test has its findings at teardown."""
         if isinstance(error, (Exception, pytest.fail.Exception)) and not isinstance(error, SkipTest):
             self._add_notes(error, self.recorder._end_of_body())
             self._add_timeline("call", failed=True)
 
     def body_returned(self) -> None:
+        """Fail the test if there are findings."""
         problems = self.recorder._end_of_body()
         self._add_timeline("call", failed=bool(problems))
         _fail(problems)
 
     def teardown_raised(self, error: BaseException) -> None:
+        """Add the findings to the exception of a fixture."""
         self._add_notes(error, self.recorder._end(wait=False))
         self._add_timeline("teardown", failed=True)
 
     def teardown_returned(self) -> None:
+        """Fail the teardown if there are findings."""
         problems = self.recorder._end(wait=True)
         if problems:
             self._add_timeline("teardown", failed=True)
@@ -56,10 +60,10 @@ class RecordedItem:
 
 def settings_of(item: pytest.Item) -> Settings:
     """
-    Read the settings of a test: from the ini file, and over that from its markers.
+    Return the settings of a test: those of its markers, and for the rest those of the ini file.
 
     Raises:
-        pytest.UsageError: one of them makes no sense.
+        pytest.UsageError: A setting is unknown, or has a value that is not allowed.
     """
     __tracebackhide__ = True
     values: dict[str, Any] = {}
@@ -70,14 +74,12 @@ def settings_of(item: pytest.Item) -> Settings:
     for marker in reversed(list(item.iter_markers("tasks_recorder"))):
         unknown = [*map(show, marker.args), *(name for name in marker.kwargs if name not in NAMES)]
         if unknown:
-            raise pytest.UsageError(
-                f"@pytest.mark.tasks_recorder has no setting {', '.join(unknown)}; it has {', '.join(NAMES)}"
-            )
+            raise pytest.UsageError(_refusals.unknown_settings(unknown, NAMES))
         values.update(marker.kwargs)
     try:
         return Settings(**values)
     except ValueError as error:
-        raise pytest.UsageError(f"tasks_recorder: {error}") from None
+        raise pytest.UsageError(_refusals.wrong_ini_or_marker(error)) from None
 
 
 def _fail(problems: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a test says about a call: a function and the arguments that it expects."""
+"""How a test names a call: a function, and the arguments that the test expects."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from types import MethodType
 from typing import Any, ClassVar, Generic, ParamSpec, TypeAlias, TypeVar, overload
 
 from tasks_core import DurableFunction
+from tasks_core.testing import function_name
 
-from tasks_testing._text import function_name, show, show_arguments
+from tasks_testing import _refusals
+from tasks_testing._text import show, show_arguments
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,39 +22,40 @@ _MISSING: Any = inspect.Parameter.empty
 
 class Call(Generic[R]):
     """
-    A function with arguments; made by `call()` and `call_like()`, and found as `RecordedTask.call`.
+    A function with arguments. `call()` and `call_like()` make one; `RecordedTask.call` is one.
 
-    Two calls are equal when they are of the same function and every parameter has an equal value, however it was
-    passed: by position, by name, by default, bound by a method or a `functools.partial`. One that was made by
-    `call_like()` compares the parameters that it names.
+    Two calls are equal if they are of the same function and every parameter has an equal value. It does not matter how
+    a value was passed: by position, by name, by default, or bound by a method or a `functools.partial`. A call that was
+    made by `call_like()` compares the parameters that it names.
     """
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]  # arguments may be mutable
 
-    fn: Callable[..., Any]
+    func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     def __init__(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, partially: bool = False
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, partially: bool = False
     ) -> None:
-        self.fn = fn
+        self.func = func
         self.args = args
         self.kwargs = kwargs
         self._partially = partially
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """The value of each parameter of the function, defaults included; for `call_like()`, of those it names."""
-        return self.kwargs if self._partially else _bind(self.fn, self.args, self.kwargs)
+        """The value of each parameter, defaults included; for `call_like()`, of the parameters that it names."""
+        return self.kwargs if self._partially else _bind(self.func, self.args, self.kwargs)
 
     def differences(self, actual: Call[Any]) -> dict[str, tuple[Any, Any]] | None:
         """
-        Compare with a call that took place: `{parameter: (actual, expected)}` for those that differ.
+        Compare with a call that took place.
 
-        `None` if it is not of the same function.
+        Returns:
+            `{parameter: (actual, expected)}` for the parameters that differ; `None` if *actual* is of another function.
         """
-        expected_function, actual_function = base_function(self.fn), base_function(actual.fn)
+        expected_function, actual_function = base_function(self.func), base_function(actual.func)
         if expected_function is not actual_function and expected_function != actual_function:
             return None
         found = actual._all_params()
@@ -64,12 +67,12 @@ class Call(Generic[R]):
         }
 
     def _all_params(self) -> Mapping[str, Any]:
-        """The parameters of the function underneath, those that a method or a partial binds included."""
-        function, args, kwargs = unwrap(self.fn)
+        """Return the parameters of the innermost function, with those that a method or a partial binds."""
+        function, args, kwargs = unwrap(self.func)
         return _bind(function, (*args, *self.args), {**kwargs, **self.kwargs})
 
     def _named_params(self) -> Mapping[str, Any]:
-        function, args, kwargs = unwrap(self.fn)
+        function, args, kwargs = unwrap(self.func)
         bound = inspect.signature(function).bind_partial(*args, **kwargs).arguments if args or kwargs else {}
         return {**bound, **self.kwargs}
 
@@ -81,70 +84,70 @@ class Call(Generic[R]):
 
     def __repr__(self) -> str:
         more = ", ..." if self._partially and self.kwargs else "..." if self._partially else ""
-        return f"{function_name(self.fn)}({show_arguments(self.args, self.kwargs)}{more})"
+        return f"{function_name(self.func)}({show_arguments(self.args, self.kwargs)}{more})"
 
 
 Target: TypeAlias = Callable[..., Any] | Call[Any] | str
-"""Which tasks are meant: a function, a `call()` or `call_like()`, or the name of tasks (`TaskConfig.name`)."""
+"""Names tasks: a function, a `call()` or `call_like()`, or the name of tasks (`TaskConfig.name`)."""
 
 
 @overload
-def call(fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+def call(func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
 
 
 @overload
-def call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+def call(func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
 
 
-def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
+def call(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
     """
-    Say which call is meant, as it is written in `tasks.schedule(fn, ...)`: `call(send_email, "ann@example.org")`.
+    Return a call as `tasks.schedule(func, ...)` makes it: `call(send_email, "ann@example.org")`.
 
-    Type checkers reject an argument that the function does not take. For values that are to be matched rather than
-    equal (`dirty_equals.IsStr()`), use `call_like()`.
+    Type checkers reject an argument that the function does not take. To match a value without equality
+    (`dirty_equals.IsStr()`), use `call_like()`.
 
     Raises:
-        TypeError: the function does not take these arguments.
+        TypeError: The function does not take these arguments.
     """
-    made: Call[Any] = Call(fn, args, kwargs)
+    made: Call[Any] = Call(func, args, kwargs)
     made._all_params()
     return made
 
 
 @overload
-def call_like(fn: Callable[..., Coroutine[Any, Any, R]], /, **params: object) -> Call[R]: ...
+def call_like(func: Callable[..., Coroutine[Any, Any, R]], /, **params: object) -> Call[R]: ...
 
 
 @overload
-def call_like(fn: Callable[..., R], /, **params: object) -> Call[R]: ...
+def call_like(func: Callable[..., R], /, **params: object) -> Call[R]: ...
 
 
-def call_like(fn: Callable[..., Any], /, **params: object) -> Call[Any]:
+def call_like(func: Callable[..., Any], /, **params: object) -> Call[Any]:
     """
-    Say which call is meant by some of its parameters: `call_like(send_email, to=IsStr(regex=r".*@x"))`.
+    Return a call that compares some parameters only: `call_like(send_email, to=IsStr(regex=r".*@x"))`.
 
-    A value may be anything that compares equal to what it is meant to match.
+    A value may be any object that compares equal to what it matches.
 
     Raises:
-        TypeError: the function has no parameter of that name.
+        TypeError: The function has no parameter of that name.
     """
-    names = inspect.signature(fn).parameters
+    names = inspect.signature(func).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in names.values())
     for name in params:
         if name not in names and not takes_any:
-            raise TypeError(f"{function_name(fn)}() has no parameter {name!r}; it has {', '.join(names) or 'none'}")
-    return Call(fn, (), params, partially=True)
+            raise TypeError(_refusals.no_such_parameter(func, name, names))
+    return Call(func, (), params, partially=True)
 
 
 def matches(target: Target, name: str, actual: Call[Any]) -> bool:
-    """Whether a task called *name*, which is the call *actual*, is meant by *target*."""
+    """Return whether *target* names the task of name *name* and call *actual*."""
     match target:
         case str():
             return name == target
         case Call():
             return target.differences(actual) == {}
     function, args, kwargs = unwrap(target)
-    actual_function, actual_args, actual_kwargs = unwrap(actual.fn)
+    actual_function, actual_args, actual_kwargs = unwrap(actual.func)
     return (
         (function is actual_function or function == actual_function)
         and len(args) <= len(actual_args)
@@ -155,16 +158,13 @@ def matches(target: Target, name: str, actual: Call[Any]) -> bool:
 
 def check_target(target: object) -> None:
     """
-    Refuse what is no target.
+    Refuse an object that is no target.
 
     Raises:
-        TypeError: it is not.
+        TypeError: It is no function, no call and no text.
     """
     if not isinstance(target, (str, Call)) and not callable(target):
-        raise TypeError(
-            f"{show(target)} is no task: name one by its function (send_email), "
-            "by a call (call(send_email, 'ann@example.org')), or by its name ('send_email')"
-        )
+        raise TypeError(_refusals.not_a_target(target))
 
 
 def show_target(target: Target) -> str:
@@ -178,39 +178,40 @@ def show_target(target: Target) -> str:
 
 
 def target_function(target: Target) -> Callable[..., Any] | None:
-    """Return the function that a target names, if it names one."""
+    """Return the function of a target; `None` if the target is the name of a task."""
     match target:
         case str():
             return None
         case Call():
-            return base_function(target.fn)
+            return base_function(target.func)
     return base_function(target)
 
 
-def unwrap(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """Return the function inside of partials and bound methods, and the arguments that they bind."""
+def unwrap(func: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Return the function inside partials, bound methods and durable functions, and the arguments that they bind."""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     while True:
-        match fn:
+        match func:
             case partial():
-                args, kwargs = (*fn.args, *args), {**fn.keywords, **kwargs}
-                fn = fn.func
+                args, kwargs = (*func.args, *args), {**func.keywords, **kwargs}
+                func = func.func
             case MethodType():
-                args = (fn.__self__, *args)
-                fn = fn.__func__
-            case DurableFunction():  # a worker runs what is inside
-                fn = fn.func
+                args = (func.__self__, *args)
+                func = func.__func__
+            case DurableFunction():  # the task of a worker has the function itself
+                func = func.func
             case _:
-                return fn, args, kwargs
+                return func, args, kwargs
 
 
-def base_function(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return unwrap(fn)[0]
+def base_function(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function inside partials, bound methods and durable functions."""
+    return unwrap(func)[0]
 
 
 def equal(left: object, right: object) -> bool:
-    """Compare; values whose comparison raises, or gives no truth value, are not equal."""
+    """Return whether two values are equal; they are not if the comparison raises, or returns no truth value."""
     try:
         return left is right or bool(left == right)
     except Exception:
@@ -226,10 +227,10 @@ def show_difference(name: str, actual: object, expected: object) -> str:
     return f"{name}: {show(actual)} != {show(expected)}"
 
 
-def _bind(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+def _bind(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
-        signature = inspect.signature(fn)
-    except ValueError:  # some builtins do not tell
+        signature = inspect.signature(func)
+    except ValueError:  # some builtins have no signature
         return {**{str(i): arg for i, arg in enumerate(args)}, **kwargs}
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()

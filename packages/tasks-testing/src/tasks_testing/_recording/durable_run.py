@@ -1,4 +1,4 @@
-"""Runs of durable tasks: each attempt is a task of a worker, and all of them are one task of the record."""
+"""Runs of durable tasks. The worker makes a task for each attempt; the record shows one task for the whole run."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ if TYPE_CHECKING:
 PHASE = "durable"
 """The phase of runs, in the record."""
 
-_delivering: ContextVar[DurableRun | None] = ContextVar("tasks_testing_delivering", default=None)
+_current: ContextVar[DurableRun | None] = ContextVar("tasks_testing_durable_run", default=None)
 
 
 class DurableRun:
-    """A durable task that is delivered to a worker until it succeeds, or fails for good."""
+    """The deliveries of one durable call, until it succeeds or fails for good."""
 
     def __init__(self, where: str) -> None:
         self.where = where
-        """The `file:line` that handed it over."""
+        """The `file:line` that submitted the call."""
         self.task: RecordedTask[Any] | None = None
-        """What the recording has of it; `None` until the first attempt is scheduled."""
-        self._awaits_attempt = False
+        """The task of the record; `None` until the first attempt is scheduled."""
+        self._expects_attempt = False
 
     @contextmanager
     def next_attempt(self) -> Iterator[None]:
-        """Take the first task that is scheduled in the block, in its context, for the next attempt."""
-        self._awaits_attempt = True
-        token = _delivering.set(self)
+        """Record the first task that is scheduled in the block, in its context, as the next attempt of the run."""
+        self._expects_attempt = True
+        token = _current.set(self)
         try:
             yield
         finally:
-            _delivering.reset(token)
+            _current.reset(token)
 
 
 def run_of_next_task() -> DurableRun | None:
-    """Return the run of which the task that is being scheduled is an attempt; the next one is none."""
-    run = _delivering.get()
-    if run is None or not run._awaits_attempt:
+    """
+    Return the run that the task being scheduled is an attempt of, or `None`.
+
+    Resets it as well: a task that the attempt itself schedules belongs to no run.
+    """
+    run = _current.get()
+    if run is None or not run._expects_attempt:
         return None
-    run._awaits_attempt = False
+    run._expects_attempt = False
     return run

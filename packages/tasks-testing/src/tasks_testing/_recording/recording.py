@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import count
 from math import inf
@@ -13,36 +13,37 @@ from typing import Any, cast
 from tasks_core import Outcome, Task, TaskObserver, TaskPhase, TaskState, observe
 from tasks_core.testing import override_clock, release_task
 
+from tasks_testing import _refusals
 from tasks_testing._time.live_tasks import LiveTasks
-from tasks_testing._time.monitor import Monitor, in_event_loop
+from tasks_testing._time.monitor import Monitor, Steps, Wait, in_event_loop
 from tasks_testing._time.sleep_queue import SleepQueue
 
 from . import routing
 from .call import Target, check_target
 from .durable_run import DurableRun, run_of_next_task
-from .record import EventKind, RecordedRequest, RecordedTask, State, TaskEvent, is_meant
+from .record import EventKind, RecordedRequest, RecordedTask, State, TaskEvent, is_named_by
 
-HELD_TO_THE_END = "held until test end"
-PARKED_TO_THE_END = "it waited for virtual time when the test ended"
-TOO_LATE = "its app shut down, and did not wait for that long"
-
-_ENDS: dict[TaskState, EventKind] = {
-    TaskState.SUCCEEDED: "succeeded",
-    TaskState.FAILED: "failed",
-    TaskState.CANCELLED: "cancelled",
-    TaskState.DISCARDED: "dropped",
-}
+# How often one wait moves virtual time at most, because a task that schedules itself again would never end.
+MOST_JUMPS = 1000
 
 next_seq = count(1).__next__
-"""Numbers what happens, over all recordings of the process."""
+"""Numbers the events of all recordings of the process."""
+
+
+class EndlessError(Exception):
+    """Virtual time has moved `MOST_JUMPS` times, and tasks still wait for it."""
+
+    def __init__(self, tasks: Sequence[RecordedTask[Any]]) -> None:
+        super().__init__()
+        self.tasks = tasks
 
 
 class Recording(TaskObserver):
     """
-    Requests, tasks and events, in the order in which they came, and which of the tasks are live.
+    Requests, tasks and events in their order, and which of the tasks are live.
 
-    A task belongs to the recording that was on when it was scheduled, and a request to the one that was on when it
-    began; whatever happens to them later is noted there, and nowhere else.
+    A task belongs to the recording that was active when it was scheduled, a request to the recording that was active
+    when it began. Later events are recorded there, and in no other recording.
     """
 
     outer: Recording | None = None
@@ -58,212 +59,247 @@ class Recording(TaskObserver):
         self.virtual: bool = False
         self.auto: bool = False
         self.thread_id: int = threading.get_ident()
-        self._by_handle: dict[int, RecordedTask[Any]] = {}
+        self._by_id: dict[int, RecordedTask[Any]] = {}
         self._by_origin: dict[int, RecordedRequest] = {}
         self._allowed: list[Target] = []
         self._too_late: list[Task[Any]] = []
         self._began = time.monotonic()
         self._subscriptions = ExitStack()
 
-    # ---- on and off ----
+    # ---- beginning and end ----
 
     def start(self) -> None:
+        """Record what happens from now on."""
         routing.activate(self)
         self._subscriptions.enter_context(observe(self))
 
     def stop(self) -> None:
-        """Let go of everything: tasks that only this recording could have moved on are cancelled."""
+        """Stop recording, and cancel the tasks that only this recording could start."""
         routing.deactivate(self)
         for task in self.tasks:
-            if task._held:
-                self._give_up(task, HELD_TO_THE_END)
-            elif self.queue.due_at(task.handle) is not None:
-                self._give_up(task, PARKED_TO_THE_END)
+            if task.state == "held":
+                self._cancel(task, _refusals.HELD_UNTIL_TEST_END)
+            elif self.queue.due_at(task.task) is not None:
+                self._cancel(task, _refusals.ASLEEP_AT_TEST_END)
         self._subscriptions.close()
 
     def make_time_virtual(self, *, auto: bool) -> None:
-        """Take delays, retry pauses and timeouts from a clock that stands still."""
+        """Let delays, retry pauses and timeouts use a clock that stands still."""
         self.auto = auto
         if not self.virtual:
             self.virtual = True
             self._subscriptions.enter_context(override_clock(self.queue))
 
     def clear(self) -> None:
-        """Forget what has been recorded."""
+        """Remove everything from the record."""
         with self.monitor.lock:
             for events in (self.tasks, self.requests, self.events, self.unattributed):
                 cast("list[Any]", events).clear()
-            self._by_handle.clear()
+            self._by_id.clear()
             self._by_origin.clear()
 
     # ---- reading ----
 
-    def find(self, handle: Task[Any]) -> RecordedTask[Any] | None:
-        return self._by_handle.get(handle.id)
+    def find(self, task: Task[Any]) -> RecordedTask[Any] | None:
+        """Return what is recorded of a task; `None` if it belongs to no recording, or to another one."""
+        return self._by_id.get(task.id)
 
     def live_tasks(self) -> list[RecordedTask[Any]]:
-        """Return the tasks that run, or will without anybody's doing."""
+        """Return the tasks that run, or will run without any further event."""
         with self.monitor.lock:
-            return [task for handle in self.live if (task := self.find(handle)) is not None]
+            return [recorded for task in self.live if (recorded := self.find(task)) is not None]
 
     def awaiting_their_phase(self) -> list[RecordedTask[Any]]:
-        """Return the tasks that wait for a request which is being served to come to their phase."""
+        """Return the tasks whose phase opens when the request that is being served comes to it."""
         with self.monitor.lock:
             if not self.requests_in_flight():
                 return []
             return [
                 task
                 for task in self.tasks
-                if task._progress == "scheduled" and not task.opened and task.request and not task.request.finished
+                if task.state == "pending" and not task.opened and task.request and not task.request.finished
             ]
 
     def requests_in_flight(self) -> list[RecordedRequest]:
+        """Return the requests that are being served."""
         with self.monitor.lock:
             return [request for request in self._by_origin.values() if not request.finished]
 
     def parked(self) -> list[RecordedTask[Any]]:
-        """Return the tasks that wait for virtual time to move on, and are to be waited for."""
+        """Return the tasks that rest until virtual time moves; not those that are allowed to run on."""
         with self.monitor.lock:
-            found = [self.find(handle) for handle in self.queue.parked()]
+            found = [self.find(task) for task in self.queue.parked()]
             return [task for task in found if task is not None and not task._allowed_to_run]
 
     def now(self) -> float:
+        """Return the time of the clock that tasks use."""
         return self.queue.now() if self.virtual else time.monotonic() - self._began
+
+    # ---- virtual time ----
+
+    def can_jump(self) -> bool:
+        """Return whether time is virtual and automatic, no task is live, and a task rests until the time moves."""
+        return self.virtual and self.auto and not self.live and bool(self.parked()) and self.queue.next_deadline() < inf
+
+    def jumping(self, done: Callable[[], bool], timeout: float | None) -> Steps[bool]:
+        """
+        Wait until *done*, and move virtual time to the next deadline whenever `can_jump()`.
+
+        Returns:
+            Whether *done* became true within *timeout* seconds of real time.
+
+        Raises:
+            EndlessError: The time has moved `MOST_JUMPS` times.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        parked: list[RecordedTask[Any]] = []
+        for _ in range(MOST_JUMPS):
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            in_time = yield Wait(lambda: done() or self.can_jump(), left)
+            if done() or not in_time:
+                return in_time
+            parked = self.parked()
+            self.queue.jump()
+        raise EndlessError(parked)
 
     # ---- what the recorder does to tasks ----
 
-    def _give_up(self, task: RecordedTask[Any], reason: str) -> None:
+    def _cancel(self, task: RecordedTask[Any], reason: str) -> None:
         with self.monitor.lock:
-            self._end(task, "cancelled" if task.attempts else "dropped", reason)
-        task.handle.cancel()
+            self._end(task, "cancelled" if task.attempts else "discarded", reason)
+        task.task.cancel()
 
     def allow_running(self, target: Target) -> None:
+        """Let the tasks that *target* names outlive the test, those that come later included."""
         check_target(target)
         with self.monitor.lock:
             self._allowed.append(target)
             for task in self.tasks:
-                self._let_run(task)
+                self._check_allowed(task)
         self.monitor.changed()
 
-    def _let_run(self, task: RecordedTask[Any]) -> None:
-        if any(is_meant(task, target) for target in self._allowed):
+    def _check_allowed(self, task: RecordedTask[Any]) -> None:
+        if any(is_named_by(task, target) for target in self._allowed):
             task._allowed_to_run = True
-            self.live.remove(task.handle)
+            self.live.remove(task.task)
 
     def hold(self, task: RecordedTask[Any]) -> None:
+        """Record that a task is kept from starting."""
         with self.monitor.lock:
-            task._held = True
-            task._progress = "held"
-            self.live.rest(task.handle)
+            task._state = "held"
+            self.live.rest(task.task)
             self._note("held", task)
 
     def release(self, task: RecordedTask[Any]) -> None:
+        """Let a task start; one that is not held yet will not be held."""
         with self.monitor.lock:
             task._released = True
-            if not task._held:
+            if task.state != "held":
                 return
-            task._held = False
-            task._progress = "scheduled"
-            self.live.wake(task.handle)
+            task._state = "pending"
+            self.live.wake(task.task)
             self._note("released", task)
-        release_task(task.handle)
+        release_task(task.task)
 
     # ---- TaskObserver ----
 
-    def task_scheduled(self, handle: Task[Any]) -> None:
+    def task_scheduled(self, task: Task[Any]) -> None:
         owners = routing.owners()
         if self not in owners:
             return
         with self.monitor.lock:
             run = run_of_next_task()
             if run is not None and run.task is not None:
-                self._deliver_again(run.task, handle)
+                self._add_attempt(run.task, task)
                 return
             if len(owners) > 1:
-                self.unattributed.append(f"{handle.name!r}, scheduled at {handle.where}")
-            origin = None if handle.phase is None else handle.phase.origin
+                self.unattributed.append(f"{task.name!r}, scheduled at {task.where}")
+            origin = None if task.phase is None else task.phase.origin
             request = self._request_of(origin) if hasattr(origin, "method") and hasattr(origin, "path") else None
-            task = RecordedTask(len(self.tasks) + 1, next_seq(), handle, request, run)
+            recorded = RecordedTask(len(self.tasks) + 1, next_seq(), task, request, run)
             if run is not None:
-                run.task = task
+                run.task = recorded
             if in_event_loop():
-                task._loop_thread = threading.get_ident()
-            self.tasks.append(task)
-            self._by_handle[handle.id] = task
-            self.live.add(handle)
-            self._let_run(task)
-            self._note("scheduled", task)
+                recorded._loop_thread = threading.get_ident()
+            self.tasks.append(recorded)
+            self._by_id[task.id] = recorded
+            self.live.add(task)
+            self._check_allowed(recorded)
+            self._note("scheduled", recorded)
 
-    def task_started(self, handle: Task[Any]) -> None:
-        task = self.find(handle)
-        if task is not None:
+    def task_started(self, task: Task[Any]) -> None:
+        recorded = self.find(task)
+        if recorded is not None:
             with self.monitor.lock:
-                task._progress = "running"
-                task.attempts = handle.attempts
-                task._loop_thread = threading.get_ident()
-                self._note("started", task)
+                recorded._state = "running"
+                recorded.attempts = task.attempts
+                recorded._loop_thread = threading.get_ident()
+                if self.virtual:
+                    self.queue.started(task)
+                self._note("started", recorded)
 
-    def task_retrying(self, handle: Task[Any], exception: Exception, delay: float) -> None:
-        task = self.find(handle)
-        if task is not None:
+    def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
+        recorded = self.find(task)
+        if recorded is not None:
             with self.monitor.lock:
-                task._progress = "waiting"
-                task.error = exception
-                self._note("retried", task, error=exception, detail=f"in {delay:g} s{self._virtually}")
+                recorded._state = "retrying"
+                recorded.error = exception
+                self._note("retrying", recorded, error=exception, detail=f"in {delay:g} s{self._virtually}")
 
-    def task_finished(self, handle: Task[Any]) -> None:
-        task = self.find(handle)
-        if task is not None and not task.terminal:
+    def task_finished(self, task: Task[Any]) -> None:
+        recorded = self.find(task)
+        if recorded is not None and not recorded.terminal:
             with self.monitor.lock:
-                task.error = handle.exception
-                task._lost = handle.lost and not task._held and task._run is None
-                if task._run is not None and handle.state is TaskState.FAILED:
-                    pass  # whether there is another attempt is for the engine to say
-                elif task._held and handle.state is TaskState.DISCARDED:
-                    self._end(task, "dropped", HELD_TO_THE_END)
-                elif handle in self._too_late:
-                    task._lost = self.auto
-                    self._end(task, "cancelled" if task.attempts else "dropped", TOO_LATE)
+                recorded.error = task.exception
+                held = recorded.state == "held"
+                recorded._lost = task.lost and not held and recorded._run is None
+                if recorded._run is not None and task.state is TaskState.FAILED:
+                    pass  # the engine decides whether there is another attempt
+                elif held and task.state is TaskState.DISCARDED:
+                    self._end(recorded, "discarded", _refusals.HELD_UNTIL_TEST_END)
+                elif task in self._too_late:
+                    recorded._lost = self.auto
+                    self._end(recorded, "cancelled" if recorded.attempts else "discarded", _refusals.ASLEEP_AT_SHUTDOWN)
                 else:
-                    self._end(task, _ENDS[handle.state], handle.reason)
-        self.queue.finished(handle)
+                    self._end(recorded, cast("State", task.state.value), task.reason)
+        self.queue.finished(task)
 
     def attempt_failed(self, run: DurableRun, delay: float) -> None:
-        """An attempt of a durable task has failed, and the engine will deliver it again."""
-        assert run.task is not None, "what has failed was scheduled"
+        """Record that an attempt of a durable task has failed, and that the engine delivers it again."""
+        assert run.task is not None, "an attempt fails after it was scheduled"
         with self.monitor.lock:
-            run.task._progress = "waiting"
-            self._note("retried", run.task, error=run.task.error, detail=f"in {delay:g} s (skipped)")
+            run.task._state = "retrying"
+            self._note("retrying", run.task, error=run.task.error, detail=f"in {delay:g} s (skipped)")
 
-    def _deliver_again(self, task: RecordedTask[Any], handle: Task[Any]) -> None:
-        self.live.remove(task.handle)
-        task.handle = handle
-        self._by_handle[handle.id] = task
-        self.live.add(handle)
-        self._let_run(task)
+    def _add_attempt(self, recorded: RecordedTask[Any], task: Task[Any]) -> None:
+        self.live.remove(recorded.task)
+        recorded.task = task
+        self._by_id[task.id] = recorded
+        self.live.add(task)
+        self._check_allowed(recorded)
         self.monitor.changed()
 
     def run_ended(self, run: DurableRun) -> None:
-        """A durable task is not delivered again; if its last attempt has failed, so has the task."""
+        """Record that a durable task is not delivered again; if its last attempt failed, so did the task."""
         with self.monitor.lock:
             if run.task is not None and not run.task.terminal:
                 self._end(run.task, "failed", None)
 
-    def _end(self, task: RecordedTask[Any], kind: EventKind, reason: str | None) -> None:
-        task._progress = cast("State", kind)
-        task._held = False
+    def _end(self, task: RecordedTask[Any], state: State, reason: str | None) -> None:
+        task._state = state
         task.reason = reason
-        self.live.remove(task.handle)
-        self._note(kind, task, error=task.error if kind == "failed" else None, detail=reason or "")
+        self.live.remove(task.task)
+        kind = cast("EventKind", state)
+        self._note(kind, task, error=task.error if state == "failed" else None, detail=reason or "")
 
     def phase_opened(self, phase: TaskPhase, outcome: Outcome) -> None:
         with self.monitor.lock:
             self.live.open(phase)
             request = self._by_origin.get(id(phase.origin))
-            waiting = sum(task.handle.phase is phase and not task.terminal for task in self.tasks)
+            waiting = sum(task.task.phase is phase and not task.terminal for task in self.tasks)
             if phase.name != "immediate" and (request or waiting):
-                told = "" if outcome == "success" else f", for when={outcome!r}"
-                self._add("phase_opened", request=request, phase=phase.name, detail=f"({waiting}){told}")
+                only_for = "" if outcome == "success" else f", for when={outcome!r}"
+                self._add("phase_opened", request=request, phase=phase.name, detail=f"({waiting}){only_for}")
         self.monitor.changed()
 
     def phase_discarded(self, phase: TaskPhase, reason: str) -> None:
@@ -283,8 +319,8 @@ class Recording(TaskObserver):
             self._add(cast("EventKind", event), request=request)
         self.monitor.changed()
 
-    def shutdown_started(self, handles: Sequence[Task[Any]], grace_period: float) -> None:
-        mine = [handle for handle in handles if self.find(handle) is not None]
+    def shutdown_started(self, tasks: Sequence[Task[Any]], grace_period: float) -> None:
+        mine = [task for task in tasks if self.find(task) is not None]
         if self.virtual and mine:
             self.queue.finish(mine, self.queue.now() + grace_period if self.auto else -inf, self._too_late.append)
 

@@ -1,4 +1,4 @@
-"""Which recording a task belongs to, when there are several at a time."""
+"""Which recording a task belongs to, when several are active."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 
 _active: tuple[Recording, ...] = ()
 _lock = threading.Lock()
-# A tie-breaker only: a variable that a fixture sets does not reach every test that runs on an event loop.
+# Used only to decide between recordings side by side. It cannot be the only source: a context variable that a fixture
+# sets is not visible in every test that runs on an event loop.
 _current: ContextVar[Recording | None] = ContextVar("tasks_testing_recording", default=None)
 
 
 def activate(recording: Recording) -> None:
-    """Make a recording the one for what is scheduled from here on, by whatever thread."""
+    """Make a recording active, inside the recording of the caller if there is one."""
     global _active
     with _lock:
         recording.outer = _enclosing()
@@ -25,6 +26,7 @@ def activate(recording: Recording) -> None:
 
 
 def deactivate(recording: Recording) -> None:
+    """End the effect of `activate()`."""
     global _active
     with _lock:
         _active = tuple(other for other in _active if other is not recording)
@@ -34,10 +36,10 @@ def deactivate(recording: Recording) -> None:
 
 def owners() -> tuple[Recording, ...]:
     """
-    Return the recording for what happens now, in the context of the caller; several if nobody can tell.
+    Return the recording for what the caller does now; several if that cannot be decided.
 
-    Of recordings inside of one another the innermost counts. Of those side by side, in several threads, it is the one
-    that the context of the caller comes from.
+    Of nested recordings it is the innermost. Of recordings side by side, in several threads, it is the one that the
+    context of the caller comes from.
     """
     active = _active
     if len(active) < 2:

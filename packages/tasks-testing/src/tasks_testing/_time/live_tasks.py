@@ -1,4 +1,4 @@
-"""Which tasks get on by themselves, and which rest until something else happens."""
+"""Which unfinished tasks are live, and which rest until an event comes from outside."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tasks_core import Task, TaskPhase
 
 class LiveTasks:
     """
-    The tasks that are not finished, in two groups.
+    The unfinished tasks, in two groups.
 
-    A *live* task runs, or will without anybody's doing. A *resting* one waits for the opening of its phase, for a
-    virtual clock to move, or for its release. Not safe for threads: whoever owns it has a lock.
+    A *live* task runs, or will run without any further event. A *resting* task waits for one of three events: its phase
+    opens, a virtual clock moves, or the test releases it. Not thread-safe: its owner holds a lock around each call.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class LiveTasks:
         return iter(list(self._live.values()))
 
     def add(self, task: Task[Any]) -> None:
-        """Take in a task that was just scheduled."""
+        """Add a task that was just scheduled."""
         phase = task.phase
         if phase is None or phase.opened:
             self._live[task.id] = task
@@ -37,22 +37,22 @@ class LiveTasks:
             self._unopened.setdefault(id(phase), {})[task.id] = task
 
     def open(self, phase: TaskPhase) -> None:
-        """The phase of some tasks has opened, or never will."""
+        """Wake the tasks of a phase that has opened, or never will: the latter are discarded in a moment."""
         for task in self._unopened.pop(id(phase), {}).values():
             self.wake(task)
 
     def rest(self, task: Task[Any]) -> None:
-        """Note that a task cannot get on by itself."""
+        """Move a live task to the resting ones."""
         if self._live.pop(task.id, None) is not None:
             self._resting[task.id] = task
 
     def wake(self, task: Task[Any]) -> None:
-        """Note that a resting task gets on."""
+        """Move a resting task to the live ones."""
         if self._resting.pop(task.id, None) is not None:
             self._live[task.id] = task
 
     def remove(self, task: Task[Any]) -> None:
-        """Forget a finished task."""
+        """Remove a task that has finished, or that no wait is about."""
         self._live.pop(task.id, None)
         self._resting.pop(task.id, None)
         unopened = self._unopened.get(id(task.phase), {})

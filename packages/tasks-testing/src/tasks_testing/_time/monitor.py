@@ -1,4 +1,4 @@
-"""Waiting for something to become true, in any thread and on any event loop, while other threads make it true."""
+"""Waiting until a condition becomes true, on any thread and any event loop, while other threads change the state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Wakeup:
-    """An event of the running event loop that may be set from any thread."""
+    """An event of the running event loop that any thread may set."""
 
     __slots__ = ("_event", "_post")
 
@@ -25,8 +25,8 @@ class Wakeup:
         self._post = _poster()
 
     def set(self) -> None:
-        """Wake whoever waits, soon. Never blocks; does nothing when the loop is gone."""
-        with suppress(RuntimeError):  # the loop is closed, and who waited on it with it
+        """Wake the waiting coroutine at the next turn of its loop. Never blocks; does nothing on a closed loop."""
+        with suppress(RuntimeError):  # the loop is closed, so no coroutine waits on it
             self._post(self._event.set)
 
     async def wait(self) -> None:
@@ -34,7 +34,7 @@ class Wakeup:
 
 
 def _poster() -> Callable[[Callable[[], object]], object]:
-    """Find out how other threads hand something to the running loop."""
+    """Return the function by which other threads run a callback on the running event loop."""
     try:
         return asyncio.get_running_loop().call_soon_threadsafe
     except RuntimeError:
@@ -44,7 +44,7 @@ def _poster() -> Callable[[Callable[[], object]], object]:
 
 
 def in_event_loop() -> bool:
-    """Whether an event loop runs in this thread, so that blocking would stop it."""
+    """Return whether an event loop runs in this thread, so that blocking the thread would stop the loop."""
     try:
         anyio.lowlevel.current_token()
     except RuntimeError:
@@ -54,7 +54,7 @@ def in_event_loop() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """One step of a procedure that has to wait: until a condition is true, for at most some seconds of real time."""
+    """One wait of a procedure: until a condition is true, for at most *timeout* seconds of real time."""
 
     until: Callable[[], bool]
     timeout: float | None
@@ -62,28 +62,28 @@ class Wait:
 
 Steps: TypeAlias = Generator[Wait, bool, T]
 """
-A procedure that yields each wait and is told whether it ended in time.
+A procedure that yields each of its waits, and receives whether the condition became true in time.
 
-Written once, it serves both the blocking and the `await` form of a method: see `Monitor.run()` and `Monitor.arun()`.
+One procedure serves the blocking and the `await` form of a method: see `Monitor.run()` and `Monitor.arun()`.
 """
 
 
 class Monitor:
     """
-    A lock around some state, and the means to wait for changes of it.
+    A lock around some state, and a way to wait for changes of the state.
 
-    Conditions are evaluated under the lock, in the thread of whoever waits.
+    Conditions are evaluated under the lock, in the thread that waits.
     """
 
     def __init__(self) -> None:
         self.lock: RLock = RLock()
         self.version: int = 0
-        """Counts the changes."""
+        """The number of changes."""
         self._condition = Condition(self.lock)
         self._wakeups: list[Wakeup] = []
 
     def changed(self) -> None:
-        """Have everybody look at their condition again."""
+        """Evaluate the condition of every waiter again."""
         with self.lock:
             self.version += 1
             self._condition.notify_all()
@@ -92,7 +92,7 @@ class Monitor:
             wakeup.set()
 
     def run(self, steps: Steps[T]) -> T:
-        """Take the steps of a procedure, blocking the thread."""
+        """Run a procedure, and block the thread during its waits."""
         __tracebackhide__ = True
         try:
             wait = next(steps)
@@ -104,7 +104,7 @@ class Monitor:
             return stop.value  # type: ignore[no-any-return]  # the type of StopIteration.value is Any
 
     async def arun(self, steps: Steps[T]) -> T:
-        """Take the steps of a procedure on the running event loop."""
+        """Run a procedure, and await its waits on the running event loop."""
         __tracebackhide__ = True
         await anyio.lowlevel.checkpoint()
         try:

@@ -1,4 +1,4 @@
-"""Time that stands still until it is moved, and those who sleep in it."""
+"""Virtual time: a clock that stands still until it is moved, and the coroutines that sleep by it."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from tasks_core import Task, TaskState, current_task
 from .live_tasks import LiveTasks
 from .monitor import Monitor, Steps, Wait, Wakeup
 
-# Turns of the event loop in which nothing may happen before time jumps by itself: whoever waits for a task that has
-# just ended gets to see the time at which it ended.
+# Turns of the event loop without any event before time jumps by itself. They let code that awaits a task read the time
+# at which the task ended. No task depends on them: time never jumps while a task is live.
 _QUIET_TURNS = 10
-# Real seconds that a task with a timeout on this clock is given to get on before the timeout is brought about.
-_PATIENCE = 0.1
 
 
 @dataclass(order=True)
 class Sleeper:
-    """Somebody in `SleepQueue.sleep_until()`."""
+    """A coroutine in `SleepQueue.sleep_until()`."""
 
     deadline: float
     number: int
     wakeup: Wakeup = field(compare=False)
     task: Task[Any] | None = field(compare=False)
+    rests: bool = field(compare=False)
+    """Whether the task rests while the coroutine sleeps. False for the timer of a timeout: its task runs meanwhile."""
     awake: bool = field(compare=False, default=False)
 
 
 class SleepQueue:
     """
-    A clock that is moved by hand, or moves by itself as far as `auto_until` whenever no task is live.
+    A clock that `move_to()` moves, and that moves itself up to `auto_until` while no task is live.
 
-    The sleeper that is due first does the jump. It is the only one to be woken by what happens to tasks, so that many
-    sleepers cost no more than one.
+    No decision is made by real time: whether a task is live is known from the events of the task. The sleeper with the
+    earliest deadline makes the jump. Events wake that sleeper only, so many sleepers cost as much as one.
     """
 
     def __init__(self, monitor: Monitor, live: LiveTasks, start: float = 0.0) -> None:
@@ -49,7 +49,8 @@ class SleepQueue:
         self._now = start
         self._sleepers: list[Sleeper] = []
         self._next_number = count().__next__
-        self._timed: Counter[int] = Counter()
+        self._coroutines: dict[int, int] = {}
+        self._timers: Counter[int] = Counter()
         self._parked: dict[int, Sleeper] = {}
         self._ending: dict[int, Callable[[Task[Any]], None]] = {}
         self.auto_until: float = -inf
@@ -66,44 +67,58 @@ class SleepQueue:
                 await self._jump_or_wait(sleeper)
 
     def next_deadline(self) -> float:
-        """Return when the next sleeper is due; `inf` if nobody sleeps, or for ever."""
+        """Return the deadline of the sleeper that wakes first; `inf` if there is none."""
         with self._monitor.lock:
             while self._sleepers and self._sleepers[0].awake:
                 heappop(self._sleepers)
             return self._sleepers[0].deadline if self._sleepers else inf
 
     def move_to(self, time: float) -> None:
-        """Set the time, and wake who is due; from any thread. Does not wait for what they do then."""
+        """Set the time and wake the sleepers that are due, from any thread. Does not wait for what they do then."""
         with self._monitor.lock:
             self._now = max(self._now, time)
             while self.next_deadline() <= self._now:
                 self._wake(self._sleepers[0])
         self._monitor.changed()
 
+    def jump(self) -> bool:
+        """Move to the next deadline if no task is live; return whether the time moved."""
+        with self._monitor.lock:
+            deadline = self.next_deadline()
+            if self._live or deadline == inf:
+                return False
+            self.move_to(deadline)
+            return True
+
     def nudge(self) -> None:
-        """Let the first sleeper see whether it is time to jump."""
+        """Let the first sleeper check whether time may jump."""
         with self._monitor.lock:
             if self._now < self.auto_until and not self._live and self.next_deadline() < inf:
                 self._sleepers[0].wakeup.set()
 
     # ---- the tasks that sleep ----
 
+    def started(self, task: Task[Any]) -> None:
+        """Record the coroutine that runs an attempt of the task; called in that coroutine."""
+        with self._monitor.lock:
+            self._coroutines[task.id] = anyio.get_current_task().id
+
     def parked(self) -> list[Task[Any]]:
-        """Return the tasks that wait for the time of their next attempt, in the order of that time."""
+        """Return the tasks that rest until the time moves, in the order of their deadlines."""
         with self._monitor.lock:
             return [sleeper.task for sleeper in sorted(self._parked.values()) if sleeper.task is not None]
 
     def due_at(self, task: Task[Any]) -> float | None:
-        """Return when a parked task is due; `None` if it is not parked."""
+        """Return the deadline of a parked task; `None` if the task is not parked."""
         with self._monitor.lock:
             sleeper = self._parked.get(task.id)
             return None if sleeper is None else sleeper.deadline
 
     def finish(self, tasks: Iterable[Task[Any]], until: float, too_late: Callable[[Task[Any]], None]) -> None:
         """
-        Let time jump by itself up to *until*, when some tasks have to have ended.
+        Let time jump by itself, no further than *until*, while *tasks* end.
 
-        Those that would sleep for longer are cancelled, after a call of *too_late*.
+        A task whose next attempt is due later than *until* is cancelled, after a call of *too_late*.
         """
         with self._monitor.lock:
             self.auto_until = until
@@ -114,8 +129,9 @@ class SleepQueue:
         self.nudge()
 
     def finished(self, task: Task[Any]) -> None:
-        """Note that a task has ended."""
+        """Record that a task has ended."""
         with self._monitor.lock:
+            self._coroutines.pop(task.id, None)
             if task.id in self._ending:
                 del self._ending[task.id]
                 if not self._ending:
@@ -124,46 +140,58 @@ class SleepQueue:
 
     def _cancel_if_too_late(self, sleeper: Sleeper) -> None:
         task = sleeper.task
-        if task is not None and task.id in self._ending and sleeper.deadline > self.auto_until:
+        if (
+            task is not None
+            and sleeper.rests
+            and task.state is not TaskState.RUNNING
+            and task.id in self._ending
+            and sleeper.deadline > self.auto_until
+        ):
             self._ending[task.id](task)
             task.cancel()
 
     # ---- moving on step by step ----
 
-    def advancing(self, seconds: float, timeout: float | None, stuck: Callable[[], Exception]) -> Steps[None]:
+    def advancing(
+        self, seconds: float, timeout: float | None, stuck: Callable[[], Exception], *, while_running: bool
+    ) -> Steps[None]:
         """
-        Move on by *seconds*, with a stop at each deadline on the way, where tasks do what they have to do at that time.
+        Move the time by *seconds*, with a stop at each deadline on the way until the tasks rest or have ended.
+
+        With *while_running*, a running task does not hold up the time if it has a timeout on this clock.
 
         Raises:
-            Exception: what *stuck* returns, when tasks do not come to rest within *timeout* seconds of real time.
+            Exception: What *stuck* returns, when tasks do not come to rest within *timeout* seconds of real time.
         """
         target = self._now + seconds
-        yield from self._settling(timeout, stuck)
-        while (deadline := self.next_deadline()) <= target:
-            self.move_to(deadline)
-            yield from self._settling(timeout, stuck)
-        self.move_to(target)
-
-    def _settling(self, timeout: float | None, stuck: Callable[[], Exception]) -> Steps[None]:
-        """Wait until every live task waits for this clock, if only for its timeout."""
-        while self._live:
-            if not (yield Wait(self._only_timed, timeout)):
+        held_up = self._runs_without_timer if while_running else self._runs
+        while True:
+            if not (yield Wait(lambda: not held_up(), timeout)):
                 raise stuck()
-            version = self._monitor.version
-            if self._live and not (yield Wait(lambda seen=version: self._monitor.version != seen, _PATIENCE)):  # type: ignore[misc]
-                return
+            with self._monitor.lock:  # no task may become live between the check and the move
+                if held_up():
+                    continue
+                self.move_to(min(self.next_deadline(), target))
+                if self._now >= target:
+                    break
+        if not (yield Wait(lambda: not held_up(), timeout)):
+            raise stuck()
 
-    def _only_timed(self) -> bool:
-        return all(self._timed[task.id] for task in self._live)
+    def _runs(self) -> bool:
+        return bool(self._live)
+
+    def _runs_without_timer(self) -> bool:
+        return not all(self._timers[task.id] for task in self._live)
 
     # ---- of one sleeper ----
 
     @contextmanager
     def _sleeping(self, deadline: float) -> Iterator[Sleeper]:
-        sleeper = Sleeper(deadline, self._next_number(), Wakeup(), current_task())
+        task = current_task()
+        sleeper = Sleeper(deadline, self._next_number(), Wakeup(), task, task is not None and self._rests(task))
         with self._monitor.lock:
             heappush(self._sleepers, sleeper)
-            self._lie_down(sleeper)
+            self._park(sleeper)
         self._monitor.changed()
         self._cancel_if_too_late(sleeper)
         self.nudge()
@@ -173,15 +201,23 @@ class SleepQueue:
             self._wake(sleeper)
             self.nudge()
 
-    def _lie_down(self, sleeper: Sleeper) -> None:
-        task = sleeper.task
-        if task is None:
+    def _rests(self, task: Task[Any]) -> bool:
+        """
+        Return whether the task does nothing while the calling coroutine sleeps.
+
+        True between attempts, and for the coroutine of the attempt itself. Any other coroutine in the context of the
+        task is the timer of its timeout, or one that the function started: the function goes on meanwhile.
+        """
+        return task.state is not TaskState.RUNNING or self._coroutines.get(task.id) == anyio.get_current_task().id
+
+    def _park(self, sleeper: Sleeper) -> None:
+        if sleeper.task is None:
             return
-        if task.state is TaskState.RUNNING:
-            self._timed[task.id] += 1  # the timer of an attempt, or the function itself: time is one thing it waits for
+        if sleeper.rests:
+            self._parked[sleeper.task.id] = sleeper
+            self._live.rest(sleeper.task)
         else:
-            self._parked[task.id] = sleeper
-            self._live.rest(task)
+            self._timers[sleeper.task.id] += 1
 
     def _wake(self, sleeper: Sleeper) -> None:
         with self._monitor.lock:
@@ -190,21 +226,21 @@ class SleepQueue:
             sleeper.awake = True
             sleeper.wakeup.set()
             if sleeper.task is not None:
-                self._get_up(sleeper, sleeper.task)
+                self._unpark(sleeper, sleeper.task)
 
-    def _get_up(self, sleeper: Sleeper, task: Task[Any]) -> None:
-        if self._parked.get(task.id) is sleeper:
+    def _unpark(self, sleeper: Sleeper, task: Task[Any]) -> None:
+        if not sleeper.rests:
+            self._timers -= Counter([task.id])  # a subtraction drops the keys that reach zero
+        elif self._parked.get(task.id) is sleeper:
             del self._parked[task.id]
             self._live.wake(task)
-        else:
-            self._timed -= Counter([task.id])  # which forgets a task that is left with none
 
     async def _jump_or_wait(self, sleeper: Sleeper) -> None:
         with self._monitor.lock:
             version = self._monitor.version if self._may_jump(sleeper) else None
         if version is None:
             await sleeper.wakeup.wait()
-            sleeper.wakeup = Wakeup()  # before the caller looks: what happens from here on sets the new one
+            sleeper.wakeup = Wakeup()  # before the caller checks: every later event sets the new one
         else:
             await self._jump_if_quiet(sleeper, version)
 

@@ -1,27 +1,27 @@
-"""Virtual time for schedulers, without pytest."""
+"""Virtual time for a scheduler, without pytest."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
 from math import inf
-from typing import Any, TypeVar
+from typing import Any
 
 from tasks_core import Outcome, Subscription, Task, TaskObserver, TaskPhase, observe
+
+from tasks_testing import _refusals
 
 from .live_tasks import LiveTasks
 from .monitor import Monitor
 from .sleep_queue import SleepQueue
 
-T = TypeVar("T")
-
-# Real seconds that `aadvance()` waits for tasks at one stop.
+# Seconds of real time that each wait of `aadvance()` may take.
 _TIMEOUT = 5.0
 
 
 class VirtualClock:
     """
-    A clock that does not go by itself: an hour of retries takes milliseconds. Implements `tasks_core.Clock`.
+    A clock that moves without real time: an hour of retries takes milliseconds. Implements `tasks_core.Clock`.
 
     ```python
     async with TaskScheduler(clock=VirtualClock()) as scheduler:
@@ -29,17 +29,18 @@ class VirtualClock:
         await task
     ```
 
-    With *auto*, time jumps to the next moment that somebody waits for as soon as no task is live: none runs, in any
-    scheduler of the process, and none is about to. A task that waits for something else than the clock is live, so a
-    timeout never comes early by itself. Without *auto*, time goes on when `advance()` or `aadvance()` says so.
+    With *auto*, the time jumps to the next deadline as soon as no task is live: no task of any scheduler in the process
+    runs, or is about to run. A task that waits for something else than the clock is live, however long that takes in
+    real time, so a timeout never comes early. Without *auto*, only `advance()` and `aadvance()` move the time.
 
-    Only what waits for the clock is concerned: delays, the pauses of retries, timeouts, and the bounds of shutdown.
-    `anyio.sleep()` in a task takes the time it takes.
+    The clock decides about delays, pauses before retries, timeouts, and the bounds of shutdown. `anyio.sleep()` in a
+    task takes real time. A function may sleep by the clock itself, with `sleep_until()`; its task is not live
+    meanwhile.
 
-    One clock may serve several schedulers, on several event loops.
+    One clock may serve several schedulers on several event loops.
 
     Args:
-        start: The time at which it begins.
+        start: The time in seconds at which the clock begins.
 
         auto: Whether time jumps by itself.
     """
@@ -53,45 +54,43 @@ class VirtualClock:
         watcher.subscription = observe(watcher)
 
     def now(self) -> float:
-        """Return the virtual time in seconds; from any thread."""
+        """Return the virtual time in seconds; any thread may call it."""
         return self._queue.now()
 
     async def sleep_until(self, deadline: float) -> None:
-        """Return when the virtual time is *deadline* or more; at once (but after a checkpoint) if it is already."""
+        """Return when the virtual time is *deadline* or later; after one checkpoint if it is already."""
         await self._queue.sleep_until(deadline)
 
     def advance(self, seconds: float) -> None:
         """
-        Move the time on by *seconds* in one leap, from any thread.
+        Move the time by *seconds* in one step, from any thread.
 
-        Whoever is due then is woken. The call does not wait for what they do, and what they wait for next counts from
-        the new time; `aadvance()` goes step by step.
+        Sleepers that are due wake up. The call does not wait for what they do next, and their next delays count from
+        the new time. `aadvance()` stops at each deadline instead.
         """
         self._queue.move_to(self._queue.now() + seconds)
 
-    async def aadvance(self, seconds: float) -> None:
+    async def aadvance(self, seconds: float, *, while_running: bool = False) -> None:
         """
-        Move the time on by *seconds*, from one moment that somebody waits for to the next.
+        Move the time by *seconds*, with a stop at each deadline on the way.
 
-        At each stop the tasks get on until every one of them has ended or waits for the clock again.
+        At each stop, and at the end, it waits until no task is live: each task has ended, or rests until the time
+        moves.
+
+        Args:
+            seconds: The virtual seconds to move by.
+
+            while_running: Whether time may pass while tasks run that have a `timeout`. This brings their timeouts
+                about. Running tasks without a timeout are waited for all the same.
 
         Raises:
-            TimeoutError: tasks still run after 5 seconds of real time, and no timeout bounds them.
+            TimeoutError: Tasks still run after 5 seconds of real time.
         """
-        await self._monitor.arun(self._queue.advancing(seconds, _TIMEOUT, self._stuck))
-
-    def _note(self, change: Callable[[LiveTasks, T], None], subject: T) -> None:
-        with self._monitor.lock:
-            change(self._live, subject)
-        self._monitor.changed()
-        self._queue.nudge()
+        steps = self._queue.advancing(seconds, _TIMEOUT, self._stuck, while_running=while_running)
+        await self._monitor.arun(steps)
 
     def _stuck(self) -> Exception:
-        tasks = ", ".join(f"{task.name!r} (scheduled at {task.where})" for task in self._live)
-        return TimeoutError(
-            f"aadvance() waited {_TIMEOUT:g} s of real time for tasks that still run: {tasks}. "
-            "Use advance() if they are to run on while time passes"
-        )
+        return TimeoutError(_refusals.clock_held_up(self._live, _TIMEOUT))
 
     def __repr__(self) -> str:
         return f"<VirtualClock {self.now():g}>"
@@ -99,10 +98,11 @@ class VirtualClock:
 
 class _Watcher(TaskObserver):
     """
-    Keeps the books about live tasks, as long as there is a clock that wants to know.
+    Updates the live tasks of a clock for as long as the clock exists.
 
-    It holds neither the clock nor the books, in which tasks are that may hold the clock, and goes when it finds the
-    clock gone. A finalizer could not close the subscription: it runs in the middle of anything, also of `observe()`.
+    It must not keep the clock alive, nor the tasks, which may refer to the clock. It closes its subscription itself
+    when an event finds the clock gone. A finalizer could not do that: it may run inside `observe()`, while the lock is
+    held.
     """
 
     subscription: Subscription
@@ -111,20 +111,30 @@ class _Watcher(TaskObserver):
         self._clock = clock
 
     def task_scheduled(self, task: Task[Any]) -> None:
-        self._note(LiveTasks.add, task)
+        self._update(lambda clock: clock._live.add(task))
+
+    def task_started(self, task: Task[Any]) -> None:
+        self._update(lambda clock: clock._queue.started(task))
 
     def task_finished(self, task: Task[Any]) -> None:
-        self._note(LiveTasks.remove, task)
+        def finish(clock: VirtualClock) -> None:
+            clock._live.remove(task)
+            clock._queue.finished(task)
+
+        self._update(finish)
 
     def phase_opened(self, phase: TaskPhase, outcome: Outcome) -> None:
-        self._note(LiveTasks.open, phase)
+        self._update(lambda clock: clock._live.open(phase))
 
     def phase_discarded(self, phase: TaskPhase, reason: str) -> None:
-        self._note(LiveTasks.open, phase)
+        self._update(lambda clock: clock._live.open(phase))
 
-    def _note(self, change: Callable[[LiveTasks, T], None], subject: T) -> None:
+    def _update(self, change: Callable[[VirtualClock], None]) -> None:
         clock = self._clock()
         if clock is None:
             self.subscription.close()
-        else:
-            clock._note(change, subject)
+            return
+        with clock._monitor.lock:
+            change(clock)
+        clock._monitor.changed()
+        clock._queue.nudge()

@@ -1,0 +1,93 @@
+"""The texts of exceptions about a wrong call. They need nothing of a recording, so every room may use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tasks_core import Task
+from tasks_core.testing import function_name
+
+from tasks_testing._text import show
+
+
+def not_a_target(value: object) -> str:
+    return (
+        f"{show(value)} names no task. Pass a function (send_email), a call (call(send_email, 'ann@example.org')), "
+        "or the name of a task ('send_email')"
+    )
+
+
+def not_an_exception() -> str:
+    return (
+        "fail(target, error): error must be an exception or an exception type, "
+        "as in fail(charge, ConnectionError('down'))"
+    )
+
+
+def not_a_replacement() -> str:
+    return "stub(target, replacement): replacement must be a function with the parameters of the task"
+
+
+def no_such_parameter(func: Callable[..., Any], name: str, parameters: Iterable[str]) -> str:
+    return f"{function_name(func)}() has no parameter {name!r}; it has {', '.join(parameters) or 'none'}"
+
+
+def wrong_times() -> str:
+    return "times must be 1 or more; to assert that there is none, write assert_not_scheduled()"
+
+
+# ---- settings ----
+
+
+def wrong_setting(name: str, allowed: Iterable[object], value: object) -> str:
+    return f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}"
+
+
+def wrong_timeout(value: object) -> str:
+    return f"timeout must be a number of seconds above 0, not {value!r}"
+
+
+def unknown_settings(unknown: Iterable[str], known: Iterable[str]) -> str:
+    return f"@pytest.mark.tasks_recorder has no setting {', '.join(unknown)}; it has {', '.join(known)}"
+
+
+def wrong_ini_or_marker(error: ValueError) -> str:
+    return f"tasks_recorder: {error}"
+
+
+# ---- calls at the wrong place or time ----
+
+
+def would_block(method: str, instead: str) -> str:
+    return f"{method}() would block the running event loop; use 'await tasks_recorder.{instead}()'"
+
+
+def time_is_real() -> str:
+    return (
+        "clock.advance() needs virtual time: mark the test with @pytest.mark.tasks_recorder(virtual_time=True), "
+        "or call tasks_recorder.virtual_time() before the first task"
+    )
+
+
+def virtual_time_too_late(task: object) -> str:
+    return f"virtual_time() came too late: {task} already waits in real time"
+
+
+def clock_held_up(tasks: Iterable[Task[Any]], timeout: float) -> str:
+    named = ", ".join(f"{task.name!r} (scheduled at {task.where})" for task in tasks)
+    return (
+        f"aadvance() waited {timeout:g} s of real time, and these tasks still run: {named}. "
+        "To let time pass while tasks run, write aadvance(..., while_running=True) or advance(...)"
+    )
+
+
+def no_result(task: object, state: str, why: str) -> str:
+    return f"{task} has no result because it is {state}{f': {why}' if why else ''}"
+
+
+# ---- why a task was cancelled or discarded: `RecordedTask.reason` ----
+
+HELD_UNTIL_TEST_END = "held until test end"
+ASLEEP_AT_TEST_END = "it waited for virtual time when the test ended"
+ASLEEP_AT_SHUTDOWN = "its app shut down, and did not wait for that long"
