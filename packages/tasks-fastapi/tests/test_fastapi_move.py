@@ -289,6 +289,19 @@ def test_an_import_that_is_still_used_stays(sources: Sources) -> None:
     assert text.startswith("import asyncio\n")
 
 
+@pytest.mark.parametrize(
+    "line, stays",
+    [
+        ("from sqlalchemy.ext.asyncio import AsyncSession  # asyncio", False),
+        ('__all__ = ["asyncio"]', True),
+        ('loop: "asyncio.AbstractEventLoop"', True),
+    ],
+)
+def test_an_import_that_nothing_mentions_is_removed(line: str, stays: bool, sources: Sources) -> None:
+    text = sources.moved(in_app(f"{line}\n\nasync def service():\n    asyncio.create_task(track('a'))\n"))
+    assert ("import asyncio\n" in text) == stays
+
+
 LEFT_CREATE_TASK = {
     "a result that is used": ("task = asyncio.create_task(track('a'))", "its result is used"),
     "a result that is awaited": ("await asyncio.create_task(track('a'))", "its result is used"),
@@ -681,7 +694,7 @@ def test_without_write_a_diff_is_shown_and_nothing_is_changed(sources: Sources) 
     assert f"--- {path}\n+++ {path}\n" in output
     assert "-    asyncio.create_task(track('a'))\n+    current_tasks().schedule(track, 'a')\n" in output
     assert f"Would be moved:\n  {path}:12: create_task -> current_tasks().schedule(track, ...)\n" in output
-    assert "1 calls: 1 would be moved, 0 left. 1 files would be changed with --write." in output
+    assert "1 call: 1 would be moved, 0 left. 1 file would be changed with --write." in output
     code, output = sources.run("--no-diff")
     assert code == 1
     assert "+++" not in output

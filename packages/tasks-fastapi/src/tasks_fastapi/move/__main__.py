@@ -131,15 +131,19 @@ class _Command:
             out("\nNot handled:\n")
             for failure in self._failures:
                 out(f"  {failure}\n")
-        verb = "moved" if self._write else "would be moved"
-        out(f"\n{len(lines)} calls: {len(moved)} {verb}, {len(left)} left. ")
-        out(f"{self._changed} files {'changed' if self._write else 'would be changed with --write'}.\n")
+        verb, files = ("moved", "changed") if self._write else ("would be moved", "would be changed with --write")
+        out(f"\n{_count(len(lines), 'call')}: {len(moved)} {verb}, {len(left)} left. ")
+        out(f"{_count(self._changed, 'file')} {files}.\n")
         if moved:
             out("The application needs add_tasks(app), once.\n")
         if any("current_tasks()" in report.moved for _, report in moved):
             out("current_tasks() needs a request, a task or a lifespan around it, and raises an error elsewhere.\n")
         if any(report.kind not in ("create_task", "ensure_future") for _, report in moved):
             out("Tasks of add_task() start when the dependencies have closed, and TestClient does not wait for them.\n")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _left(report: Report, reason: str) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable
 
@@ -45,8 +46,7 @@ def add_import(module: cst.Module, names: Iterable[str]) -> cst.Module:
 def remove_import(module: cst.Module, source: str, name: str | None, alias: str | None) -> cst.Module:
     """Remove `import source` or `from source import name` if the file does not mention the imported name elsewhere."""
     bound = alias or name or source
-    # The name in the import is the only mention: no other code, no text of an annotation, no `__all__`.
-    if "." in bound or len(re.findall(rf"\b{re.escape(bound)}\b", module.code)) != 1:
+    if "." in bound or _mentions(module.code, bound):
         return module
     body = list(module.body)
     for index, line in enumerate(body):
@@ -79,6 +79,17 @@ def remove_import(module: cst.Module, source: str, name: str | None, alias: str 
                     body[index] = body[index].with_changes(leading_lines=line.leading_lines)
         return module.with_changes(body=body)
     return module
+
+
+def _mentions(source: str, name: str) -> bool:
+    """Return whether code uses the name, or a text has it: an annotation in quotes, an item of `__all__`."""
+    word = re.compile(rf"\b{re.escape(name)}\b")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and node.id == name:
+            return True
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and word.search(node.value):
+            return True
+    return False
 
 
 def _with_names(line: cst.CSTNode, statement: cst.ImportFrom, names: list[str]) -> cst.SimpleStatementLine:
