@@ -50,6 +50,23 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(autouse, "tasks_testing_autouse")
 
 
+def _exempt_from_freezegun() -> None:
+    # With a frozen clock, a timeout ends at once, and a shutdown never. Only the clocks are exempt, because freezegun
+    # looks at the callers: if the whole package were exempt, the functions that it calls would get the real time.
+    freezegun = sys.modules.get("freezegun")
+    if freezegun is not None:
+        freezegun.configure(extend_ignore_list=["tasks_core._clock", "tasks_testing._time.real_time"])
+
+
+# Before each module: its decorators keep the list that is in force when it is imported.
+def pytest_collectstart() -> None:
+    _exempt_from_freezegun()
+
+
+def pytest_collection_finish() -> None:
+    _exempt_from_freezegun()
+
+
 @pytest.fixture
 def tasks_recorder(request: pytest.FixtureRequest) -> TasksRecorder:
     """Record the background tasks of the test; see `tasks_testing.TasksRecorder`."""

@@ -219,6 +219,29 @@ def test_both(client, tasks_recorder):
     )
 
 
+def test_a_frozen_exception_of_the_test_is_reported_with_the_findings(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Declined(Exception):
+    code: int
+
+def test_both(client, tasks_recorder):
+    tasks_recorder.stub(send_email, boom)
+    client.post("/users", json=ANN)
+    tasks_recorder.drain()
+    raise Declined(7)
+""",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["E       test_suite.Declined*", "E       1 background task failed, and the test does not expect it"]
+    )
+
+
 def test_a_failure_after_the_body_is_an_error_at_teardown(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
@@ -521,6 +544,54 @@ def test_three(tasks_recorder): raise SystemExit(3)
     )
     result.assert_outcomes(passed=1, failed=2, errors=1)
     result.stdout.fnmatch_lines(["*KeyError*", "*assert 1 == 2*", "*SystemExit: 3*"])
+
+
+# ---- other libraries that change time ----
+
+
+FROZEN = """
+from freezegun import freeze_time
+from datetime import datetime
+from fastapi import FastAPI
+from tasks_fastapi import Tasks, add_tasks
+
+service = FastAPI()
+add_tasks(service)
+seen = []
+
+async def note():
+    await anyio.sleep(0.01)
+    seen.append(datetime.now().year)
+
+@service.post("/")
+async def endpoint(tasks: Tasks): tasks.after_response.task(timeout=30).schedule(note)
+
+@pytest.fixture
+def client():
+    with TestClient(service) as client: yield client
+"""
+
+
+def test_a_frozen_time_is_seen_by_tasks_and_ends_no_timeout(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        FROZEN
+        + """
+def test_frozen(client, tasks_recorder):
+    with freeze_time("2001-01-01", real_asyncio=True):
+        client.post("/")
+        tasks_recorder.assert_ran(note)
+    assert seen == [2001]
+
+def test_an_app_that_starts_in_frozen_time(tasks_recorder):
+    with freeze_time("2001-01-01", real_asyncio=True):
+        with TestClient(service) as client:
+            client.post("/")
+            tasks_recorder.drain()
+        tasks_recorder.assert_ran(note)
+""",
+    )
+    result.assert_outcomes(passed=2)
 
 
 # ---- messages ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import anyio
@@ -616,6 +617,22 @@ async def test_what_a_block_raises_comes_first() -> None:
             scheduler.schedule(fail)
             await recorder.adrain()
         raise KeyError("mine")
+    assert [note.splitlines()[0] for note in raised.value.__notes__] == [
+        "1 background task failed, and the test does not expect it"
+    ]
+
+
+async def test_a_frozen_exception_keeps_its_type_and_gets_the_findings() -> None:
+    @dataclass(frozen=True)
+    class PaymentDeclinedError(Exception):
+        code: int
+
+    with pytest.raises(PaymentDeclinedError) as raised, record_tasks() as recorder:  # noqa: PT012
+        async with TaskScheduler() as scheduler:
+            scheduler.schedule(fail)
+            await recorder.adrain()
+        with recorder.hold(), recorder.capture():
+            raise PaymentDeclinedError(7)
     assert [note.splitlines()[0] for note in raised.value.__notes__] == [
         "1 background task failed, and the test does not expect it"
     ]

@@ -50,6 +50,9 @@ async def work(number: int = 0) -> int:
     return number
 
 
+async def wait_for_nothing() -> None: ...
+
+
 async def fail(text: str = "no") -> None:
     raise ValueError(text)
 
@@ -513,6 +516,94 @@ async def test_a_task_that_sleeps_by_the_clock_itself() -> None:
             await clock.aadvance(10)
             await recorder.adrain()
         assert recorder.one().result == 5
+
+
+def test_advance_waits_for_a_healthy_task_however_long_it_takes(scheduler: TaskScheduler) -> None:
+    gate = Gate()
+    with record_tasks(virtual_time=True) as recorder:
+        scheduler.task(timeout=5).schedule(gate)
+        scheduler.task(delay=8).schedule(work)
+        threading.Timer(0.3, gate.event.set).start()  # longer than any guess about a task that does nothing visible
+        recorder.clock.advance(10)
+        assert [task.state for task in recorder] == ["succeeded", "succeeded"]
+        assert recorder.clock.now == 10
+
+
+def test_a_timeout_is_brought_about_on_request(scheduler: TaskScheduler) -> None:
+    with record_tasks(virtual_time=True) as recorder:
+        hanging = scheduler.task(timeout=5, on_error=retry(attempts=2, backoff=1)).schedule(anyio.sleep_forever)
+        recorder.clock.advance(5, while_running=True)
+        assert recorder.one(anyio.sleep_forever).state == "retrying"
+        recorder.clock.advance(6, while_running=True)
+        assert recorder.assert_failed(anyio.sleep_forever, TimeoutError).task is hanging
+        assert waits_of(recorder) == [0, 6]
+
+
+def test_advance_says_how_to_bring_a_timeout_about(scheduler: TaskScheduler) -> None:
+    with record_tasks(virtual_time=True, timeout=0.1) as recorder:
+        task = scheduler.task(timeout=5).schedule(anyio.sleep_forever)
+        with pytest.raises(
+            AssertionError, match=r"\n  hint: to bring timeouts about, write clock\.advance\(6, while_running=True\)$"
+        ):
+            recorder.clock.advance(6)
+        assert recorder.clock.now == 0
+        task.cancel()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("auto", [True, False])
+async def test_a_function_that_sleeps_by_the_clock_lets_time_pass(auto: bool) -> None:
+    clock = VirtualClock(auto=auto)
+
+    async def sleep_three_times() -> float:
+        for _ in range(3):
+            await clock.sleep_until(clock.now() + 5)
+        return clock.now()
+
+    async with TaskScheduler(clock=clock) as scheduler:
+        task = scheduler.task(timeout=30).schedule(sleep_three_times)
+        if auto:
+            await task
+        else:
+            await clock.aadvance(20)
+        assert task.result() == 15
+
+
+def test_assertions_move_virtual_time_as_far_as_they_need(scheduler: TaskScheduler) -> None:
+    with record_tasks(virtual_time=True) as recorder:
+        recorder.fail(fail, ConnectionError, times=2)
+        scheduler.task(delay=60, on_error=retry(attempts=3, backoff=10)).schedule(fail)
+        scheduler.task(delay=3600).schedule(work)
+        recorder.assert_not_scheduled(wait_for_nothing)
+        assert recorder.clock.now == 0
+        assert recorder.assert_failed(fail, ValueError).attempts == 3
+        assert recorder.clock.now == 90
+        recorder.assert_order(fail, started(work))
+        assert recorder.clock.now == 3600
+
+
+def test_an_assertion_moves_virtual_time_to_its_end_before_it_fails(scheduler: TaskScheduler) -> None:
+    async def poll() -> None:
+        scheduler.task(delay=60).schedule(poll)
+
+    with record_tasks(virtual_time=True) as recorder:
+        recorder.allow_running(poll)
+        scheduler.task(delay=60).schedule(work)
+        scheduler.schedule(poll)
+        with pytest.raises(AssertionError, match=r"^expected wait_for_nothing to have run, it did not\n"):
+            recorder.assert_ran(wait_for_nothing)
+        assert recorder.clock.now == 60
+
+
+def test_drain_names_a_task_that_never_ends(scheduler: TaskScheduler) -> None:
+    with record_tasks(timeout=0.1, leaks="ignore") as recorder:
+        task = scheduler.schedule(anyio.sleep_forever)
+        with pytest.raises(
+            AssertionError,
+            match=r"\n  hint: for a task that never ends, such as a loop, write tasks_recorder\.allow_running\(sl",
+        ):
+            recorder.drain()
+        task.cancel()
 
 
 # ---- virtual time, and the end of a scheduler ----

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from tasks_core import RunAttempt, Subscription, Task, TaskObserver, observe
@@ -167,10 +168,18 @@ class Control(TaskObserver):
         return None, False
 
 
-@contextmanager
-def holding(control: Control, rule: HoldRule) -> Iterator[None]:
-    """Remove a rule at the end of a block."""
-    try:
-        yield
-    finally:
-        control.end_hold(rule)
+class Holding(AbstractContextManager[None]):
+    """
+    Removes a rule at the end of a block.
+
+    It is no generator, because `contextlib` assigns to the exception that leaves the block, which may be frozen.
+    """
+
+    def __init__(self, control: Control, rule: HoldRule) -> None:
+        self._control = control
+        self._rule = rule
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._control.end_hold(self._rule)

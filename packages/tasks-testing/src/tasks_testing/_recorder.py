@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any
 
 import anyio
@@ -12,9 +13,9 @@ from tasks_core.engines import DurableCall
 from tasks_core.testing import override_engine
 
 from . import _refusals
-from ._assertions.end_of_test import EndOfTestChecks
+from ._assertions.end_of_test import EndOfTestChecks, add_findings
 from ._assertions.view import TaskView
-from ._control import Control, holding
+from ._control import Control, Holding
 from ._engine import RecordedEngine
 from ._messages import waiting
 from ._messages.timeline import timeline
@@ -68,14 +69,9 @@ class TasksRecorder(TaskView):
         """The requests that apps with tasks have served, in the order of their beginning."""
         return tuple(self._selection.requests())
 
-    @contextmanager
-    def capture(self) -> Iterator[TaskView]:
+    def capture(self) -> AbstractContextManager[TaskView]:
         """Return a context manager whose value is a view of the tasks and requests that begin inside the block."""
-        window = Window(next_seq())
-        try:
-            yield self._narrow(window=window)
-        finally:
-            window.end = next_seq()
+        return _Capture(self)
 
     def clear(self) -> None:
         """
@@ -107,7 +103,7 @@ class TasksRecorder(TaskView):
 
             keep: Which of them start all the same.
         """
-        return holding(self._control, self._control.hold(targets, keep))
+        return Holding(self._control, self._control.hold(targets, keep))
 
     def release(self, target: Target | None = None, *, count: int | None = None) -> list[RecordedTask[Any]]:
         """
@@ -389,7 +385,39 @@ def _refuse_to_block(method: str, twin: str) -> None:
         raise RuntimeError(_refusals.would_block(method, twin))
 
 
-@contextmanager
+class _Capture(AbstractContextManager[TaskView]):
+    def __init__(self, recorder: TasksRecorder) -> None:
+        self._recorder = recorder
+
+    def __enter__(self) -> TaskView:
+        self._window = Window(next_seq())
+        return self._recorder._narrow(window=self._window)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._window.end = next_seq()
+
+
+class _RecordedBlock(AbstractContextManager[TasksRecorder]):
+    def __init__(self, settings: Settings) -> None:
+        self._recorder = TasksRecorder(settings)
+
+    def __enter__(self) -> TasksRecorder:
+        self._recorder._start()
+        return self._recorder
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        __tracebackhide__ = True
+        findings = [*self._recorder._end_of_body(), *self._recorder._end(wait=exc is None)]
+        if exc is not None:
+            add_findings(exc, findings)
+        elif findings:
+            raise AssertionError("\n".join(findings))
+
+
 def record_tasks(
     *,
     mode: Mode = "spy",
@@ -398,7 +426,7 @@ def record_tasks(
     failures: Check = "error",
     leaks: Check = "error",
     timeout: float = 5.0,
-) -> Iterator[TasksRecorder]:
+) -> AbstractContextManager[TasksRecorder]:
     """
     Record the tasks of a `with` block: outside of pytest, for one example of a property, or for a part of a test.
 
@@ -432,14 +460,4 @@ def record_tasks(
     settings = Settings(
         mode=mode, virtual_time=virtual_time, strict=strict, failures=failures, leaks=leaks, timeout=timeout
     )
-    recorder = TasksRecorder(settings)
-    recorder._start()
-    try:
-        yield recorder
-    except BaseException as error:
-        for problem in (*recorder._end_of_body(), *recorder._end(wait=False)):
-            error.add_note(problem)
-        raise
-    problems = [*recorder._end_of_body(), *recorder._end(wait=True)]
-    if problems:
-        raise AssertionError("\n".join(problems))
+    return _RecordedBlock(settings)

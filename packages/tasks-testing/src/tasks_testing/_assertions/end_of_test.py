@@ -19,6 +19,15 @@ class TaskLostWarning(UserWarning):
     """A task was cancelled or discarded because its app shut down, and the test may not notice that."""
 
 
+def add_findings(error: BaseException, findings: Iterable[str]) -> None:
+    """Add findings to an exception as notes."""
+    for finding in findings:
+        try:
+            error.add_note(finding)
+        except Exception:  # a frozen dataclass refuses every assignment
+            error.__dict__.setdefault("__notes__", []).append(finding)
+
+
 class EndOfTestChecks:
     """Finds what the test does not expect, and reports each finding once."""
 

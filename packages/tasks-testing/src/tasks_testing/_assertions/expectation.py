@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from tasks_testing._recording.record import RecordedTask, is_named_by
 from tasks_testing._recording.recording import EndlessError
 from tasks_testing._recording.selection import Selection
 from tasks_testing._time.monitor import Steps, Wait, in_event_loop
+from tasks_testing._time.real_time import monotonic
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def _waiting(
     def quiet() -> bool:
         return decided() or (selection.settled() and not selection.may_still_open(about))
 
-    began = time.monotonic()
+    began = monotonic()
     with suppress(EndlessError):  # the message about the expectation says more
         yield from recording.jumping(lambda: enough() or (quiet() and not recording.can_jump()), timeout)
-    yield Wait(quiet, None if timeout is None else max(0.0, began + timeout - time.monotonic()))
+    yield Wait(quiet, None if timeout is None else max(0.0, began + timeout - monotonic()))

@@ -9,6 +9,7 @@ from unittest import SkipTest
 import pytest
 
 from tasks_testing import _refusals
+from tasks_testing._assertions.end_of_test import add_findings
 from tasks_testing._recorder import TasksRecorder
 from tasks_testing._settings import NAMES, Settings
 from tasks_testing._text import show
@@ -27,7 +28,7 @@ class RecordedItem:
     def body_raised(self, error: BaseException) -> None:
         """Add the findings to the exception of the body; a skipped test has its findings at teardown."""
         if isinstance(error, (Exception, pytest.fail.Exception)) and not isinstance(error, SkipTest):
-            self._add_notes(error, self.recorder._end_of_body())
+            add_findings(error, self.recorder._end_of_body())
             self._add_timeline("call", failed=True)
 
     def body_returned(self) -> None:
@@ -38,7 +39,7 @@ class RecordedItem:
 
     def teardown_raised(self, error: BaseException) -> None:
         """Add the findings to the exception of a fixture."""
-        self._add_notes(error, self.recorder._end(wait=False))
+        add_findings(error, self.recorder._end(wait=False))
         self._add_timeline("teardown", failed=True)
 
     def teardown_returned(self) -> None:
@@ -47,10 +48,6 @@ class RecordedItem:
         if problems:
             self._add_timeline("teardown", failed=True)
         _fail(problems)
-
-    def _add_notes(self, error: BaseException, problems: Sequence[str]) -> None:
-        for problem in problems:
-            error.add_note(problem)
 
     def _add_timeline(self, when: str, *, failed: bool) -> None:
         wanted = self._item.config.getoption("tasks_timeline")

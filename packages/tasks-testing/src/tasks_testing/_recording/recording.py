@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -16,6 +15,7 @@ from tasks_core.testing import override_clock, release_task
 from tasks_testing import _refusals
 from tasks_testing._time.live_tasks import LiveTasks
 from tasks_testing._time.monitor import Monitor, Steps, Wait, in_event_loop
+from tasks_testing._time.real_time import monotonic
 from tasks_testing._time.sleep_queue import SleepQueue
 
 from . import routing
@@ -63,7 +63,7 @@ class Recording(TaskObserver):
         self._by_origin: dict[int, RecordedRequest] = {}
         self._allowed: list[Target] = []
         self._too_late: list[Task[Any]] = []
-        self._began = time.monotonic()
+        self._began = monotonic()
         self._subscriptions = ExitStack()
 
     # ---- beginning and end ----
@@ -133,7 +133,7 @@ class Recording(TaskObserver):
 
     def now(self) -> float:
         """Return the time of the clock that tasks use."""
-        return self.queue.now() if self.virtual else time.monotonic() - self._began
+        return self.queue.now() if self.virtual else monotonic() - self._began
 
     # ---- virtual time ----
 
@@ -151,10 +151,10 @@ class Recording(TaskObserver):
         Raises:
             EndlessError: The time has moved `MOST_JUMPS` times.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         parked: list[RecordedTask[Any]] = []
         for _ in range(MOST_JUMPS):
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = None if deadline is None else max(0.0, deadline - monotonic())
             in_time = yield Wait(lambda: done() or self.can_jump(), left)
             if done() or not in_time:
                 return in_time
@@ -349,7 +349,7 @@ class Recording(TaskObserver):
     def _add(self, kind: EventKind, **fields: Any) -> TaskEvent:
         event = TaskEvent(
             seq=next_seq(),
-            at=time.monotonic() - self._began,
+            at=monotonic() - self._began,
             clock=self.now(),
             kind=kind,
             thread=threading.current_thread().name,

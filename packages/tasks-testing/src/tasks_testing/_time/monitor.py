@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from threading import Condition, RLock
 from typing import TypeAlias, TypeVar
 
 import anyio
+
+from .real_time import monotonic
 
 T = TypeVar("T")
 
@@ -115,14 +116,14 @@ class Monitor:
             return stop.value  # type: ignore[no-any-return]  # the type of StopIteration.value is Any
 
     async def _await(self, wait: Wait) -> bool:
-        deadline = None if wait.timeout is None else time.monotonic() + wait.timeout
+        deadline = None if wait.timeout is None else monotonic() + wait.timeout
         while True:
             with self.lock:
                 if wait.until():
                     return True
                 wakeup = Wakeup()
                 self._wakeups.append(wakeup)
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = None if deadline is None else max(0.0, deadline - monotonic())
             with anyio.move_on_after(left) as scope:
                 await wakeup.wait()
             if scope.cancelled_caught:
