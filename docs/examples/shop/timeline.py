@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TextIO
 
-from tasks_core import DurableTask, Outcome, Task, TaskObserver, TaskPhase, TaskState, durable_context, observe
+from tasks_core import DurableTask, Outcome, PhaseInfo, Task, TaskObserver, TaskState, durable_context, observe
 from tasks_fastapi import RequestOrigin
 
 _request_number: ContextVar[int | None] = ContextVar("_request_number", default=None)
@@ -58,7 +58,7 @@ class Recorder(TaskObserver, logging.Handler):
                 _request_number.set(next(self._numbers))
             self._write(Event(kind=event, text=f"{origin.method} {origin.path} → {origin.status}"))
 
-    def phase_opened(self, phase: TaskPhase, outcome: Outcome) -> None:
+    def phase_opened(self, phase: PhaseInfo, outcome: Outcome) -> None:
         """A phase begins."""
         self._write(Event(kind="phase_opened", text=f"{phase.name} opens", phase=phase.name))
 

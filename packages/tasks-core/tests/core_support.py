@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from tasks_core import Outcome, Task, TaskObserver, TaskPhase, TaskState
+from tasks_core import Outcome, PhaseInfo, Task, TaskObserver, TaskState
 
 
 @pytest.fixture(
@@ -46,10 +46,10 @@ class EventLog(TaskObserver):
         self.finished.append(task)
         self.events.append((str(task.state), task.name))
 
-    def phase_opened(self, batch: TaskPhase, outcome: Outcome) -> None:
+    def phase_opened(self, batch: PhaseInfo, outcome: Outcome) -> None:
         self.events.append((f"opened {outcome}", batch.name))
 
-    def phase_discarded(self, batch: TaskPhase, reason: str) -> None:
+    def phase_discarded(self, batch: PhaseInfo, reason: str) -> None:
         self.events.append((f"discarded because {reason}", batch.name))
 
     def origin_event(self, origin: object, event: str) -> None:

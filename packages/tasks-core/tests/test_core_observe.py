@@ -12,6 +12,7 @@ import anyio.to_thread
 import pytest
 from core_support import EventLog, fail, in_thread, messages, noop
 from tasks_core import (
+    PhaseInfo,
     RunAttempt,
     SchedulerClosedError,
     Subscription,
@@ -81,10 +82,10 @@ class Raising(TaskObserver):
     def task_finished(self, task: Task[Any]) -> None:
         raise self.error
 
-    def phase_opened(self, batch: TaskPhase, outcome: Any) -> None:
+    def phase_opened(self, batch: PhaseInfo, outcome: Any) -> None:
         raise self.error
 
-    def phase_discarded(self, batch: TaskPhase, reason: str) -> None:
+    def phase_discarded(self, batch: PhaseInfo, reason: str) -> None:
         raise self.error
 
     def origin_event(self, origin: object, event: str) -> None:

@@ -273,7 +273,7 @@ def test_a_task_launched_when_shutdown_is_interrupted_does_not_start(backend: st
     class Interrupter(TaskObserver):
         def shutdown_started(self, tasks: Sequence[Task[Any]], grace_period: float) -> None:
             (task,) = tasks
-            assert task.phase is not None
+            assert isinstance(task.phase, TaskPhase)
             task.phase.open()
             raise KeyboardInterrupt
 

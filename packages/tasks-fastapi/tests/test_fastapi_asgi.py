@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from tasks_core import DurableTask, Outcome, TaskObserver, TaskPhase, TaskState, observe
+from tasks_core import DurableTask, Outcome, PhaseInfo, TaskObserver, TaskState, observe
 from tasks_fastapi import RequestOrigin, add_tasks, get_tasks
 
 pytestmark = pytest.mark.anyio
@@ -144,7 +144,7 @@ class Events(TaskObserver):
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def phase_opened(self, batch: TaskPhase, outcome: Outcome) -> None:
+    def phase_opened(self, batch: PhaseInfo, outcome: Outcome) -> None:
         self.seen.append(f"{batch.name}: {outcome}")
 
     def origin_event(self, origin: object, event: str) -> None:

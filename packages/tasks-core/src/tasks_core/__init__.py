@@ -31,7 +31,7 @@ from ._run.shutdown import ShutdownReport
 from ._schedule import ScheduleTarget
 from ._scheduler import TaskScheduler, current_scheduler
 from ._support.overrides import Subscription
-from ._task import Task, TaskState, current_task
+from ._task import PhaseInfo, Task, TaskState, current_task
 from .exceptions import (
     SchedulerClosedError,
     TaskQueueFullError,
@@ -47,6 +47,7 @@ __all__ = (
     "LostTask",
     "MonotonicClock",
     "Outcome",
+    "PhaseInfo",
     "Receipt",
     "Retry",
     "RetryPolicy",

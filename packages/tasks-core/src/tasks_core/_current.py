@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from weakref import ref
-
-if TYPE_CHECKING:
-    from ._scheduler import TaskScheduler
 
 
 class Origin(Protocol):
@@ -27,8 +24,8 @@ class Origin(Protocol):
     """
 
     @property
-    def scheduler(self) -> TaskScheduler | None:
-        """The scheduler of the tasks."""
+    def scheduler(self) -> Any:
+        """The `TaskScheduler` of the tasks, or `None`."""
         ...
 
     @property

@@ -10,8 +10,7 @@ from ._support.overrides import OverrideStack, Subscription
 
 if TYPE_CHECKING:
     from ._config import Outcome
-    from ._phase import TaskPhase
-    from ._task import Task
+    from ._task import PhaseInfo, Task
 
 
 class RunAttempt(Protocol):
@@ -41,10 +40,10 @@ class TaskObserver:
     def task_finished(self, task: Task[Any]) -> None:
         """The task reached its terminal state; called exactly once for each task that was scheduled."""
 
-    def phase_opened(self, phase: TaskPhase, outcome: Outcome) -> None:
+    def phase_opened(self, phase: PhaseInfo, outcome: Outcome) -> None:
         """A phase opens; called before the first of its tasks starts."""
 
-    def phase_discarded(self, phase: TaskPhase, reason: str) -> None:
+    def phase_discarded(self, phase: PhaseInfo, reason: str) -> None:
         """A phase will never open; called before its tasks are discarded."""
 
     def origin_event(self, origin: object, event: str) -> None:

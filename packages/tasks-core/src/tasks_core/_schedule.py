@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec
 
 from ._config import TaskConfig
 from ._support.call import check_call
-from ._task import Task
+from ._task import PhaseInfo, Task
 from .exceptions import InvalidConfigError
 
 if TYPE_CHECKING:
-    from ._phase import TaskPhase
     from ._run.runner import Runner
 
 P = ParamSpec("P")
@@ -42,7 +41,7 @@ class ScheduleTarget(ABC):
         """What tasks get that are scheduled here."""
         _inherited: TaskConfig  # what tasks get here without `.task(...)`
         _runner: Runner
-        _phase: TaskPhase | None  # what tasks are scheduled into, unless it is this target itself
+        _phase: PhaseInfo | None  # what tasks are scheduled into, unless it is this target itself
         _take: Callable[[Task[Any]], object]  # takes an accepted task, on the thread of the loop
 
     _is_phase: ClassVar[bool] = False
@@ -141,7 +140,7 @@ class ConfiguredTarget(ScheduleTarget):
         self._target._refuse(config)
 
 
-def phase_of(target: ScheduleTarget) -> TaskPhase | None:
+def phase_of(target: ScheduleTarget) -> PhaseInfo | None:
     """Return the phase that tasks are scheduled into, if any."""
     return target if target._is_phase else target._phase  # type: ignore[return-value]  # a TaskPhase
 

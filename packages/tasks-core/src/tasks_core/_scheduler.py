@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import Token
 from math import inf
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeAlias, Unpack
 from weakref import ref
 
 import anyio
@@ -15,7 +16,7 @@ from ._clock import MonotonicClock
 from ._config import TaskConfig
 from ._current import CURRENT, current
 from ._options import SchedulerOptions, complete
-from ._run.extension import extensions
+from ._run.extension import Extension
 from ._run.ledger import SchedulerStatistics
 from ._run.runner import Runner, Stage
 from ._run.shutdown import Shutdown, ShutdownReport
@@ -102,7 +103,7 @@ class TaskScheduler(ScheduleTarget):
         )
         self._take = runner.ready
         self._phase = None
-        made = [make(self, given) for make in extensions]
+        made = [make(given) for make in extensions]
         runner.extensions = tuple(extension for extension in made if extension is not None)
 
     @staticmethod
@@ -263,7 +264,7 @@ def current_scheduler() -> TaskScheduler:
     """
     caller = current()
     scheduler = caller if isinstance(caller, TaskScheduler) else getattr(caller, "scheduler", None)
-    if scheduler is None or scheduler.closed:
+    if not isinstance(scheduler, TaskScheduler) or scheduler.closed:
         raise SchedulerNotStartedError(
             "current_scheduler() was called outside of a task, of a request and of `async with scheduler`. "
             "Enter one first: async with TaskScheduler() as scheduler: ..."
@@ -273,3 +274,10 @@ def current_scheduler() -> TaskScheduler:
 
 def _or_inf(limit: float | None) -> float:
     return inf if limit is None else limit
+
+
+MakeExtension: TypeAlias = Callable[[Mapping[str, Any]], Extension | None]
+"""Takes all options of a new scheduler; returns `None` if they ask for nothing."""
+
+extensions: list[MakeExtension] = []
+"""What is asked for each new scheduler. A room that stands above the scheduler appends to it when it is imported."""

@@ -18,8 +18,6 @@ from .exceptions import TaskCancelledError, TaskDiscardedError, TaskNotFinishedE
 
 if TYPE_CHECKING:
     from ._config import Outcome, TaskConfig
-    from ._phase import TaskPhase
-    from ._scheduler import TaskScheduler
 
 T = TypeVar("T")
 
@@ -81,11 +79,35 @@ class NativeTask(Protocol):
         ...
 
 
+class PhaseInfo(Protocol):
+    """What can be read from the `TaskPhase` that a task was scheduled into."""
+
+    @property
+    def name(self) -> str:
+        """The name of the moment."""
+        ...
+
+    @property
+    def origin(self) -> object:
+        """The object that the phase belongs to: a request, a session."""
+        ...
+
+    @property
+    def opened(self) -> bool:
+        """Whether the phase has begun."""
+        ...
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The outcome that the phase was opened with; `None` before that."""
+        ...
+
+
 class TaskOwner(Protocol):
     """What a task needs of the machinery that runs it."""
 
     @property
-    def scheduler(self) -> TaskScheduler | None: ...
+    def scheduler(self) -> Any: ...  # the TaskScheduler
     def now(self) -> float: ...
     def here(self) -> bool: ...
     def cancel(self, task: Task[Any]) -> None: ...
@@ -160,7 +182,7 @@ class Task(Generic[T]):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         config: TaskConfig,
-        phase: TaskPhase | None,
+        phase: PhaseInfo | None,
         is_async: bool,
         context: Context,
         code: CodeType,
@@ -177,7 +199,7 @@ class Task(Generic[T]):
         self.reason = None
         self.scheduled_at = now
         self._owner = owner
-        self._phase = phase
+        self._phase: Any = phase  # the TaskPhase
         self._is_async = is_async
         self._context: Context | None = context
         self._code = code
@@ -197,13 +219,13 @@ class Task(Generic[T]):
         return self.config.name or function_name(self.func)
 
     @property
-    def phase(self) -> TaskPhase | None:
-        """The phase that the task was scheduled into; `None` if directly into a scheduler."""
-        return self._phase
+    def phase(self) -> PhaseInfo | None:
+        """The `TaskPhase` that the task was scheduled into; `None` if directly into a scheduler."""
+        return self._phase  # type: ignore[no-any-return]  # a TaskPhase
 
     @property
-    def scheduler(self) -> TaskScheduler | None:
-        """The scheduler that runs the task; `None` when that is closed and no longer referenced."""
+    def scheduler(self) -> Any:
+        """The `TaskScheduler` that runs the task; `None` when that is closed and no longer referenced."""
         return self._owner.scheduler
 
     @property

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 import anyio
 
 from tasks_core._loop.loop import Loop
-from tasks_core._run.extension import extensions
+from tasks_core._scheduler import TaskScheduler, extensions
 from tasks_core._support.log import logger
 from tasks_core._support.overrides import OverrideStack, Subscription
 from tasks_core._task import NativeTask
@@ -19,7 +18,6 @@ from .engine import Engine, EngineFallback
 
 if TYPE_CHECKING:
     from tasks_core._run.runner import Runner
-    from tasks_core._scheduler import TaskScheduler
 
 _overrides: OverrideStack[Engine] = OverrideStack()
 
@@ -47,14 +45,11 @@ def engine_overridden() -> bool:
 class EngineHost:
     """Keeps an engine entered as long as a scheduler lives, in one native task."""
 
-    __slots__ = ("_closed", "_error", "_native", "_opened", "_stop", "engine", "engine_fallback", "find_scheduler")
+    __slots__ = ("_closed", "_error", "_native", "_opened", "_stop", "engine", "engine_fallback")
 
-    def __init__(
-        self, engine: Engine, engine_fallback: EngineFallback, find_scheduler: Callable[[], TaskScheduler | None]
-    ) -> None:
+    def __init__(self, engine: Engine, engine_fallback: EngineFallback) -> None:
         self.engine = engine
         self.engine_fallback = engine_fallback
-        self.find_scheduler = find_scheduler
         self._native: NativeTask | None = None
         self._error: BaseException | None = None
 
@@ -96,10 +91,8 @@ class EngineHost:
             await self._closed.wait()
 
 
-def _make_host(scheduler: TaskScheduler, options: Mapping[str, Any]) -> EngineHost | None:
-    if options["engine"] is None:
-        return None
-    return EngineHost(options["engine"], options["engine_fallback"], ref(scheduler))
+def _make_host(options: Mapping[str, Any]) -> EngineHost | None:
+    return None if options["engine"] is None else EngineHost(options["engine"], options["engine_fallback"])
 
 
 extensions.append(_make_host)

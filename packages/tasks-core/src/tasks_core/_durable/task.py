@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 import anyio
@@ -15,10 +15,11 @@ from tasks_core._config import Outcome, TaskConfig
 from tasks_core._retry import Retry, RetryPolicy, ask
 from tasks_core._run.ledger import log_fields, title
 from tasks_core._support.log import logger
-from tasks_core._task import Task, TaskState
+from tasks_core._task import PhaseInfo, Task, TaskState
 from tasks_core.exceptions import EngineCapabilityError, EngineNotConfiguredError, EngineUnavailableError
 
 from .calls import DurableCall, Receipt
+from .codec import ArgumentCodec
 from .context import DurableContext, set_context
 from .engine import Engine, EngineFallback
 from .host import engine_in_force, host_of
@@ -29,7 +30,25 @@ if TYPE_CHECKING:
     from tasks_core._run.runner import Runner
     from tasks_core._schedule import ScheduledCall, ScheduleTarget
 
-    from .function import DurableFunction
+
+class FunctionInfo(Protocol):
+    """What a submit needs from the `DurableFunction`."""
+
+    __name__: str
+    name: str
+    retry: RetryPolicy | None
+    config: TaskConfig
+
+    @property
+    def func(self) -> Callable[..., Any]: ...
+
+    @property
+    def is_async(self) -> bool: ...
+
+    @property
+    def codec(self) -> ArgumentCodec: ...
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +117,7 @@ class DurableTask(Task[Receipt]):
         return receipt
 
     def _run_here(self, error: Exception) -> Receipt:
-        function: DurableFunction[..., Any] = self.func  # type: ignore[assignment]  # submit_call() has put it there
+        function: FunctionInfo = self.func  # type: ignore[assignment]  # submit_call() has put it there
         logger.warning(
             "%s runs in this process, and is lost if that ends: %s did not acknowledge (%s)",
             title(self),
@@ -122,17 +141,16 @@ class DurableTask(Task[Receipt]):
             runner.now(),
         )
         call = self.call
-        host = host_of(runner)
-        assert host is not None  # its `engine_fallback` has decided that the task runs here
         run_context = DurableContext(
-            call.name, call.idempotency_key, 1, call.headers, host.find_scheduler, task_id=task.id
+            call.name, call.idempotency_key, 1, call.headers, runner.find_scheduler, task_id=task.id
         )
         context.run(set_context, run_context)
-        runner.accept(task, runner.ready if self._phase is None else self._phase._take)
+        phase: TaskPhase | None = self._phase
+        runner.accept(task, runner.ready if phase is None else phase._take)
         return Receipt("memory", str(task.id), call.idempotency_key)
 
 
-def _handler(function: DurableFunction[..., Any]) -> Callable[[Task[Any], Exception], Any]:
+def _handler(function: FunctionInfo) -> Callable[[Task[Any], Exception], Any]:
     """Make the error handler for a durable function that runs in memory after all."""
     policy = function.retry or RetryPolicy(attempts=1)
 
@@ -146,11 +164,11 @@ def _handler(function: DurableFunction[..., Any]) -> Callable[[Task[Any], Except
 
 
 def submit_call(
-    function: DurableFunction[..., Any],
+    function: FunctionInfo,
     target: ScheduleTarget,
     scheduled: ScheduledCall,
     options: CallOptions,
-    phase: TaskPhase | None,
+    phase: PhaseInfo | None,
     take: Callable[[DurableTask], object],
 ) -> DurableTask:
     """Make a task that submits a call, and give it to *take* when it is accepted; raise if it could not be stored."""
@@ -204,9 +222,7 @@ def check_submitted(task: DurableTask) -> None:
         raise EngineUnavailableError(f"{task.name!r} was not submitted to {task.engine.name}: {task.reason}")
 
 
-def _check_capabilities(
-    function: DurableFunction[..., Any], engine: Engine, target: ScheduleTarget, options: CallOptions
-) -> None:
+def _check_capabilities(function: FunctionInfo, engine: Engine, target: ScheduleTarget, options: CallOptions) -> None:
     config, inherited = target.config, target._inherited
     for option in ("on_error", "timeout", "limiter"):
         if getattr(config, option) is not getattr(inherited, option):
@@ -225,7 +241,7 @@ def _check_capabilities(
             raise EngineCapabilityError(f"{function!r} was scheduled with {option}=, which {engine.name} cannot do")
 
 
-def _headers(phase: TaskPhase | None) -> dict[str, str]:
+def _headers(phase: PhaseInfo | None) -> dict[str, str]:
     headers = trace_headers()
     of_origin: Mapping[str, str] | None = None if phase is None else getattr(phase.origin, "task_headers", None)
     if of_origin:

@@ -7,24 +7,36 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from types import CodeType, FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import ref
 
 import anyio
 
-from tasks_core._clock import clock_in_force
+from tasks_core._clock import Clock, clock_in_force
 from tasks_core._current import CURRENT
+from tasks_core._loop.loop import Loop
 from tasks_core._observer import RunAttempt, hooks, notify
 from tasks_core._retry import Retry, ask
 from tasks_core._support.call import check_call
 from tasks_core._support.log import logger
 from tasks_core._task import RUNNING, SUCCEEDED, Task, TaskState
 
-from .ledger import LostTask, describe_loss, log_fields, title
+from .ledger import Ledger, LostTask, describe_loss, log_fields, title
+from .limits import Limits
 from .threads import ThreadCall, WorkerThreads
 
-if TYPE_CHECKING:
-    from .runner import Runner
+
+class AttemptOwner(Protocol):
+    """What attempts need from the runner."""
+
+    clock: Clock
+    loop: Loop
+    ledger: Ledger
+    limits: Limits
+
+    def start_all(self, tasks: list[Task[Any]]) -> None: ...
+    def release_limits(self, task: Task[Any]) -> None: ...
+    def run_again(self, task: Task[Any], error: BaseException, delay: float) -> bool: ...
 
 
 class Attempts:
@@ -32,7 +44,7 @@ class Attempts:
 
     __slots__ = ("_cancelled", "_handler_limiter", "_no_stray", "_runner", "_threads", "stray")
 
-    def __init__(self, runner: Runner, max_threads: int) -> None:
+    def __init__(self, runner: AttemptOwner, max_threads: int) -> None:
         self._runner = runner
         self._threads = WorkerThreads()
         self._handler_limiter = anyio.CapacityLimiter(max_threads)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from tasks_core._loop.loop import Loop
-    from tasks_core._scheduler import TaskScheduler
+from tasks_core._loop.loop import Loop
 
 
 class Extension(Protocol):
@@ -20,10 +17,3 @@ class Extension(Protocol):
     async def close(self) -> None:
         """Release it; called on the event loop of the scheduler."""
         ...
-
-
-MakeExtension = Callable[["TaskScheduler", Mapping[str, Any]], "Extension | None"]
-"""Takes a new scheduler and all its options; returns `None` if they ask for nothing."""
-
-extensions: list[MakeExtension] = []
-"""What is asked for each new scheduler. A room that stands above the scheduler appends to it when it is imported."""

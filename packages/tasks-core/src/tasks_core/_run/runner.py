@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from weakref import ref
 
 import anyio
@@ -25,9 +25,6 @@ from .attempt import Attempts
 from .extension import Extension
 from .ledger import CANCEL_CALLED, HELD, LIMITER, Ledger, log_fields, title, unstarted
 from .limits import Limits
-
-if TYPE_CHECKING:
-    from tasks_core._scheduler import TaskScheduler
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any])
 
@@ -64,7 +61,7 @@ class Runner:
 
     def __init__(
         self,
-        find_scheduler: Callable[[], TaskScheduler | None],
+        find_scheduler: Callable[[], Any],
         clock: Clock,
         max_concurrency: float,
         max_pending: float,
@@ -107,7 +104,7 @@ class Runner:
     # ---- for the tasks: TaskOwner ----
 
     @property
-    def scheduler(self) -> TaskScheduler | None:
+    def scheduler(self) -> Any:
         return self.find_scheduler()
 
     def now(self) -> float:

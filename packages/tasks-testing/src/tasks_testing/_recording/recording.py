@@ -9,7 +9,7 @@ from itertools import count
 from math import inf
 from typing import Any, cast
 
-from tasks_core import Outcome, Task, TaskObserver, TaskPhase, TaskState, observe
+from tasks_core import Outcome, PhaseInfo, Task, TaskObserver, TaskState, observe
 from tasks_core.testing import override_clock, release_task
 
 from tasks_testing import _refusals
@@ -292,7 +292,7 @@ class Recording(TaskObserver):
         kind = cast("EventKind", state)
         self._note(kind, task, error=task.error if state == "failed" else None, detail=reason or "")
 
-    def phase_opened(self, phase: TaskPhase, outcome: Outcome) -> None:
+    def phase_opened(self, phase: PhaseInfo, outcome: Outcome) -> None:
         with self.monitor.lock:
             self.live.open(phase)
             request = self._by_origin.get(id(phase.origin))
@@ -302,7 +302,7 @@ class Recording(TaskObserver):
                 self._add("phase_opened", request=request, phase=phase.name, detail=f"({waiting}){only_for}")
         self.monitor.changed()
 
-    def phase_discarded(self, phase: TaskPhase, reason: str) -> None:
+    def phase_discarded(self, phase: PhaseInfo, reason: str) -> None:
         with self.monitor.lock:
             self.live.open(phase)
         self.monitor.changed()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tasks_core import Task, TaskPhase
+from tasks_core import PhaseInfo, Task
 
 
 class LiveTasks:
@@ -36,7 +36,7 @@ class LiveTasks:
             self._resting[task.id] = task
             self._unopened.setdefault(id(phase), {})[task.id] = task
 
-    def open(self, phase: TaskPhase) -> None:
+    def open(self, phase: PhaseInfo) -> None:
         """Wake the tasks of a phase that has opened, or never will: the latter are discarded in a moment."""
         for task in self._unopened.pop(id(phase), {}).values():
             self.wake(task)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from tasks_core import Outcome, Subscription, Task, TaskObserver, TaskPhase, observe
+from tasks_core import Outcome, PhaseInfo, Subscription, Task, TaskObserver, observe
 
 from tasks_testing import _refusals
 
@@ -123,10 +123,10 @@ class _Watcher(TaskObserver):
 
         self._update(finish)
 
-    def phase_opened(self, phase: TaskPhase, outcome: Outcome) -> None:
+    def phase_opened(self, phase: PhaseInfo, outcome: Outcome) -> None:
         self._update(lambda clock: clock._live.open(phase))
 
-    def phase_discarded(self, phase: TaskPhase, reason: str) -> None:
+    def phase_discarded(self, phase: PhaseInfo, reason: str) -> None:
         self._update(lambda clock: clock._live.open(phase))
 
     def _update(self, change: Callable[[VirtualClock], None]) -> None:
