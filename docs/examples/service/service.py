@@ -3,8 +3,8 @@ A long-running service without a web framework: it takes readings from a queue a
 
     python docs/examples/service/service.py readings.txt --backend trio
 
-Send it SIGTERM (or press Ctrl-C): it takes nothing more from the queue, finishes every write that has begun or was
-promised, says what became of its tasks, and exits with 0.
+Send it SIGTERM, or press Ctrl-C: it reads nothing more from the queue, finishes every write that was scheduled, prints
+the report of the shutdown, and exits with status 0.
 """
 
 import argparse
@@ -21,7 +21,7 @@ logger = logging.getLogger("service")
 
 
 class Store:
-    """Where readings are kept; each write takes a while, and may fail once in a while."""
+    """Stores readings. A write takes 0.05 seconds, and every tenth one fails."""
 
     def __init__(self, path: Path) -> None:
         self.path = anyio.Path(path)
@@ -36,14 +36,14 @@ class Store:
 
 
 async def take_from_queue() -> AsyncIterator[int]:
-    """Stands for a message broker, a socket, a table that is polled."""
+    """Yield readings; stands for a message broker, a socket or a table."""
     for reading in count(1):
         yield reading
         await anyio.sleep(0.02)
 
 
 async def count_reading(totals: dict[str, int]) -> None:
-    """Nice to have: no shield, so it may be lost at the end."""
+    """Count a reading. The task has no shield, so shutdown may cancel it."""
     await anyio.sleep(1)
     totals["readings"] = totals.get("readings", 0) + 1
 
@@ -58,7 +58,7 @@ async def consume(scheduler: TaskScheduler, store: Store) -> None:
 
 
 async def report(task: Task[object], error: Exception) -> None:
-    logger.error("%s failed for good after %d attempts: %r", task.name, task.attempts, error)
+    logger.error("%s failed in its last attempt, number %d attempts: %r", task.name, task.attempts, error)
 
 
 async def main(path: Path) -> None:
@@ -71,7 +71,7 @@ async def main(path: Path) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 print(f"stopping because of {signal.Signals(number).name}", flush=True)
-                group.cancel_scope.cancel()  # nothing more from the queue; leaving the scheduler does the rest
+                group.cancel_scope.cancel()  # reads nothing more; the exit of the scheduler waits for the writes
                 break
     print(scheduler.report, flush=True)
 

@@ -1,4 +1,4 @@
-"""What happens in the shop, as lines in a file that somebody else evaluates."""
+"""Events of the shop, as lines of a file."""
 
 from __future__ import annotations
 

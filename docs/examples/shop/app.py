@@ -25,13 +25,13 @@ from .timeline import read_events, record, render, timelines
 LOGGERS = ("shop", "tasks_core", "tasks_fastapi")
 
 DESCRIPTION = """
-An example for background tasks. Place an order, then look at [/timeline](/timeline): it shows when each task of each
+An example of background tasks. Place an order, then open [/timeline](/timeline), which shows when each task of each
 request started and ended. E-mails are in [/inbox](/inbox), unless there is a real mail server.
 """
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Make the application. Nothing is opened before its lifespan begins."""
+    """Return the application. Its lifespan opens the resources."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
             payments.share(shop.database, shop.gateway)
             yield {"shop": shop}
 
-    # FastAPI(), but with a page /docs that needs nothing from the internet.
+    # FastAPI() with a page /docs that loads nothing from the internet.
     app = FastAPIOffline(title="Shop", description=DESCRIPTION, lifespan=lifespan)
     engine = payments.engine if settings.durable else None
     workers = settings.workers if settings.durable else 0
@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/inbox", tags=["looking inside"], summary="Show the e-mails", response_class=PlainTextResponse)
     async def read_inbox(shop: CurrentShop) -> str:
-        """All that the shop has sent since it was started; 404 if it sends to a real mail server."""
+        """Every e-mail since the start of the shop; 404 if it sends to a real mail server."""
         if shop.inbox is None:
             raise HTTPException(404, "The e-mails are where SHOP_SMTP sends them")
         return "\n".join(
@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/timeline", tags=["looking inside"], summary="Show when tasks ran", response_class=PlainTextResponse)
     def read_timeline() -> str:
-        """The latest requests that had tasks, with milliseconds since the endpoint returned and the last byte left."""
+        """The latest requests that had tasks, with the milliseconds since the request arrived."""
         with_tasks = [timeline for timeline in timelines(read_events(settings.timeline)) if timeline.tasks]
         return "\n\n".join(render(timeline) for timeline in with_tasks[-20:][::-1])
 
@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 async def open_shop(settings: Settings, stack: AsyncExitStack) -> Shop:
-    """Open all that the shop works with; the stack closes it, last opened first."""
+    """Open all resources of the shop; the stack closes them, last opened first."""
     smtp, inbox = settings.smtp, None
     if smtp is None:
         inbox = Inbox()
@@ -101,7 +101,7 @@ async def open_shop(settings: Settings, stack: AsyncExitStack) -> Shop:
 
 
 def log_to_stderr() -> None:
-    """Have the lines of the shop and its tasks shown; uvicorn sets up its own lines only."""
+    """Show the log of the shop and its tasks, because uvicorn configures its own loggers only."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.INFO)
     logging.basicConfig(format="%(levelname)s:     %(name)s: %(message)s", handlers=[handler])

@@ -14,9 +14,9 @@ import anyio
 logger = logging.getLogger("shop.database")
 
 SYNCHRONOUS = "full"
-"""A commit is on the disk when it returns, and survives a power failure. Tests, which do without, say `off`."""
+"""`full`: a commit survives a power failure. The tests set `off`, which is faster."""
 
-# In one transaction: whole or not at all, and written to the disk once.
+# One transaction, so that all tables exist or none, and one write to the disk.
 _SCHEMA = """
 begin immediate;
 create table if not exists users (id integer primary key, email text not null unique, name text not null);
@@ -37,7 +37,7 @@ commit;
 
 
 class Database:
-    """Connections to lend, each to one user at a time. Made by `open_database()`."""
+    """A pool of connections, each used by one task or request at a time. Made by `open_database()`."""
 
     def __init__(self, connections: list[aiosqlite.Connection]) -> None:
         self._idle: asyncio.LifoQueue[aiosqlite.Connection] = asyncio.LifoQueue()
@@ -48,7 +48,7 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[aiosqlite.Connection]:
         """
-        Lend a connection; commit when the block ends, roll back when it raises.
+        Yield a connection; commit when the block ends, roll back when it raises.
 
         Raises:
             RuntimeError: the pool is closed.
@@ -67,13 +67,13 @@ class Database:
             self._idle.put_nowait(connection)
 
     def close(self) -> None:
-        """Lend nothing more."""
+        """Refuse further transactions."""
         self._closed = True
 
 
 @asynccontextmanager
 async def open_database(path: Path, connections: int = 5) -> AsyncIterator[Database]:
-    """Open the pool, with the tables in place; close it when the block ends."""
+    """Open the pool and create the tables; close the pool when the block ends."""
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(aiosqlite.connect(path)) for _ in range(connections)]
         for connection in opened:

@@ -1,4 +1,4 @@
-"""What endpoints ask for."""
+"""The dependencies of the endpoints."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ logger = logging.getLogger("shop.database")
 
 
 async def get_shop(request: Request) -> Shop:
-    """Return what the lifespan has made."""
+    """Return the resources that the lifespan opened."""
     shop: Shop = request.state.shop
     return shop
 

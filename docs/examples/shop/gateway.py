@@ -1,4 +1,4 @@
-"""The payment gateway, seen from the shop."""
+"""The client of the payment gateway."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class PaymentGateway:
         """
         Take the reserved money, and return the number of the receipt.
 
-        May be called again with the same authorisation: the gateway takes the money once.
+        A second call with the same authorisation is safe, because the gateway takes the money once.
 
         Raises:
-            ConnectionError: the gateway could not be reached, or hung up. The money may have been taken all the same.
+            ConnectionError: the gateway could not be reached, or hung up. It may have taken the money before.
         """
         return await self._post("/captures", {"authorisation": authorisation})
 
@@ -54,7 +54,7 @@ class PaymentGateway:
 
 @cache
 def certificates() -> SSLContext:
-    """Read whom to trust; once, because it takes a while, and tests start many shops."""
+    """Read the certificates once, because that is slow and the tests start many shops."""
     return httpx.create_ssl_context()
 
 

@@ -37,7 +37,7 @@ async def upload_image(
     connection: Connection,
     tasks: Tasks,
 ) -> Image:
-    """Keep the picture. Making thumbnails and indexing the title start **at once**, concurrently with the response."""
+    """Store the picture. Thumbnails and the search index are made **at once**, beside the response."""
     content = await file.read(MAX_BYTES + 1)
     width, height = await anyio.to_thread.run_sync(measure, content)
     image = Image(id=uuid4().hex, title=title, width=width, height=height)
@@ -63,7 +63,7 @@ async def search_images(shop: CurrentShop, connection: Connection, words: str = 
 
 @router.get("/{image_id}/thumbnails/{size}", summary="Show a thumbnail", response_class=FileResponse)
 async def read_thumbnail(image_id: str, size: Literal["64", "256"], shop: CurrentShop, connection: Connection) -> Path:
-    """A JPEG that fits into a square of this many pixels; 404 as long as it is not made."""
+    """A JPEG that fits into a square of this many pixels; 404 until it is written."""
     cursor = await connection.execute("select id from images where id = ?", (image_id,))
     path = thumbnail_path(shop, image_id, int(size))
     if await cursor.fetchone() is None or not await anyio.Path(path).exists():
@@ -72,7 +72,7 @@ async def read_thumbnail(image_id: str, size: Literal["64", "256"], shop: Curren
 
 
 def generate_thumbnails(shop: Shop, path: Path) -> None:
-    """A plain function, because Pillow keeps a processor busy: it runs in a thread of the scheduler."""
+    """Write the thumbnails. A plain function runs in a thread of the scheduler, because Pillow does not await."""
     with Picture.open(path) as picture:
         picture.load()
         for size in SIZES:
@@ -80,21 +80,21 @@ def generate_thumbnails(shop: Shop, path: Path) -> None:
             thumbnail.thumbnail((size, size))
             target = thumbnail_path(shop, path.name, size)
             thumbnail.save(target.with_suffix(".part"), "JPEG")
-            target.with_suffix(".part").replace(target)  # nobody sees half a picture
+            target.with_suffix(".part").replace(target)  # no request reads half a picture
 
 
 def update_search_index(shop: Shop, image_id: str, title: str) -> None:
-    """Have the picture found by the words of its title."""
+    """Add the title of the picture to the index."""
     shop.search_index.add(image_id, title)
 
 
 def thumbnail_path(shop: Shop, image_id: str, size: int) -> Path:
-    """Where the thumbnail of a picture is kept."""
+    """Return the path of a thumbnail."""
     return shop.thumbnails / f"{image_id}-{size}.jpg"
 
 
 def measure(content: bytes) -> tuple[int, int]:
-    """Return width and height of a picture, or answer that this is none."""
+    """Return width and height of a picture, or raise the `HTTPException` for a file that is none."""
     if len(content) > MAX_BYTES:
         raise HTTPException(413, f"A picture may have at most {MAX_BYTES} bytes")
     try:

@@ -22,7 +22,7 @@ class Mailer:
         return cls(host, int(port))
 
     def send(self, to: str, subject: str, text: str) -> None:
-        """Hand one e-mail to the server. Blocks, so it is for tasks that are plain functions: those run in a thread."""
+        """Send one e-mail. Blocks, so plain functions call it, which run in a thread."""
         message = EmailMessage()
         message["From"], message["To"], message["Subject"] = self.sender, to, subject
         message.set_content(text)

@@ -45,8 +45,8 @@ async def create_order(new: NewOrder, shop: CurrentShop, connection: Connection,
 
     - **at once**: an analytics event;
     - **after the response**: a confirmation e-mail, tried three times;
-    - **by a worker**: the payment, tried five times. It is stored before the response begins, so that it is made even
-      when the server is killed;
+    - **by a worker**: the payment, tried five times. It is stored before the response begins, so it is made even when
+      the server is killed;
     - **after the response, if it is an error**: the stock is released. Try the card `4000 0000 0000 0002`.
     """
     total = await reserve_stock(connection, new.product_id, new.quantity)
@@ -83,7 +83,7 @@ async def read_order(order_id: int, connection: Connection) -> Order:
 
 
 async def reserve_stock(connection: Connection, product_id: int, quantity: int) -> int:
-    """Take the pieces from stock for everybody to see, and return what they cost."""
+    """Take the pieces from stock, commit, and return what they cost."""
     cursor = await connection.execute(
         "update products set stock = stock - :quantity where id = :id and stock >= :quantity returning price",
         {"id": product_id, "quantity": quantity},
@@ -91,7 +91,7 @@ async def reserve_stock(connection: Connection, product_id: int, quantity: int) 
     row = await cursor.fetchone()
     if row is None:
         raise HTTPException(409, "There is no such product, or not enough of it")
-    await connection.commit()  # now, because the gateway may take its time
+    await connection.commit()  # now, so that no lock is held while the gateway answers
     return quantity * int(row["price"])
 
 
@@ -107,7 +107,7 @@ async def store_order(connection: Connection, new: NewOrder, total: int) -> Orde
 
 
 def send_confirmation(shop: Shop, order: Order) -> None:
-    """Tell the customer."""
+    """Send an e-mail to the customer."""
     euros = f"{order.total / 100:.2f} EUR"
     shop.mailer.send(order.email, f"Your order {order.id}", f"Thank you. We shall charge {euros}.\n")
 
@@ -118,7 +118,7 @@ async def charge(shop: Shop, order: Order, authorisation: str) -> None:
 
 
 async def note_failed_payment(task: Task[Any], exception: Exception) -> None:
-    """After the last attempt of `charge`: leave it to a person. Returning nothing has the failure logged as well."""
+    """Mark the order after the last attempt. The failure is logged as well, because this returns `None`."""
     shop: Shop
     order: Order
     shop, order, _ = task.args
@@ -126,6 +126,6 @@ async def note_failed_payment(task: Task[Any], exception: Exception) -> None:
 
 
 async def release_stock(shop: Shop, product_id: int, quantity: int) -> None:
-    """Put pieces back that nobody has bought."""
+    """Put the pieces back into stock."""
     async with shop.database.transaction() as connection:
         await connection.execute("update products set stock = stock + ? where id = ?", (quantity, product_id))

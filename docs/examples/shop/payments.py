@@ -1,7 +1,7 @@
 """
-Payments: durable tasks, which PostgreSQL keeps and a worker makes.
+Payments: durable tasks, which PostgreSQL stores and a worker runs.
 
-The worker is part of the web process, or one of its own, in the folder `docs/examples`:
+The worker is part of the web process, or a process of its own, started in the folder `docs/examples`:
 `python -m tasks_core worker shop.payments:engine`.
 """
 
@@ -22,12 +22,12 @@ logger = logging.getLogger("shop.payments")
 
 SETTINGS = Settings.from_environment()
 
-# A PostgreSQL that a wheel brings along. In production: ProcrastinateEngine("postgresql://...")
+# A PostgreSQL that a Python package installs. In production: ProcrastinateEngine("postgresql://...")
 engine = ProcrastinateEngine.embedded(SETTINGS.data / "postgres")
 
 
 async def note_failed_payment(task: Task[Any], exception: Exception) -> None:
-    """After the last attempt: leave it to a person. Returning nothing has the failure logged as well."""
+    """Mark the order after the last attempt. The failure is logged as well, because this returns `None`."""
     order_id, _ = task.args
     async with open_resources() as (database, _):
         await mark_as_failed(database, order_id)
@@ -41,13 +41,13 @@ async def note_failed_payment(task: Task[Any], exception: Exception) -> None:
     on_error=note_failed_payment,
 )
 async def charge_durably(order_id: int, authorisation: str) -> None:
-    """Take the money. Gets what can be stored: a worker may be another process, perhaps on another machine."""
+    """Take the money. The arguments are serialized, because the worker may be another process on another machine."""
     async with open_resources() as (database, gateway):
         await take_money(database, gateway, order_id, authorisation)
 
 
 async def take_money(database: Database, gateway: PaymentGateway, order_id: int, authorisation: str) -> None:
-    """Take the money, and note it. May run more than once: the gateway knows the authorisation."""
+    """Take the money and store the receipt. A second call is safe, because the gateway knows the authorisation."""
     receipt = await gateway.capture(authorisation)
     async with database.transaction() as connection:
         await connection.execute("update orders set status = 'paid', receipt = ? where id = ?", (receipt, order_id))
@@ -55,24 +55,24 @@ async def take_money(database: Database, gateway: PaymentGateway, order_id: int,
 
 
 async def mark_as_failed(database: Database, order_id: int) -> None:
-    """Have the order say that nobody was able to take the money."""
+    """Mark the order: no attempt was able to take the money."""
     async with database.transaction() as connection:
         await connection.execute("update orders set status = 'payment failed' where id = ?", (order_id,))
 
 
-# ---- what a worker works with ----
+# ---- resources of a worker ----
 
 _shared: ContextVar[tuple[Database, PaymentGateway] | None] = ContextVar("_shared", default=None)
 
 
 def share(database: Database, gateway: PaymentGateway) -> None:
-    """Let the worker of this process have what the application has opened; called in its lifespan."""
+    """Give the worker of this process the resources of the application; called in its lifespan."""
     _shared.set((database, gateway))
 
 
 @asynccontextmanager
 async def open_resources() -> AsyncIterator[tuple[Database, PaymentGateway]]:
-    """Lend what the application shares. A worker in a process of its own opens some for each payment."""
+    """Yield the resources of the application. A worker in a process of its own opens new ones for each payment."""
     shared = _shared.get()
     if shared is not None:
         yield shared

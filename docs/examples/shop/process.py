@@ -1,4 +1,4 @@
-"""The shop as a process of its own, under uvicorn: started, watched and stopped from outside."""
+"""Starts the shop under uvicorn in a process of its own, reads its output and stops it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .timeline import Event, Timeline, read_events, timelines
 EXAMPLES = Path(__file__).parent.parent
 
 
-async def until(condition: Callable[[], object], seconds: float = 20) -> bool:
+async def until(condition: Callable[[], object], seconds: float = 60) -> bool:
     """Wait for a condition to become true; return whether it did in time."""
     deadline = time.monotonic() + seconds
-    # What is waited for happens in another process, which sets no event here
+    # The condition becomes true in another process, which cannot set an event of this one
     while not (fulfilled := condition()) and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     return bool(fulfilled)
@@ -33,17 +33,17 @@ class ShopProcess:
         self._process = process
         self._record = record
         self.output: list[str] = []
-        """What the process has printed so far, line by line."""
+        """The lines that the process has printed."""
 
     @property
     def url(self) -> str | None:
-        """Where the shop listens, as soon as it does."""
+        """The address of the shop; `None` until it listens."""
         lines = (line.split() for line in self.output if "Uvicorn running on" in line)
         return next((word for words in lines for word in words if word.startswith("http://")), None)
 
     @property
     def exit_code(self) -> int | None:
-        """How the process ended; `None` while it runs."""
+        """The exit status of the process; `None` while it runs."""
         return self._process.returncode
 
     def send_signal(self, number: int) -> None:
@@ -62,7 +62,7 @@ class ShopProcess:
         return read_events(self._record)
 
     def latest(self, method_and_path: str) -> Timeline:
-        """Return the timeline of the latest of these requests, which may be still going on."""
+        """Return the timeline of the latest of these requests, which may still run."""
         found = [line for line in timelines(self.events()) if line.title.startswith(f"{method_and_path} ")]
         return found[-1] if found else Timeline()
 
@@ -73,7 +73,7 @@ async def start_shop(settings: Settings) -> AsyncIterator[ShopProcess]:
     Start the shop on a free port, wait until it is up, and stop it when the block ends.
 
     Raises:
-        RuntimeError: it did not come up; the message has what it printed.
+        RuntimeError: the shop did not start; the message has its output.
     """
     command = ["-m", "uvicorn", "--app-dir", str(EXAMPLES), "shop.app:app", "--port", "0", "--no-access-log"]
     environment = os.environ | settings.as_environment()
@@ -84,7 +84,7 @@ async def start_shop(settings: Settings) -> AsyncIterator[ShopProcess]:
     reading = asyncio.create_task(shop.read_output())
     try:
         if not await until(lambda: shop.url or shop.exit_code is not None) or shop.url is None:
-            raise RuntimeError("\n".join(["The shop did not come up. It printed:", *shop.output]))
+            raise RuntimeError("\n".join(["The shop did not start. It printed:", *shop.output]))
         yield shop
     finally:
         if shop.exit_code is None:

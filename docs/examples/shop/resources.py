@@ -1,4 +1,4 @@
-"""What endpoints and tasks work with; made once in the lifespan, the same for all requests."""
+"""The resources of endpoints and tasks; opened once in the lifespan, the same for all requests."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Shop:
     product_cache: dict[int, Product]
     picture_limiter: anyio.CapacityLimiter
     durable: bool
-    """Whether PostgreSQL keeps payments, and a worker makes them."""
+    """Whether PostgreSQL stores payments, and a worker runs them."""
     inbox: Inbox | None
-    """Where mail ends up when there is no real mail server."""
+    """The e-mails that were sent, when there is no real mail server."""
 
     @property
     def images(self) -> Path:

@@ -20,7 +20,7 @@ DECLINED_CARD = "4000 0000 0000 0002"
 
 
 class Inbox:
-    """A mail server that keeps what it gets. `async with inbox.serve() as address` runs it on the event loop."""
+    """A mail server that stores every message. `async with inbox.serve() as address` runs it on the event loop."""
 
     def __init__(self) -> None:
         self.messages: list[EmailMessage] = []
@@ -37,7 +37,7 @@ class Inbox:
             yield f"{host}:{port}"
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802  # aiosmtpd's name
-        """Take a message; called by aiosmtpd."""
+        """Store a message; called by aiosmtpd."""
         self.messages.append(message_from_bytes(cast(bytes, envelope.content), policy=policy.default))
         return "250 Message accepted"
 
@@ -48,9 +48,9 @@ class Inbox:
 
 class SandboxGateway:
     """
-    A payment gateway on a bad day: it hangs up on the first try to capture a payment.
+    A payment gateway that hangs up on the first try to capture a payment.
 
-    `with gateway.serve() as url` runs it, in threads. `hold()` has further captures wait until `release()`.
+    `with gateway.serve() as url` runs it, in threads. After `hold()`, captures wait until `release()`.
     """
 
     def __init__(self) -> None:
@@ -130,8 +130,8 @@ class _GatewayRequest(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        with suppress(ConnectionError):  # the shop has hung up
+        with suppress(ConnectionError):  # the shop has closed the connection
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # http.server's name
-        """Say nothing: the shop has a log of its own."""
+        """Log nothing, because the shop has a log of its own."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class SearchIndex:
-    """Words and the pictures that have them in their title. Blocks, so it is for plain functions."""
+    """Finds pictures by the words of their titles. Its methods block, so plain functions call them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -16,7 +16,7 @@ class SearchIndex:
             connection.execute("create virtual table if not exists pictures using fts5(title, image_id unindexed)")
 
     def add(self, image_id: str, title: str) -> None:
-        """Have the picture found by the words of its title."""
+        """Add the title of a picture."""
         with closing(self._connect()) as connection, connection:
             connection.execute("insert into pictures (title, image_id) values (?, ?)", (title, image_id))
 

@@ -1,4 +1,4 @@
-"""What can be set from outside, by environment variables."""
+"""The settings, from environment variables."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the shop keeps its data, and whom it talks to."""
+    """Where the shop stores its data, and the addresses of other systems."""
 
     data: Path = Path(".cache/shop")
     """`SHOP_DATA`: the folder for the database, the pictures and the other files."""
     smtp: str | None = None
-    """`SHOP_SMTP`: `host:port` of a mail server. Unset: one that only keeps what it gets, shown at `/inbox`."""
+    """`SHOP_SMTP`: `host:port` of a mail server. Unset: one that stores the messages, shown at `/inbox`."""
     gateway: str | None = None
     """`SHOP_GATEWAY`: URL of the payment gateway. Unset: one that moves no money."""
     durable: bool = True
     """`SHOP_DURABLE=0`: payments are tasks in memory, for a shop without PostgreSQL; see `payments.py`."""
     workers: int = 4
-    """`SHOP_WORKERS`: how many payments this process makes at once; with 0 it leaves them to a worker process."""
+    """`SHOP_WORKERS`: how many payments this process runs at once; with 0, a worker process runs them."""
     grace_period: float = 10.0
-    """`SHOP_GRACE_PERIOD`: seconds that running tasks get at shutdown. Shielded ones get as long as they need."""
+    """`SHOP_GRACE_PERIOD`: seconds that tasks may take at shutdown. Shielded tasks have no bound."""
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """Take what is set, and defaults for the rest."""
+        """Return the settings of this process, with defaults for what is not set."""
         variables = os.environ
         return cls(
             data=Path(variables.get("SHOP_DATA", cls.data)),

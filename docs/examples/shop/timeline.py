@@ -1,7 +1,7 @@
 """
-What happened in each request and its tasks, and when: recorded by an observer of the tasks, shown as text.
+Records with an observer what happens in each request and its tasks, and shows it as text.
 
-It is how the demo sees into the shop, and what `/timeline` answers with. The rest of the shop works without.
+The demo reads the record, and `/timeline` returns it. The rest of the shop does not need it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Event:
 
 
 class Recorder(TaskObserver, logging.Handler):
-    """Writes what happens to tasks and requests, and what is logged, to a file: one JSON object a line."""
+    """Writes the events of tasks and requests, and the lines of the log, to a file: one JSON object a line."""
 
     def __init__(self, file: TextIO) -> None:
         super().__init__()
@@ -52,46 +52,46 @@ class Recorder(TaskObserver, logging.Handler):
         self._requests_of_keys: dict[str, int | None] = {}
 
     def origin_event(self, origin: object, event: str) -> None:
-        """A request has come a step further."""
+        """Record a step of a request."""
         if isinstance(origin, RequestOrigin):
             if event == "request_started":
                 _request_number.set(next(self._numbers))
             self._write(Event(kind=event, text=f"{origin.method} {origin.path} → {origin.status}"))
 
     def phase_opened(self, phase: PhaseInfo, outcome: Outcome) -> None:
-        """A phase begins."""
+        """Record the opening of a phase."""
         self._write(Event(kind="phase_opened", text=f"{phase.name} opens", phase=phase.name))
 
     def task_scheduled(self, task: Task[Any]) -> None:
-        """A task is in the books."""
+        """Record that a task was accepted."""
         self._write_task("task_scheduled", task, "is scheduled", self._request_of(task))
 
     def task_started(self, task: Task[Any]) -> None:
-        """An attempt begins, or a durable task is handed over."""
+        """Record the start of an attempt, or of the submission of a durable task."""
         if isinstance(task, DurableTask):
-            self._write_task("task_started", task, "is handed over to PostgreSQL")
+            self._write_task("task_started", task, "to PostgreSQL")
             return
         attempt = "starts" if task.attempts == 1 else f"starts attempt {task.attempts}"
         immediate = _phase_of(task) == "immediate"
         self._write_task("task_started", task, f"{attempt} (immediate)" if immediate else attempt)
 
     def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
-        """An attempt has failed, and there will be another."""
+        """Record that an attempt failed and another one follows."""
         text = f"fails in attempt {task.attempts}: {type(exception).__name__}; next attempt in {delay:g} s"
         self._write_task("task_retrying", task, text)
 
     def task_finished(self, task: Task[Any]) -> None:
-        """A task has ended, in one way or another. A durable one is stored; who runs it is another task."""
+        """Record the end of a task. A durable task ends here when it is stored; the run of a worker is another task."""
         reason = task.reason or (task.exception and type(task.exception).__name__)
         state = "is stored" if isinstance(task, DurableTask) and task.state is TaskState.SUCCEEDED else task.state
         self._write_task("task_finished", task, f"{state}: {reason}" if reason else state)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A line is logged."""
+        """Record a line of the log."""
         self._write(Event(kind="log", text=record.getMessage(), name=record.name))
 
     def _request_of(self, task: Task[Any]) -> int | None:
-        """What the worker runs belongs to the request that has stored it, which the key of the call tells."""
+        """Return the number of the request that scheduled a task; a run of a worker has it by the key of the call."""
         if isinstance(task, DurableTask):
             self._requests_of_keys[task.call.idempotency_key] = _request_number.get()
         try:
@@ -100,11 +100,11 @@ class Recorder(TaskObserver, logging.Handler):
             return _request_number.get()
 
     def _write_task(self, kind: str, task: Task[Any], text: str, request: int | None = None) -> None:
-        phase = _phase_of(task)
-        self._write(Event(kind=kind, text=text, request=request, task=task.id, name=task.name, phase=phase))
+        name = f"submit {task.call.name}" if isinstance(task, DurableTask) else task.name
+        self._write(Event(kind=kind, text=text, request=request, task=task.id, name=name, phase=_phase_of(task)))
 
     def _write(self, event: Event) -> None:
-        # One short line to the cache of the operating system: nothing that could hold up the event loop.
+        # One short line to the cache of the operating system, which does not block the event loop.
         with self._file_lock:
             self._file.write(json.dumps(asdict(event)) + "\n")
             self._file.flush()
@@ -140,36 +140,36 @@ class Timeline:
     events: list[Event] = field(default_factory=list)
 
     def time_of(self, kind: str, task: str = "") -> float | None:
-        """When something happened for the last time: to the request, or to the task of this name."""
+        """Return when an event of the request, or of the task of this name, happened for the last time."""
         times = [event.at for event in self.events if event.kind == kind and event.name == task]
         return times[-1] if times else None
 
     def text_of(self, kind: str, task: str) -> str:
-        """What was noted when something happened to the task for the last time."""
+        """Return the text of the last event of this kind of the task."""
         texts = [event.text for event in self.events if event.kind == kind and event.name == task]
         return texts[-1] if texts else ""
 
     @property
     def tasks(self) -> set[str]:
-        """The names of the tasks."""
+        """Return the names of the tasks."""
         return {event.name for event in self.events if event.kind == "task_scheduled"}
 
     @property
     def finished(self) -> bool:
-        """Whether the request and all its tasks have ended."""
+        """Return whether the request and all its tasks have ended."""
         scheduled = {event.task for event in self.events if event.kind == "task_scheduled"}
         ended = {event.task for event in self.events if event.kind == "task_finished"}
         return self.time_of("request_finished") is not None and scheduled == ended
 
 
 def read_events(path: Path) -> list[Event]:
-    """Read a record, which may be still being written."""
+    """Return the events of a record that may still grow."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [Event(**json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 def timelines(events: Iterable[Event]) -> list[Timeline]:
-    """Sort events by request, in the order in which the requests arrived."""
+    """Return the events by request, in the order in which the requests arrived."""
     by_request: dict[int, Timeline] = {}
     request_of_task: dict[int, int] = {}
     for event in events:
@@ -195,29 +195,32 @@ _MOMENTS = {
     "response_sent": "LAST BYTE IS SENT",
 }
 _MARKS = {"task_started": "▶", "task_retrying": "↻", "task_finished": "■"}
-_HEAD = f"{'since arrival':>15}{'since return':>15}{'since last byte':>17}"
+_COLOURS = {"response_sent": "1", "request_started": "1", "route_returned": "1", "task_started": "36"}
 
 
-def render(timeline: Timeline) -> str:
-    """Show a timeline as a table: for each event the milliseconds since three moments of the request."""
-    moments = [timeline.time_of(kind) for kind in _MOMENTS]
+def render(timeline: Timeline, *, width: int = 98, colour: bool = False) -> str:
+    """Return a timeline as a table: each event with the milliseconds since the request arrived."""
+    arrival = timeline.time_of("request_started")
     phases = {event.phase for event in timeline.events if event.kind == "task_started"}
-    rows = [_row(event, moments) for event in timeline.events if _is_shown(event, phases)]
-    return "\n".join([timeline.title, _HEAD, *rows])
+    events = [event for event in timeline.events if _is_shown(event, phases)]
+    return "\n".join([timeline.title, *(row(event, arrival, width=width, colour=colour) for event in events)])
 
 
-def describe(event: Event) -> str:
-    """Say what happened, in the words of the table."""
+def row(event: Event, since: float | None, *, width: int = 98, colour: bool = False) -> str:
+    """Return a line of a table: the milliseconds since a moment, and what happened, cut to *width* characters."""
+    time_since = "" if since is None else f"{(event.at - since) * 1000:.1f} ms"
+    line = f"{time_since:>12}   {_describe(event)}"
+    line = line if len(line) <= width else f"{line[: width - 4]} ..."
+    code = "32" if event.text.startswith("succeeded") else _COLOURS.get(event.kind)
+    return f"\033[{code}m{line}\033[0m" if colour and code else line
+
+
+def _describe(event: Event) -> str:
     if event.kind in _MOMENTS:
         return f"── {_MOMENTS[event.kind]}"
     if event.kind in _MARKS:
         return f"     {_MARKS[event.kind]} {event.name:<24} {event.text}"
     return f"   {event.text}"
-
-
-def since(moment: float | None, event: Event) -> str:
-    """Say how long after the moment (or before it) the event was."""
-    return "" if moment is None else f"{(event.at - moment) * 1000:+.1f} ms"
 
 
 def _is_shown(event: Event, phases: set[str]) -> bool:
@@ -226,8 +229,3 @@ def _is_shown(event: Event, phases: set[str]) -> bool:
     if event.kind == "log":
         return event.name.startswith("shop")
     return event.kind in _MOMENTS or event.kind in _MARKS
-
-
-def _row(event: Event, moments: list[float | None]) -> str:
-    arrival, endpoint, last_byte = (since(moment, event) for moment in moments)
-    return f"{arrival:>15}{endpoint:>15}{last_byte:>17}   {describe(event)}"

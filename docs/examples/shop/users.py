@@ -26,7 +26,7 @@ class User(NewUser):
 
 @router.post("", status_code=201, summary="Sign up")
 async def create_user(new: NewUser, shop: CurrentShop, connection: Connection, tasks: Tasks) -> User:
-    """Store the user, and send a welcome e-mail **after the response**: nobody waits for a mail server."""
+    """Store the user, and send a welcome e-mail **after the response**: no client waits for a mail server."""
     try:
         cursor = await connection.execute("insert into users (email, name) values (?, ?)", (new.email, new.name))
     except sqlite3.IntegrityError:

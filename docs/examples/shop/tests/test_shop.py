@@ -28,7 +28,7 @@ from shop.dependencies import CurrentShop, get_connection
 from shop.images import generate_thumbnails, update_search_index
 from shop.orders import Order, charge, release_stock, send_confirmation
 from shop.payments import charge_durably
-from shop.products import Product, invalidate_product_cache, write_audit_entry
+from shop.products import Product, delete_file, invalidate_product_cache, write_audit_entry
 from shop.resources import Shop
 from shop.sandbox import DECLINED_CARD, SandboxGateway
 from shop.settings import Settings
@@ -53,7 +53,7 @@ def gateway() -> SandboxGateway:
 @pytest.fixture
 def settings(tmp_path: Path, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setattr("shop.app.log_to_stderr", lambda: None)  # pytest shows the log
-    monkeypatch.setattr("shop.database.SYNCHRONOUS", "off")  # nobody pulls the plug
+    monkeypatch.setattr("shop.database.SYNCHRONOUS", "off")  # a test needs no power-safe commits
     with gateway.serve() as url:
         yield Settings(data=tmp_path, gateway=url, durable=False)  # payments in memory: all but one test is about those
 
@@ -110,7 +110,7 @@ def test_sign_up_does_not_wait_for_the_welcome_email(client: TestClient, tasks_r
     assert subjects(client) == ["Welcome, Ann"]
 
 
-def test_nobody_is_welcomed_twice(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+def test_user_is_welcomed_once(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     client.post("/users", json=ANN)
     assert client.post("/users", json=ANN).status_code == 409
     tasks_recorder.assert_ran(send_welcome_email, times=1)
@@ -166,7 +166,7 @@ def test_response_does_not_wait_for_the_audit_log(client: TestClient, tasks_reco
 
 
 def test_change_that_is_not_committed(settings: Settings, tasks_recorder: TasksRecorder) -> None:
-    """Nothing is logged, and the cache is kept: both tasks are discarded."""
+    """Both tasks are discarded: the audit log has no entry, and the page stays in the cache."""
 
     async def get_connection_that_breaks(shop: CurrentShop) -> AsyncIterator[Any]:
         async with shop.database.transaction() as connection:
@@ -179,6 +179,13 @@ def test_change_that_is_not_committed(settings: Settings, tasks_recorder: TasksR
         assert client.put("/products/1", json=BLUE_TEAPOT).status_code == 500
         assert tasks_recorder.after_route.one(write_audit_entry).state == "discarded"
         assert tasks_recorder.after_response.one(invalidate_product_cache).state == "discarded"
+
+
+def test_catalogue_is_deleted_after_the_download(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    response = client.get("/catalogue.csv")
+    assert response.text.splitlines()[:2] == ["name,price,id,stock", "Teapot,2490,1,20"]
+    tasks_recorder.request().assert_order("response_started", write_audit_entry, "response_sent", delete_file)
+    assert not tasks_recorder.one(delete_file).call.args[0].exists()
 
 
 def test_change_of_no_product(client: TestClient, tasks_recorder: TasksRecorder) -> None:
@@ -231,7 +238,7 @@ def test_picture_is_found_without_thumbnails(client: TestClient, tasks_recorder:
 
 
 def test_two_pictures_are_opened_at_a_time(client: TestClient, tasks_recorder: TasksRecorder) -> None:
-    """While two are open, nobody else gets in: the tokens of the limiter are lent."""
+    """While two pictures are open, a third one waits for the limiter."""
     two = threading.Barrier(2, timeout=5)
     lent: list[float] = []
 
@@ -438,7 +445,7 @@ def durable_client(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Itera
 def test_payment_by_a_worker(
     durable_client: TestClient, gateway: SandboxGateway, tasks_recorder: TasksRecorder
 ) -> None:
-    """The payment is handed over with the order. Made twice, as may happen, it takes the money once."""
+    """The payment is submitted with the order. A second run, which may happen, takes no money."""
     durable_client.post("/orders", json=TWO_TEAPOTS)
     tasks_recorder.assert_not_scheduled(charge)
     (kept,) = tasks_recorder.durable_calls
