@@ -313,6 +313,12 @@ LEFT_CREATE_TASK = {
     "a decorated function": ("asyncio.create_task(decorated())", "decorated is decorated with @unknown"),
     "a function that is bound twice": ("asyncio.create_task(twice())", "does not show that twice is"),
     "a function that is replaced at run time": ("asyncio.create_task(replaced())", "does not show that replaced is"),
+    "an asynchronous generator": ("asyncio.create_task(generate())", "generate is an asynchronous generator"),
+    "a generator expression": ("asyncio.create_task(track(x for x in 'a'))", "its argument is a generator expression"),
+    "a comment around the coroutine": (
+        "asyncio.create_task(  # important\n        track('a')\n    )",
+        "a comment stands around the coroutine",
+    ),
     "a service": ("asyncio.create_task(poll())", "poll may run as long as the application"),
     "a loop that sleeps": ("asyncio.create_task(pause())", "pause may run as long as the application"),
     "an unknown event loop": (
@@ -344,6 +350,9 @@ def test_what_is_not_certain_is_left(case: str, sources: Sources) -> None:
         async def twice(): ...
         if app:
             def twice(): ...
+
+        async def generate():
+            yield 1
 
         async def replaced(): ...
 
@@ -573,6 +582,68 @@ def test_all_calls_of_a_parameter_are_moved_or_none(sources: Sources) -> None:
         )
     )
     assert output.count("--assume values") == 2
+
+
+MODELS = """
+from models import Row
+from sqlalchemy import Column, Integer
+from sqlalchemy.orm import Mapped, relationship
+
+
+class Base:
+    id = Column(Integer, primary_key=True)
+
+
+class User(Base):
+    email: Mapped[str | None]
+    friends: Mapped[list[Row]]
+    owner = relationship("User")
+
+
+CurrentUser = Annotated[User, Depends(user)]
+"""
+
+
+@pytest.mark.parametrize("argument", ["me.id", "me.email", "f'{me.owner}'", "str(me.owner)"])
+def test_a_value_that_is_read_from_what_a_dependency_closes_is_moved(argument: str, sources: Sources) -> None:
+    source = (
+        BACKGROUND
+        + MODELS
+        + ENDPOINT.format(
+            parameters=", me: CurrentUser",
+            body=f"    found = {argument}\n    background.add_task(send, found, {argument})",
+        )
+    )
+    assert f"tasks.add_task(send, found, {argument})" in sources.moved(source)
+
+
+@pytest.mark.parametrize("argument", ["me", "me.owner", "me.friends", "me.missing", "me.owner.id"])
+def test_an_object_that_is_read_from_what_a_dependency_closes_is_left(argument: str, sources: Sources) -> None:
+    source = (
+        BACKGROUND
+        + MODELS
+        + ENDPOINT.format(parameters=", me: CurrentUser", body=f"    background.add_task(send, {argument})")
+    )
+    assert f"{argument} may use me, which is closed" in sources.left(source)
+
+
+def test_an_endpoint_and_its_dependency_that_both_add_tasks_have_an_order(sources: Sources) -> None:
+    source = (
+        BACKGROUND
+        + "def audit(background: BackgroundTasks, address: str):\n    background.add_task(send, address)\n"
+        + ENDPOINT.format(parameters=", _=Depends(audit)", body="    background.add_task(send, 'a')")
+    )
+    output = sources.left(source)
+    assert "the endpoint may add tasks that run after it" in output
+    assert "a dependency adds tasks that run before it" in output
+    text = sources.moved(source, "--assume", "order")
+    assert "def audit(tasks: Tasks, address: str):\n    tasks.add_task(send, address)\n" in text
+    assert "tasks.add_task(send, 'a')" in text
+
+
+def test_add_task_of_a_websocket_is_left(sources: Sources) -> None:
+    source = endpoint("", "background.add_task(send, 'a')").replace("@router.post", "@router.websocket")
+    assert "BackgroundTasks of a WebSocket never run" in sources.left(source)
 
 
 def test_add_task_in_a_service_is_left(sources: Sources) -> None:

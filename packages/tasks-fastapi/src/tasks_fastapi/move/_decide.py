@@ -52,6 +52,14 @@ _PLAIN_RESPONSES = {
 }
 _STREAMS = {"FileResponse", "StreamingResponse", "EventSourceResponse"}
 _OF_THE_REQUEST = {"UploadFile", "Request", "WebSocket", "HTTPConnection"}
+_VALUE_TYPES = {
+    *("str", "bytes", "int", "float", "bool", "Decimal", "UUID", "UUID4", "EmailStr"),
+    *("datetime", "date", "time", "timedelta"),
+}
+_VALUE_COLUMNS = {
+    *("String", "Text", "Unicode", "Integer", "BigInteger", "SmallInteger", "Float", "Numeric", "Boolean", "Uuid"),
+    *("DateTime", "Date", "Time", "LargeBinary"),
+}
 _TO_VALUES = {"str", "int", "float", "bool", "len", "repr"}
 _RETURN_THE_FUNCTION = {
     "staticmethod",
@@ -436,6 +444,10 @@ class _Decisions:
         if "order" not in self.assume:
             if _most(function.body, {id(call) for call, _ in found}) > 1:
                 return "several tasks run one after the other, and would run at the same time (--assume order)"
+            if function in self.project.dependencies:
+                return (
+                    "the endpoint may add tasks that run after it, and they would run at the same time (--assume order)"
+                )
             if facts.add_tasks:
                 return (
                     "a dependency adds tasks that run before it, and they would run at the same time (--assume order)"
@@ -448,15 +460,77 @@ class _Decisions:
 
     def _why_closed(self, call: ast.Call, function: Function, scopes: tuple[Scope, ...]) -> str:
         """Return why an argument may need what is closed after the response: dependencies with `yield`, uploads."""
-        closed = self._closed_names(function, scopes)
+        values = self._value_attributes(function, scopes)
+        closed = self._closed_names(function, scopes, values)
         for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
-            for name in _names_used(argument):
+            for name in _names_used(argument, values):
                 if name in closed:
                     text = ast.unparse(argument)
                     return f"{text} may use {closed[name]}, which is closed when the task runs (--assume values)"
         return ""
 
-    def _closed_names(self, function: Function, scopes: tuple[Scope, ...]) -> dict[str, str]:
+    def _value_attributes(self, function: Function, scopes: tuple[Scope, ...]) -> set[ast.AST]:
+        """Return the attributes of parameters that their classes declare as text, numbers and the like."""
+        found: set[ast.AST] = set()
+        for parameter in parameters(function):
+            if len(bindings(function)[parameter.arg]) > 1:
+                continue
+            cls = self._class_of(parameter, scopes)
+            if cls is None:
+                continue
+            for node in ast.walk(function):
+                match node:
+                    case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name == parameter.arg:
+                        if self._declares_value(cls, attribute):
+                            found.add(node)
+        return found
+
+    def _class_of(self, parameter: ast.arg, scopes: tuple[Scope, ...]) -> Definition | None:
+        module, node = self.module, parameter.annotation
+        for _ in range(5):  # an alias of an alias
+            match node:
+                case ast.Subscript(value=alias, slice=ast.Tuple(elts=[first, *_])) if last_name(alias) == "Annotated":
+                    node = first
+                case ast.Name() | ast.Attribute():
+                    referent = self.project.resolve(module, scopes if module is self.module else (), node)
+                    if isinstance(referent, Definition) and isinstance(referent.node, ast.ClassDef):
+                        return referent
+                    if not isinstance(referent, Value):
+                        return None
+                    module, node = referent.module, referent.node
+                case _:
+                    return None
+        return None
+
+    def _declares_value(self, cls: Definition, attribute: str) -> bool:
+        declared = bindings(cls.node).get(attribute)
+        if declared is None:
+            bases = [
+                base for base in self.project.bases(cls) if isinstance(base, Definition) and base.node is not cls.node
+            ]
+            return any(self._declares_value(base, attribute) for base in bases)
+        match declared:
+            case [ast.AnnAssign(annotation=annotation)]:
+                return self._is_value_type(cls, annotation)
+            case [ast.Assign(value=ast.Call(func=column, args=[kind, *_]))] if last_name(column) == "Column":
+                return last_name(kind.func if isinstance(kind, ast.Call) else kind) in _VALUE_COLUMNS
+        return False
+
+    def _is_value_type(self, cls: Definition, annotation: ast.expr) -> bool:
+        """Return whether an annotation such as `Mapped[str | None]` allows for nothing but values."""
+        match annotation:
+            case ast.Constant(value=None):
+                return True
+            case ast.BinOp(left=left, right=right):
+                return self._is_value_type(cls, left) and self._is_value_type(cls, right)
+            case ast.Subscript(value=outer, slice=inner) if last_name(outer) in ("Mapped", "Optional"):
+                return self._is_value_type(cls, inner)
+            case ast.Name() | ast.Attribute():
+                own = self.project.resolve(cls.module, cls.scopes, annotation)
+                return last_name(annotation) in _VALUE_TYPES and not isinstance(own, Definition | Value | Module)
+        return False
+
+    def _closed_names(self, function: Function, scopes: tuple[Scope, ...], values: set[ast.AST]) -> dict[str, str]:
         """Return the names that hold, or may be made from, what is closed when the response has been sent."""
         closed: dict[str, str] = {}
         for parameter, default in _with_defaults(function):
@@ -467,7 +541,7 @@ class _Decisions:
             changed = False
             for node in ast.walk(function):
                 for targets, value in _assignments(node):
-                    source = next((closed[name] for name in _names_used(value) if name in closed), None)
+                    source = next((closed[name] for name in _names_used(value, values) if name in closed), None)
                     if source is None:
                         continue
                     for target in targets:
@@ -758,9 +832,9 @@ def _mentions(function: Function, name: str) -> bool:
     )
 
 
-def _names_used(node: ast.expr) -> Iterator[str]:
-    """Yield the names whose objects may be part of the value: not those that are only turned into text or numbers."""
-    if isinstance(node, ast.JoinedStr | ast.Compare):
+def _names_used(node: ast.expr, values: set[ast.AST]) -> Iterator[str]:
+    """Yield the names whose objects may be part of the result: not those that only *values* are read from."""
+    if isinstance(node, ast.JoinedStr) or node in values:
         return
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _TO_VALUES:
         return
@@ -768,11 +842,11 @@ def _names_used(node: ast.expr) -> Iterator[str]:
         yield node.id
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
-            yield from _names_used(child)
+            yield from _names_used(child, values)
         elif isinstance(child, ast.keyword):
-            yield from _names_used(child.value)
+            yield from _names_used(child.value, values)
         elif isinstance(child, ast.comprehension):
-            yield from _names_used(child.iter)
+            yield from _names_used(child.iter, values)
 
 
 def _assignments(node: ast.AST) -> Iterator[tuple[list[ast.expr], ast.expr]]:
