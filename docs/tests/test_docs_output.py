@@ -18,6 +18,8 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
+import tasks_core
+import tasks_fastapi
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OUTPUT = EXAMPLES / "output"
@@ -75,7 +77,6 @@ def test_failing_assertion(request: pytest.FixtureRequest) -> None:
     compare("failing_test.txt", done.stdout[begin:end].rstrip("=\n") + "\n", request)
 
 
-PACKAGES = Path(__file__).parents[2] / "packages"
 LEVELS = {"critical", "error", "exception", "info", "log", "warning"}
 
 
@@ -83,8 +84,8 @@ def messages() -> list[str]:
     """Return what the packages may log, as format strings; not what is for debugging."""
     calls = [
         node
-        for package in ("tasks-core", "tasks-fastapi")
-        for module in (PACKAGES / package / "src").rglob("*.py")
+        for package in (tasks_core, tasks_fastapi)
+        for module in Path(str(package.__file__)).parent.rglob("*.py")
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and re.fullmatch(r"_?logger\.(\w+)", ast.unparse(node.func))
     ]

@@ -9,11 +9,11 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2]
 PACKAGES = ("tasks_core", "tasks_fastapi", "tasks_testing")
 # An engine uses other distributions than the rest of its package, and only public names of that.
 LAYERS = ("tasks_core", "tasks_core.engines", "tasks_fastapi", "tasks_testing")
@@ -23,7 +23,10 @@ for_each_package = pytest.mark.parametrize("package", PACKAGES)
 
 
 def _folder(layer: str) -> Path:
-    return FOLDER.joinpath(layer.partition(".")[0].replace("_", "-"), "src", *layer.split("."))
+    found = find_spec(layer)
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
 
 
 def sources(layer: str) -> dict[str, ast.Module]:

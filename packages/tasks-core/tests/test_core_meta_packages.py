@@ -1,6 +1,7 @@
 """The three packages are released together, and the repository stays as small at the top as it is."""
 
 import tomllib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_package_folder_is_complete(package: str) -> None:
     licence = (folder / "LICENSE").read_text()
     assert licence.startswith("MIT License\n")
     assert licence == (ROOT / "LICENSE").read_text()
-    assert (folder / "src" / package.replace("-", "_") / "py.typed").is_file()
+    assert files(package.replace("-", "_")).joinpath("py.typed").is_file()
 
 
 def test_top_level_holds_only_what_it_has_to() -> None:
