@@ -5,7 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
+import typing
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from datetime import datetime
+from types import UnionType
 from typing import Any, Protocol, TypeAlias, get_type_hints
 
 from tasks_core.exceptions import ArgumentCodecError
@@ -13,6 +18,9 @@ from tasks_core.exceptions import ArgumentCodecError
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 """The values that JSON has. A value that it cannot represent is an error at the call."""
 
+
+LIMIT = 1024 * 1024
+"""Bytes that the arguments of one call may have as JSON."""
 
 # The escape of a NUL character, and not an escaped backslash in front of five letters.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -23,6 +31,7 @@ class ValueCodec(Protocol):
 
     def dump(self, value: Any, /) -> str: ...
     def load(self, text: str, /) -> Any: ...
+    def same(self, value: Any, restored: Any, /) -> bool: ...
 
 
 class PlainCodec:
@@ -36,6 +45,9 @@ class PlainCodec:
     def load(self, text: str, /) -> Any:
         return json.loads(text)
 
+    def same(self, value: Any, restored: Any, /) -> bool:
+        return bool(restored == value)
+
 
 class PydanticCodec:
     """Validation by pydantic: supports dates, UUIDs, enums, dataclasses, models and collections of them."""
@@ -45,13 +57,35 @@ class PydanticCodec:
     def __init__(self, annotation: Any) -> None:
         from pydantic import TypeAdapter
 
-        self._adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        self._adapter: TypeAdapter[Any] = TypeAdapter(supported(annotation))
 
     def dump(self, value: Any, /) -> str:
-        return self._adapter.dump_json(value, warnings="error").decode()
+        # By alias, because a model reads its aliases and not the names of its fields.
+        return self._adapter.dump_json(value, by_alias=True, warnings="error").decode()
 
     def load(self, text: str, /) -> Any:
         return self._adapter.validate_json(text)
+
+    def same(self, value: Any, restored: Any, /) -> bool:
+        if restored == value:
+            return True
+        # A local time in an hour that a change of the clocks repeats or skips is equal to no time of another zone
+        # (PEP 495), also when both are the same moment.
+        dump = self._adapter.dump_python
+        return type(restored) is type(value) and _are_same_moments(dump(value), dump(restored))
+
+
+def _are_same_moments(value: Any, restored: Any) -> bool:
+    """Return whether two values that pydantic has taken apart are equal, with moments compared as moments."""
+    if type(value) is not type(restored):
+        return False
+    if isinstance(value, datetime) and value.tzinfo is not None and restored.tzinfo is not None:
+        return bool(value.timestamp() == restored.timestamp())
+    if isinstance(value, dict):
+        return value.keys() == restored.keys() and all(_are_same_moments(value[k], restored[k]) for k in value)
+    if isinstance(value, (list, tuple)):
+        return len(value) == len(restored) and all(map(_are_same_moments, value, restored))
+    return bool(value == restored)
 
 
 class ArgumentCodec:
@@ -76,10 +110,10 @@ class ArgumentCodec:
             annotation = _annotation(parameter, hints)
             try:
                 self._codecs[parameter.name] = make(annotation)
-            except Exception:
-                raise self._error(
-                    parameter.name, f"is annotated {_show(annotation)}, which JSON cannot carry"
-                ) from None
+            except Exception as error:
+                reason = getattr(error, "code", None)  # of pydantic, such as "class-not-fully-defined"
+                shown = f"{_show(annotation)}, which JSON cannot carry{f' ({reason})' if reason else ''}"
+                raise self._error(parameter.name, f"is annotated {shown}") from None
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Json]:
         """
@@ -89,23 +123,28 @@ class ArgumentCodec:
             ArgumentCodecError: a value would be changed by the conversion.
         """
         bound = self._signature.bind(*args, **kwargs)
-        return {name: self._encode(name, value) for name, value in bound.arguments.items()}
+        if _is_longer_than(LIMIT, [*bound.arguments.values()]):
+            raise self._too_large()
+        texts = {name: self._encode(name, value) for name, value in bound.arguments.items()}
+        if sum(len(text.encode()) for text in texts.values()) > LIMIT:
+            raise self._too_large()
+        return {name: json.loads(text) for name, text in texts.items()}
 
-    def _encode(self, name: str, value: Any) -> Json:
+    def _encode(self, name: str, value: Any) -> str:
         codec = self._codecs[name]
         if self._signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
             value = list(value)
         try:
             text = codec.dump(value)
-            same = bool(codec.load(text) == value)
-        except Exception:  # its message may contain the value, which must not be shown
-            raise self._error(name, f"was given a {_type_name(value)}, which JSON cannot carry") from None
+            same = codec.same(value, codec.load(text))
+        except Exception as error:  # its message may contain the value, which must not be shown
+            reason = _reason(error)
+            raise self._error(name, f"was given a {_type_name(value)}, which JSON cannot carry{reason}") from None
         if not same:
             raise self._error(name, f"was given a {_type_name(value)}, which JSON does not restore as the same value")
         if _NUL.search(text):
             raise self._error(name, "was given a text with a NUL character, which PostgreSQL does not store")
-        encoded: Json = json.loads(text)
-        return encoded
+        return text
 
     def decode(self, arguments: Mapping[str, Json]) -> inspect.BoundArguments:
         """
@@ -130,11 +169,100 @@ class ArgumentCodec:
                 raise self._error(parameter.name, "has no default, and the call has no value for it")
         return inspect.BoundArguments(self._signature, values)
 
+    def _too_large(self) -> ArgumentCodecError:
+        return ArgumentCodecError(
+            f"{self._name}: the arguments are more than 1 MiB ({LIMIT} bytes) as JSON, and a row is read by each "
+            "worker that runs it. Store the data, and pass its id"
+        )
+
     def _error(self, parameter: str, what: str) -> ArgumentCodecError:
         return ArgumentCodecError(
             f"{self._name}: parameter {parameter!r} {what}. Pass what identifies the object, such as its id, and "
             "annotate the parameter with its type"
         )
+
+
+def check_json(value: object, where: str) -> None:
+    """
+    Raise if *value* is not JSON that PostgreSQL stores unchanged; *where* begins the message.
+
+    Raises:
+        ArgumentCodecError: it has a value of another type, a number that is not finite, a NUL or a surrogate, or is
+            longer than 1 MiB.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        same = json.loads(text) == value and len(text.encode()) <= LIMIT
+    except (TypeError, ValueError, RecursionError):
+        same, text = False, ""
+    if not same or _NUL.search(text):
+        raise ArgumentCodecError(
+            f"{where}: the value must be JSON of at most 1 MiB: texts without NUL, finite numbers, true, false, null, "
+            f"lists, and dicts with texts as keys; it is a {_type_name(value)}"
+        )
+
+
+def _is_longer_than(limit: int, value: object) -> bool:
+    """
+    Return whether *value* has more than *limit* characters and items, without serializing it.
+
+    A value that is far too large is found before it keeps the event loop busy for seconds. Values of other types than
+    those of JSON, dataclasses and models count as one.
+    """
+    left = limit
+    rest: list[object] = [value]
+    while rest and left >= 0:
+        item = rest.pop()
+        left -= 1
+        if isinstance(item, (str, bytes)):
+            left -= len(item)
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            left -= len(item)
+            rest.extend(item if left >= 0 else ())
+        elif isinstance(item, dict):
+            left -= len(item)
+            rest.extend((*item, *item.values()) if left >= 0 else ())
+        elif is_dataclass(item) or hasattr(item, "model_fields_set"):
+            rest.append(getattr(item, "__dict__", None))
+    return left < 0
+
+
+def _reason(error: Exception) -> str:
+    """Return what pydantic has against a value, without the value: `(0.givenName: missing)`."""
+    errors: Any = getattr(error, "errors", None)
+    if not callable(errors):
+        return ""
+    found = errors(include_url=False, include_context=False, include_input=False)
+    problems = [f"{'.'.join(map(str, problem['loc'])) or 'value'}: {problem['type']}" for problem in found[:3]]
+    return f" ({', '.join(problems)})"
+
+
+def supported(annotation: Any) -> Any:
+    """Return an annotation that pydantic takes: before Python 3.12, it does not take the TypedDict of `typing`."""
+    if sys.version_info >= (3, 12):
+        return annotation
+    if typing.is_typeddict(annotation):
+        return _supported_typed_dict(annotation)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return typing.Annotated[supported(arguments[0]), *annotation.__metadata__]
+    replaced = tuple(supported(argument) for argument in arguments)
+    if replaced == arguments or origin is None:
+        return annotation
+    return typing.Union[replaced] if origin in (typing.Union, UnionType) else origin[replaced]  # noqa: UP007
+
+
+def _supported_typed_dict(annotation: Any) -> Any:
+    import typing_extensions  # pydantic needs it too
+
+    fields = {}
+    for name, hint in get_type_hints(annotation, include_extras=True).items():
+        qualifier = typing.get_origin(hint)
+        qualified = qualifier in (typing.Required, typing.NotRequired)
+        required = qualifier is typing.Required if qualified else name in annotation.__required_keys__
+        wrap = typing_extensions.Required if required else typing_extensions.NotRequired
+        fields[name] = wrap[supported(typing.get_args(hint)[0] if qualified else hint)]
+    return typing_extensions.TypedDict(annotation.__name__, fields)  # type: ignore[operator]  # made at run time
 
 
 def _codec_maker() -> Callable[[object], ValueCodec]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tasks_core._task import current_task
 
-from .codec import Json
+from .codec import Json, check_json
 
 if TYPE_CHECKING:
     from tasks_core._scheduler import TaskScheduler
@@ -55,7 +55,13 @@ class DurableContext:
         return scheduler
 
     async def report_progress(self, progress: Json) -> None:
-        """Store any JSON value as `receipt.status().progress`. Without an engine that stores it, this does nothing."""
+        """
+        Store any JSON value as `receipt.status().progress`. Without an engine that stores it, this does nothing.
+
+        Raises:
+            ArgumentCodecError: *progress* is not JSON of at most 1 MiB.
+        """
+        check_json(progress, "report_progress()")
         if self.save_progress is not None:
             await self.save_progress(progress)
 
