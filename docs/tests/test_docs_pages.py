@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,11 @@ def test_every_picture_has_its_description() -> None:
             assert " ".join(alternative.split()) == " ".join(diagram["text"].split())
             shown += 1
     assert shown >= 5
+
+
+def test_home_and_readme_name_the_version_and_how_to_install() -> None:
+    for page in (DOCS.parent / "README.md", DOCS / "content" / "index.md"):
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        assert version("tasks-fastapi") in text
+        assert "pip install tasks-fastapi" in text
+        assert "not on PyPI yet" in text or "Not on PyPI yet" in text

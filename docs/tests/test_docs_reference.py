@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,11 @@ def test_every_public_name_is_described(package: str) -> None:
     described = re.findall(rf"^::: {package}\.(\w+)$", page, re.MULTILINE)
     public = set(importlib.import_module(package).__all__) - AGAIN.get(package, set())
     assert sorted(described) == sorted(public)
+
+
+def test_members_without_a_docstring_are_shown() -> None:
+    """A field or a member of an enumeration is public whether its docstring exists or not."""
+    site = tomllib.loads((REFERENCE.parents[1] / "zensical.toml").read_text(encoding="utf-8"))
+    options = site["project"]["plugins"]["mkdocstrings"]["handlers"]["python"]["options"]
+    assert options["show_if_no_docstring"] is True
+    assert options["filters"] == ["!^_"]
