@@ -1,5 +1,6 @@
 """The three packages are released together, and the repository stays as small at the top as it is."""
 
+import re
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("tasks-core", "tasks-fastapi", "tasks-testing")
+
+# Where the documentation is published. The workflow of a release refuses an address that is only an example.
+SITE = "https://tasks.example"
 
 TOP_LEVEL = {"LICENSE", "README.md", "docs", "hatch.toml", "packages"}
 GENERATED = {"dist"}
@@ -46,7 +50,7 @@ def test_siblings_are_pinned_to_the_same_version(package: str, needed: set[str])
 def test_project_tables_agree(package: str) -> None:
     table, core = project(package), project("tasks-core")
     assert table["name"] == package
-    for field in ("license", "license-files", "readme", "requires-python"):
+    for field in ("authors", "license", "license-files", "readme", "requires-python"):
         assert table[field] == core[field]
     pythons = [c for c in table["classifiers"] if c.startswith("Programming Language ::")]
     assert pythons == [c for c in core["classifiers"] if c.startswith("Programming Language ::")]
@@ -61,6 +65,30 @@ def test_classifiers_are_the_pythons_of_the_matrix(package: str) -> None:
     assert [c for c in classified if "." in c] == matrix["python"]
     assert project(package)["requires-python"] == f">={matrix['python'][0]}"
     assert hatch["envs"]["lowest"]["python"] == matrix["python"][0]
+
+
+def page_of(url: str) -> Path:
+    """Return the source of the page that is published under an address."""
+    name = url.removeprefix(f"{SITE}/").strip("/") or "index"
+    return ROOT / "docs" / "content" / f"{name}.md"
+
+
+@for_each_package
+def test_addresses_lead_to_pages(package: str) -> None:
+    """An index shows the README and the addresses of a package without the rest of the repository."""
+    urls: dict[str, str] = project(package)["urls"]
+    assert list(urls) == ["Homepage", "Documentation", "Changelog", "Source", "Issues"]
+    assert all(url.startswith(SITE) for url in urls.values())
+    readme = (ROOT / "packages" / package / "README.md").read_text()
+    links = re.findall(rf"\]\(({SITE}/[^)]*)\)", readme)
+    assert links
+    published = [urls["Documentation"], urls["Changelog"], *links]
+    assert [url for url in published if not page_of(url).is_file()] == []
+
+
+def test_the_changelog_begins_with_what_is_not_released_or_with_this_version() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "content" / "changelog.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased" or headings[0].startswith(project("tasks-core")["version"])
 
 
 @for_each_package
