@@ -54,6 +54,13 @@ async def rows(address: str, queue: str) -> list[dict[str, Any]]:
         return await cursor.fetchall()
 
 
+@pytest.mark.parametrize("receipt_id", ["abc", "", "-1", "1.5", "\u0661", "9" * 19])
+async def test_an_id_that_no_receipt_has_is_unknown(receipt_id: str) -> None:
+    """A client may ask for any text; the database is not asked for one that is no number of a row."""
+    status = await ProcrastinateEngine("postgresql://nowhere.invalid/none").status(receipt_id)
+    assert status.state is DurableState.UNKNOWN
+
+
 # ---- the way of a task ----
 
 

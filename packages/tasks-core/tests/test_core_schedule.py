@@ -436,6 +436,9 @@ class GeneratorCallable:
 def plain(a: int, b: int = 1, *, c: int) -> None: ...
 
 
+def of_one_name(name: str, b: int) -> None: ...
+
+
 @pytest.mark.parametrize(
     "function, args, kwargs, message",
     [
@@ -491,6 +494,19 @@ def plain(a: int, b: int = 1, *, c: int) -> None: ...
             (2, 3),
             {},
             "add cannot be called with these arguments: too many positional arguments. It takes (b=..., *, c=...)",
+        ),
+        (
+            noop,
+            (),
+            {"shield": True, "name": "a secret"},
+            "noop cannot be called with these arguments: got an unexpected keyword argument 'shield'. It takes (). "
+            "To set options of the task: .task(name=..., shield=...).schedule(noop, ...)",
+        ),
+        (
+            of_one_name,
+            (),
+            {"name": "a secret"},
+            "of_one_name cannot be called with these arguments: missing a required argument: 'b'. It takes (name, b)",
         ),
         (
             noop,

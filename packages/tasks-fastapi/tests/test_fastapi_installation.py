@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import pytest
 from asgi_spy import request, running
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -31,6 +31,15 @@ NOT_INSTALLED = (
 
 
 async def nothing() -> None: ...
+
+
+def test_add_tasks_of_a_router() -> None:
+    with pytest.raises(TasksInstallationError) as caught:
+        add_tasks(APIRouter())  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "add_tasks() was given 'APIRouter'. It takes a FastAPI or Starlette application, which has the lifespan: "
+        "app = FastAPI(); app.include_router(router); add_tasks(app)"
+    )
 
 
 def test_add_tasks_twice() -> None:

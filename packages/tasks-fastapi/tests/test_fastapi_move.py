@@ -617,6 +617,16 @@ def test_a_value_that_is_read_from_what_a_dependency_closes_is_moved(argument: s
     assert f"tasks.add_task(send, found, {argument})" in sources.moved(source)
 
 
+def test_a_class_of_the_project_with_the_name_of_a_value_type_is_no_value(sources: Sources) -> None:
+    models = MODELS.replace("email: Mapped[str | None]", "email: Mapped[date]") + "\n\nclass date: ...\n"
+    source = (
+        BACKGROUND
+        + models
+        + ENDPOINT.format(parameters=", me: CurrentUser", body="    background.add_task(send, me.email)")
+    )
+    assert "me.email may use me" in sources.left(source)
+
+
 @pytest.mark.parametrize("argument", ["me", "me.owner", "me.friends", "me.missing", "me.owner.id"])
 def test_an_object_that_is_read_from_what_a_dependency_closes_is_left(argument: str, sources: Sources) -> None:
     source = (
@@ -737,6 +747,21 @@ def test_a_return_on_the_line_of_its_if_is_left_with_the_whole_file(sources: Sou
             if router: return JSONResponse({}, background=BackgroundTask(send, "a"))
         """)
     assert "nothing in this file is changed: line" in sources.left(source)
+
+
+@pytest.mark.parametrize(
+    "decorator, parameter, reason",
+    [
+        ('@router.get("/")', "names: BackgroundTasks", "the endpoint has BackgroundTasks as well"),
+        ("", "names=()", "home is not an endpoint"),
+        ('@router.get("/")\n@sources.cached', "names=()", "has other decorators"),
+    ],
+)
+def test_the_background_of_a_response_that_may_not_be_sent_is_left(
+    decorator: str, parameter: str, reason: str, sources: Sources
+) -> None:
+    body = "return JSONResponse({}, background=BackgroundTask(send, 'a'))"
+    assert reason in sources.left(f"{RESPONSE}{decorator}\nasync def home({parameter}):\n    {body}\n")
 
 
 # repeat_every

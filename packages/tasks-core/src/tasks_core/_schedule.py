@@ -6,15 +6,15 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from ._config import TaskConfig
-from ._support.call import check_call
+from ._support.call import check_call, function_name, takes
 from ._task import PhaseInfo, Task
-from .exceptions import InvalidConfigError
+from .exceptions import InvalidConfigError, InvalidTaskError
 
 if TYPE_CHECKING:
     from ._run.runner import Runner
@@ -86,7 +86,10 @@ class ScheduleTarget(ABC):
             factory = func.func if isinstance(func, partial) else func
             if isinstance(factory, TaskFactory):
                 return factory._schedule_into(self, ScheduledCall(func, args, kwargs, caller))
-        is_async = check_call(func, args, kwargs)
+        try:
+            is_async = check_call(func, args, kwargs)
+        except InvalidTaskError as error:
+            raise _with_options_named(error, func, kwargs) from None
         runner = self._runner
         task: Task[Any] = Task(
             runner,
@@ -172,3 +175,15 @@ def refuse_when(config: TaskConfig) -> None:
             f"when={config.when!r}: a task that starts now cannot wait for an outcome. "
             f"Schedule it into a phase: tasks.after_response.task(when={config.when!r}).schedule(...)"
         )
+
+
+def _with_options_named(error: InvalidTaskError, func: Any, kwargs: dict[str, Any]) -> InvalidTaskError:
+    """Return the error, with the line to write if an option of the task was passed as an argument of the function."""
+    options = [field.name for field in fields(TaskConfig) if field.name in kwargs]
+    options = [name for name in options if callable(func) and not takes(func, name)]
+    if not options:
+        return error
+    written = ", ".join(f"{name}=..." for name in options)
+    return InvalidTaskError(
+        f"{error}. To set options of the task: .task({written}).schedule({function_name(func)}, ...)"
+    )

@@ -66,8 +66,13 @@ def add_tasks(
 
     Raises:
         InvalidConfigError: an option has an invalid value.
-        TasksInstallationError: the application has tasks already, or has started.
+        TasksInstallationError: *app* is no application, has tasks already, or has started.
     """
+    if not isinstance(app, Starlette):
+        raise TasksInstallationError(
+            f"add_tasks() was given {type(app).__qualname__!r}. It takes a FastAPI or Starlette application, which has "
+            "the lifespan: app = FastAPI(); app.include_router(router); add_tasks(app)"
+        )
     if worker_concurrency is not None and options.get("engine") is None:
         raise InvalidConfigError(
             "worker_concurrency= needs an engine that stores the tasks to run: add_tasks(app, engine=...)"

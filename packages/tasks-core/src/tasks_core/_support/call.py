@@ -98,6 +98,14 @@ def _check_unusual_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs:
     return inspect.iscoroutinefunction(target)
 
 
+def takes(func: Callable[..., Any], name: str) -> bool:
+    """Return whether a callable has a parameter of that name; `True` if it does not say."""
+    try:
+        return name in inspect.signature(func, follow_wrapped=False).parameters
+    except ValueError:
+        return True
+
+
 def _called_function(func: Callable[..., Any]) -> Any:
     """Find the function whose body runs: inside partials, and behind `__call__` of an object."""
     while isinstance(func, partial):

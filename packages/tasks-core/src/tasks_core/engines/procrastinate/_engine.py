@@ -265,7 +265,9 @@ class ProcrastinateEngine:
         }
 
     async def status(self, receipt_id: str, /) -> DurableStatus:
-        """Look a task up by the id of its receipt."""
+        """Look a task up by the id of its receipt; an id that is none of this engine's is unknown."""
+        if not _is_job_id(receipt_id):
+            return DurableStatus(DurableState.UNKNOWN, 0)
         try:
             rows = await self._on_asyncio(self._look_up, int(receipt_id))
         except ConnectorException as error:
@@ -284,6 +286,11 @@ class ProcrastinateEngine:
         """Run procrastinate's worker, and a reaper for tasks whose worker is dead."""
         start = work if runs_asyncio() else work_in_thread
         await start(self.conninfo, self._work_options, run, concurrency, stopping)
+
+
+def _is_job_id(receipt_id: str) -> bool:
+    """Return whether the text is a number that fits into the column `id`."""
+    return receipt_id.isascii() and receipt_id.isdecimal() and len(receipt_id) < 19
 
 
 def _stored(call: DurableCall) -> dict[str, Any]:
