@@ -28,7 +28,7 @@ from ._phase import TaskPhase
 from ._retry import Retry, RetryPolicy, by_exception, chain, retry
 from ._run.ledger import LostTask, SchedulerStatistics
 from ._run.shutdown import ShutdownReport
-from ._schedule import ScheduleTarget
+from ._schedule import ScheduleTarget, transparent
 from ._scheduler import TaskScheduler, current_scheduler
 from ._support.overrides import Subscription
 from ._task import PhaseInfo, Task, TaskState, current_task
@@ -79,4 +79,5 @@ __all__ = (
     "durable_context",
     "observe",
     "retry",
+    "transparent",
 )

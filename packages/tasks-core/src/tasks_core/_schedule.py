@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from dataclasses import dataclass, fields
 from functools import partial
-from types import FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from ._config import TaskConfig
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 Options = ParamSpec("Options")
 
 
@@ -82,6 +83,8 @@ class ScheduleTarget(ABC):
         """
         # Only the place is read from the frame: a reference to the frame would keep the caller's variables alive.
         caller = sys._getframe(1)
+        if _helpers:
+            caller = _past_helpers(caller)
         if not isinstance(func, FunctionType):
             factory = func.func if isinstance(func, partial) else func
             if isinstance(factory, TaskFactory):
@@ -124,6 +127,51 @@ class ScheduleTarget(ABC):
         config = TaskConfig(**options)
         self._refuse(config)
         return ConfiguredTarget(self, self.config.merge(config))
+
+
+# The code of functions that are transparent, by its id, because computing the hash of a code object takes long.
+_helpers: dict[int, CodeType] = {}
+
+
+def transparent(func: F) -> F:
+    """
+    Mark a helper that schedules for its caller: `task.where`, log lines and spans then name the line of the caller.
+
+    ```python
+    @transparent
+    def in_background(func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        scheduler.schedule(func, *args, **kwargs)
+    ```
+
+    Several such helpers may call each other; the line is that of the first function that is not marked. If another
+    decorator replaces the function, this one has to be the innermost.
+
+    Args:
+        func: A function or coroutine function, which stays as it is.
+
+    Returns:
+        The function itself.
+
+    Raises:
+        InvalidTaskError: *func* is not a function that is written in Python.
+    """
+    if not isinstance(func, FunctionType):
+        raise InvalidTaskError(
+            f"@transparent was given {type(func).__qualname__!r}. It takes a function, and stands below other "
+            "decorators, such as @staticmethod"
+        )
+    _helpers[id(func.__code__)] = func.__code__
+    return func
+
+
+def _past_helpers(frame: FrameType) -> FrameType:
+    """Return the first frame, from this one on, whose function is not transparent."""
+    caller = frame
+    while id(caller.f_code) in _helpers:
+        if caller.f_back is None:
+            return frame
+        caller = caller.f_back
+    return caller
 
 
 class ConfiguredTarget(ScheduleTarget):
