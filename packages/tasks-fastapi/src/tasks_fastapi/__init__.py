@@ -7,7 +7,7 @@ Start reading at `_app.py` (`add_tasks()`), then `_asgi.py` (the middleware arou
 ```text
 exceptions  _unavailable
 _spans ── _metrics ── _telemetry
-_request ── _schedulers ── _asgi ── _app ── _dependencies
+_request ── _handlers, _schedulers ── _asgi ── _app ── _dependencies
 ```
 """
 

@@ -13,6 +13,7 @@ from tasks_core.exceptions import InvalidConfigError, SchedulerNotStartedError
 from tasks_core.frameworks import CURRENT, current
 
 from ._asgi import TasksMiddleware
+from ._handlers import noting_exceptions
 from ._request import SCOPE_KEY, ApplicationOrigin, RequestOrigin, RequestTasks
 from ._schedulers import AppSchedulers, install, schedulers_of, schedulers_on_event_loop
 from ._telemetry import Telemetry, TelemetryConfig
@@ -93,7 +94,8 @@ def add_tasks(
     build = app.build_middleware_stack
 
     def build_with_tasks() -> ASGIApp:
-        middleware = TasksMiddleware(build(), schedulers)
+        with noting_exceptions(app):
+            middleware = TasksMiddleware(build(), schedulers)
         if app.build_middleware_stack is build_with_tasks:
             return middleware
         # Another library wraps the stack as well. opentelemetry-instrumentation-fastapi then requires the outermost
