@@ -568,7 +568,8 @@ def test_create_task_in_a_plain_endpoint_is_left(sources: Sources) -> None:
 
 
 def test_a_file_that_is_nested_too_deeply_is_listed(sources: Sources) -> None:
-    sources.add("module.py", "x = " + "-" * 3000 + "1\n")
+    """The parser raises `MemoryError` for it."""
+    sources.add("module.py", "x = " + "-" * 10_000 + "1\n")
     code, output = sources.run("--write")
     assert code == 3
     assert "module.py: " in output

@@ -117,11 +117,11 @@ class Project:
                 source = resolved.read_bytes()
                 with warnings.catch_warnings(action="ignore"):
                     tree = ast.parse(source, shown)
-            except (OSError, SyntaxError, ValueError, RecursionError) as error:
+            except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 project._unparsed.append((shown, source))
                 if resolved in chosen:
                     line = f"line {error.lineno}: " if isinstance(error, SyntaxError) and error.lineno else ""
-                    text = error.msg if isinstance(error, SyntaxError) else str(error)
+                    text = error.msg if isinstance(error, SyntaxError) else str(error) or "it is nested too deeply"
                     project.unreadable.append((shown, f"{line}{text}"))
                 continue
             names = _module_names(resolved, root)
