@@ -12,6 +12,7 @@ from tasks_core import RunAttempt, Subscription, Task, TaskObserver, observe
 
 from . import _refusals
 from ._recording.call import Target, check_target
+from ._recording.cut import Cut, take_planned_cut
 from ._recording.record import RecordedTask, is_named_by
 from ._recording.recording import Recording
 
@@ -72,7 +73,8 @@ class Control(TaskObserver):
         if self._subscription is not None:
             self._subscription.close()
 
-    def _observe(self) -> None:
+    def observe(self) -> None:
+        """Take part in every attempt from now on."""
         if self._subscription is None:
             self._subscription = observe(self)
 
@@ -84,7 +86,7 @@ class Control(TaskObserver):
             check_target(target)
         rule = HoldRule(targets, keep)
         self._holds.append(rule)
-        self._observe()
+        self.observe()
         return rule
 
     def end_hold(self, rule: HoldRule) -> None:
@@ -104,7 +106,7 @@ class Control(TaskObserver):
         if isinstance(error, type):
             error()  # if the type needs arguments, this raises here and not in the task, where it would look like a bug
         self._fails.append(FailRule(target, error, float("inf") if times is None else times, after_run))
-        self._observe()
+        self.observe()
 
     def stub(self, target: Target, replacement: Callable[..., Any] | None) -> None:
         """Add a rule that replaces a function; it overrides the earlier rules."""
@@ -112,7 +114,7 @@ class Control(TaskObserver):
         if replacement is not None and not callable(replacement):
             raise TypeError(_refusals.not_a_replacement())
         self._stubs.insert(0, StubRule(target, replacement))
-        self._observe()
+        self.observe()
 
     def releasable(self, target: Target | None) -> list[RecordedTask[Any]]:
         """Return the tasks that are held, or will be held when their phase opens."""
@@ -139,23 +141,28 @@ class Control(TaskObserver):
 
     async def around_attempt(self, task: Task[Any], run: RunAttempt, /) -> Any:
         __tracebackhide__ = True
+        cut = take_planned_cut()
         recorded = self._recording.find(task)
         if recorded is None:
             return await run()
         error, after_run = self._next_failure(recorded)
         if error is not None and not after_run:
             raise error
-        result = await self._run(recorded, run)
+        result = await self._run(recorded, run, cut)
         if error is not None:
             raise error
         return result
 
-    async def _run(self, task: RecordedTask[Any], run: RunAttempt) -> Any:
+    async def _run(self, task: RecordedTask[Any], run: RunAttempt, cut: Cut | None) -> Any:
         __tracebackhide__ = True
+        func = None
         for rule in self._stubs:
             if is_named_by(task, rule.target):
-                return None if rule.replacement is None else await run(rule.replacement)
-        return await run()
+                func = rule.replacement
+                if func is None:
+                    return None
+                break
+        return await run(func if cut is None else cut.applied_to(func or task.task.func))
 
     def _next_failure(self, task: RecordedTask[Any]) -> tuple[BaseException | None, bool]:
         with self._recording.monitor.lock:

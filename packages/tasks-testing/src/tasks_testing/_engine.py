@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,8 +24,9 @@ from tasks_core.engines import (
 )
 from tasks_core.exceptions import ArgumentCodecError
 
+from ._recording.cut import Cut, WorkerKilled
 from ._recording.durable_run import DurableRun
-from ._recording.recording import Recording
+from ._recording.recording import Recording, RecordMark
 
 
 class InMemoryEngine:
@@ -107,6 +110,9 @@ class InMemoryEngine:
             try:
                 with watch.attempt():
                     await run(delivery)
+            except WorkerKilled:
+                await watch.killed()
+                continue
             except Redeliver as again:
                 if again.failed:
                     counts["failures"] += 1
@@ -138,31 +144,84 @@ class DeliveryWatch:
     def attempt_failed(self, delay: float) -> None:
         """Handle that an attempt has failed, and that another one comes."""
 
+    async def killed(self) -> None:
+        """Handle that the worker was cut off during the attempt, and that another one comes."""
+
     def ended(self) -> None:
         """Handle that there is no further attempt."""
 
 
 class RecordedEngine(InMemoryEngine):
-    """The engine of a recording: its deliveries are in the record."""
+    """The engine of a recording: its deliveries are in the record, and may be cut off."""
 
     def __init__(self, recording: Recording) -> None:
         super().__init__()
         self._recording = recording
+        self.cut_for: Callable[[int], Cut | None] = _no_cut
+        """Returns the cut for the first attempt of a delivery, by the number of the delivery in this run."""
+        self.on_cut: Callable[[], object] = _do_nothing
+        """Called, and awaited if possible, between a cut and the next attempt."""
+        self.deliveries: list[DurableRun] = []
+        """The deliveries of this run."""
+
+    async def run(self, times: int = 1) -> None:
+        self.deliveries.clear()
+        await super().run(times)
 
     def _watch(self, where: str) -> DeliveryWatch:
-        return _RecordedDeliveries(self._recording, where)
+        run = DurableRun(where)
+        self.deliveries.append(run)
+        return _RecordedDeliveries(self._recording, run, self.cut_for(len(self.deliveries) - 1), self.on_cut)
+
+    def snapshot(self) -> EngineSnapshot:
+        """Return which calls are stored, and how far they are."""
+        return EngineSnapshot(len(self.calls), tuple(self._statuses), self._recording.mark())
+
+    def rewind(self, snapshot: EngineSnapshot) -> None:
+        """Bring back a state of before, in the record too."""
+        for call in self.calls[snapshot.calls :]:
+            del self._ids[call.idempotency_key]
+        del self.calls[snapshot.calls :], self._places[snapshot.calls :]
+        self._statuses[:] = snapshot.statuses
+        self._recording.rewind(snapshot.mark)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """The state of a `RecordedEngine`."""
+
+    calls: int
+    statuses: tuple[DurableStatus, ...]
+    mark: RecordMark
 
 
 class _RecordedDeliveries(DeliveryWatch):
-    def __init__(self, recording: Recording, where: str) -> None:
+    def __init__(self, recording: Recording, run: DurableRun, cut: Cut | None, on_cut: Callable[[], object]) -> None:
         self._recording = recording
-        self._run = DurableRun(where)
+        self._run = run
+        self._cut = cut
+        self._on_cut = on_cut
 
-    def attempt(self) -> AbstractContextManager[None]:
-        return self._run.next_attempt()
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        cut, self._cut = self._cut, None
+        with self._run.next_attempt(), nullcontext() if cut is None else cut.planned():
+            yield
+
+    async def killed(self) -> None:
+        self._recording.worker_killed(self._run)
+        closed = self._on_cut()
+        if inspect.isawaitable(closed):
+            await closed
 
     def attempt_failed(self, delay: float) -> None:
         self._recording.attempt_failed(self._run, delay)
 
     def ended(self) -> None:
         self._recording.run_ended(self._run)
+
+
+def _no_cut(delivery: int) -> None: ...
+
+
+def _do_nothing() -> None: ...

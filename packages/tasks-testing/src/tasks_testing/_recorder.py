@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, overload
 
 import anyio
 from tasks_core import Subscription
@@ -16,6 +17,7 @@ from . import _refusals
 from ._assertions.end_of_test import EndOfTestChecks, add_findings
 from ._assertions.view import TaskView
 from ._control import Control, Holding
+from ._cuts import CutEverywhere
 from ._engine import RecordedEngine
 from ._messages import waiting
 from ._messages.timeline import timeline
@@ -295,7 +297,32 @@ class TasksRecorder(TaskView):
         """
         return self.in_phase(PHASE)
 
-    def run_durable(self, *, times: int = 1, timeout: float | None = None) -> None:
+    @overload
+    def run_durable(self, *, times: int = 1, timeout: float | None = None) -> None: ...
+
+    @overload
+    def run_durable(
+        self,
+        *,
+        cut: Literal["everywhere"],
+        restore: Callable[[], object],
+        check: Callable[[], object],
+        on_cut: Callable[[], object] | None = None,
+        limit: int = 200,
+        timeout: float | None = None,
+    ) -> None: ...
+
+    def run_durable(
+        self,
+        *,
+        times: int = 1,
+        cut: Literal["everywhere"] | None = None,
+        restore: Callable[[], object] | None = None,
+        check: Callable[[], object] | None = None,
+        on_cut: Callable[[], object] | None = None,
+        limit: int = 200,
+        timeout: float | None = None,
+    ) -> None:
         """
         Run the durable tasks that were submitted and have not run yet, and block until they have ended.
 
@@ -303,24 +330,81 @@ class TasksRecorder(TaskView):
         does, with arguments as JSON. The runs are recorded as `durable_runs`. Retries take no pause, and `hold()` does
         not hold runs. Exceptions of tasks are not raised here, but reported at the end of the test.
 
+        With `cut="everywhere"`, all of this happens many times. First without a cut; then once for each suspension of
+        each task (each `await` that really waits), where its first attempt ends as by `kill -9`: nothing of it runs any
+        more, no `finally`, none of the asyncio tasks that it started. Then the task runs again to its end. Further runs
+        cut a task off before its first line, and after its end but before the engine hears of it; a plain function is
+        cut off at these two places only. After each run the outcome is checked. A thread that a task has started cannot
+        be stopped: it gets a second to end. The record keeps the last run.
+
         Args:
             times: How often each task runs. A durable task runs at least once, and sometimes twice: 2 finds a task that
                 does harm the second time.
 
-            timeout: Seconds of real time; `None`: the timeout of the recorder.
+            cut: `"everywhere"`: cut each task off at each place.
+
+            restore: Brings back the state before the first run; called before each run. `restore_savepoint()` makes one
+                for a connection of SQLAlchemy.
+
+            check: Asserts the outcome; called after each run. What it returns has to be equal each time.
+
+            on_cut: Closes what the death of the process would close, so that the next attempt does not wait for it:
+                called between a cut and the next attempt. `cut_connections()` makes one for an engine of SQLAlchemy.
+
+            limit: The largest number of suspensions of one task.
+
+            timeout: Seconds of real time for each run; `None`: the timeout of the recorder.
 
         Raises:
-            AssertionError: A task still runs after *timeout* seconds. It is cancelled, and waits for the next run.
+            AssertionError: A task still runs after *timeout* seconds. It is cancelled, and waits for the next run. Or
+                the outcome after a cut is another one; the message has the source line of the cut.
             RuntimeError: An event loop runs in this thread: write `await tasks_recorder.arun_durable()`.
         """
         __tracebackhide__ = True
         _refuse_to_block("run_durable", "arun_durable")
-        anyio.run(self._run_durable, "run_durable", times, timeout)
+        if cut is None:
+            _check_uncut(restore=restore, check=check, on_cut=on_cut)
+            anyio.run(self._run_durable, "run_durable", times, timeout)
+        else:
+            self._cut_everywhere("run_durable", times, restore, check, on_cut, limit, timeout).all()
 
-    async def arun_durable(self, *, times: int = 1, timeout: float | None = None) -> None:  # noqa: ASYNC109  the twin
-        """Do what `run_durable()` does, in a test that runs on an event loop."""
+    @overload
+    async def arun_durable(self, *, times: int = 1, timeout: float | None = None) -> None: ...  # noqa: ASYNC109
+
+    @overload
+    async def arun_durable(
+        self,
+        *,
+        cut: Literal["everywhere"],
+        restore: Callable[[], object],
+        check: Callable[[], object],
+        on_cut: Callable[[], object] | None = None,
+        limit: int = 200,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> None: ...
+
+    async def arun_durable(
+        self,
+        *,
+        times: int = 1,
+        cut: Literal["everywhere"] | None = None,
+        restore: Callable[[], object] | None = None,
+        check: Callable[[], object] | None = None,
+        on_cut: Callable[[], object] | None = None,
+        limit: int = 200,
+        timeout: float | None = None,  # noqa: ASYNC109  the twin of run_durable()
+    ) -> None:
+        """
+        Do what `run_durable()` does, in a test that runs on an event loop.
+
+        `restore` and `check` may be coroutine functions. Tasks are cut off on asyncio only.
+        """
         __tracebackhide__ = True
-        await self._run_durable("arun_durable", times, timeout)
+        if cut is None:
+            _check_uncut(restore=restore, check=check, on_cut=on_cut)
+            await self._run_durable("arun_durable", times, timeout)
+        else:
+            await self._cut_everywhere("arun_durable", times, restore, check, on_cut, limit, timeout).aall()
 
     async def _run_durable(self, method: str, times: int, timeout: float | None) -> None:  # noqa: ASYNC109  as above
         __tracebackhide__ = True
@@ -330,6 +414,29 @@ class TasksRecorder(TaskView):
         if scope.cancelled_caught:
             tasks = self.durable_runs.in_state("cancelled")
             raise AssertionError(waiting.durable_not_ended(self._recording, method, limit, tasks))
+
+    def _cut_everywhere(
+        self,
+        method: str,
+        times: int,
+        restore: Callable[[], object] | None,
+        check: Callable[[], object] | None,
+        on_cut: Callable[[], object] | None,
+        limit: int,
+        timeout: float | None,
+    ) -> CutEverywhere:
+        if times != 1:
+            raise ValueError(_refusals.cut_excludes_times())
+        if restore is None or check is None:
+            raise ValueError(_refusals.cut_needs("restore" if restore is None else "check"))
+        self._control.observe()
+
+        async def run() -> None:
+            if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+                raise RuntimeError(_refusals.cut_needs_asyncio())
+            await self._run_durable(method, 1, timeout)
+
+        return CutEverywhere(self._engine, run, restore, check, on_cut, limit)
 
     # ---- what is expected ----
 
@@ -378,6 +485,12 @@ class TasksRecorder(TaskView):
             self._control.close()
             if self._engine_override is not None:
                 self._engine_override.close()
+
+
+def _check_uncut(**options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(_refusals.only_with_cut(name))
 
 
 def _refuse_to_block(method: str, twin: str) -> None:

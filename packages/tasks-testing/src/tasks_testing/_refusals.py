@@ -82,6 +82,39 @@ def clock_held_up(tasks: Iterable[Task[Any]], timeout: float) -> str:
     )
 
 
+def cut_needs(name: str) -> str:
+    return f'run_durable(cut="everywhere") needs {name}=: a function that {_CUT_NEEDS[name]}'
+
+
+_CUT_NEEDS = {
+    "restore": "brings back the state before the first run",
+    "check": "asserts the outcome, or returns it",
+}
+
+
+def only_with_cut(name: str) -> str:
+    return f'{name}= has a meaning with cut="everywhere" only'
+
+
+def cut_excludes_times() -> str:
+    return 'run_durable(cut="everywhere") runs each task again after each cut, so it takes no times='
+
+
+def cut_needs_asyncio() -> str:
+    return "a durable task is cut off on asyncio only: trio ends a program in which a scope is never left"
+
+
+def not_a_connection(value: object) -> str:
+    return (
+        f"restore_savepoint() takes a sqlalchemy.Connection, not {type(value).__name__}. With an asyncio driver, "
+        "restore the rows, and close connections with on_cut=cut_connections(engine)"
+    )
+
+
+def awaitable_in_sync(kind: str) -> str:
+    return f"{kind}= of run_durable() must be a plain function; for a coroutine function, await arun_durable(...)"
+
+
 def no_result(task: object, state: str, why: str) -> str:
     return f"{task} has no result because it is {state}{f': {why}' if why else ''}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import count
 from math import inf
 from typing import Any, cast
@@ -36,6 +37,15 @@ class EndlessError(Exception):
     def __init__(self, tasks: Sequence[RecordedTask[Any]]) -> None:
         super().__init__()
         self.tasks = tasks
+
+
+@dataclass(frozen=True, slots=True)
+class RecordMark:
+    """A place in the record: how many tasks, requests and events there are."""
+
+    tasks: int
+    requests: int
+    events: int
 
 
 class Recording(TaskObserver):
@@ -97,6 +107,17 @@ class Recording(TaskObserver):
                 cast("list[Any]", events).clear()
             self._by_id.clear()
             self._by_origin.clear()
+
+    def mark(self) -> RecordMark:
+        """Return the end of the record, for `rewind()`."""
+        return RecordMark(len(self.tasks), len(self.requests), len(self.events))
+
+    def rewind(self, mark: RecordMark) -> None:
+        """Remove what was recorded after *mark*; all of these tasks have ended."""
+        with self.monitor.lock:
+            for task in self.tasks[mark.tasks :]:
+                self._by_id.pop(task.task.id, None)
+            del self.tasks[mark.tasks :], self.requests[mark.requests :], self.events[mark.events :]
 
     # ---- reading ----
 
@@ -270,6 +291,14 @@ class Recording(TaskObserver):
         with self.monitor.lock:
             run.task._state = "retrying"
             self._note("retrying", run.task, error=run.task.error, detail=f"in {delay:g} s (skipped)")
+
+    def worker_killed(self, run: DurableRun) -> None:
+        """Record that the worker was cut off during an attempt, and that the engine delivers the call again."""
+        if run.task is not None:
+            with self.monitor.lock:
+                run.task._state = "retrying"
+                run.task.error = None
+                self._note("retrying", run.task, detail="its worker was cut off")
 
     def _add_attempt(self, recorded: RecordedTask[Any], task: Task[Any]) -> None:
         self.live.remove(recorded.task)
