@@ -52,6 +52,7 @@ async def consume(scheduler: TaskScheduler, store: Store) -> None:
     writes = scheduler.task(name="write", shield=True, timeout=5, on_error=retry(attempts=5, on=OSError, backoff=0.1))
     totals: dict[str, int] = {}
     async for reading in take_from_queue():
+        await scheduler.wait_for_capacity()
         writes.schedule(store.write, reading)
         scheduler.schedule(count_reading, totals)
         print(f"took {reading}", flush=True)
@@ -64,7 +65,9 @@ async def report(task: Task[object], error: Exception) -> None:
 async def main(path: Path) -> None:
     config = TaskConfig(on_error=report)
     async with (
-        TaskScheduler(config=config, grace_period=0.2, shield_timeout=10, max_concurrency=50) as scheduler,
+        TaskScheduler(
+            config=config, grace_period=0.2, shield_timeout=10, max_concurrency=50, max_pending=100
+        ) as scheduler,
         anyio.create_task_group() as group,
     ):
         group.start_soon(consume, scheduler, Store(path))

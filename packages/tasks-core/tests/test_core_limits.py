@@ -150,7 +150,7 @@ async def test_max_pending_refuses_at_the_call_and_keeps_nothing() -> None:
         waiting: list[Task[Any]] = [scheduler.schedule(noop), scheduler.schedule(threading.get_ident)]
         message = (
             "'noop' was not accepted: 2 tasks are waiting to start, and max_pending=2. "
-            "Raise max_pending, or schedule less at once"
+            "Raise max_pending, schedule less at once, or wait first: await scheduler.wait_for_capacity()"
         )
         batch = TaskPhase(scheduler, "later")
         with observe(log):

@@ -34,8 +34,24 @@ When: TypeAlias = Literal["success", "error", "always"]
 """For which outcome of its phase a task runs."""
 
 
+TaskEndHandler: TypeAlias = Callable[["Task[Any]"], Any]
+"""
+`handler(task)`, called when a task has reached its terminal state, whichever that is; a plain function or a coroutine
+function. What it returns is ignored.
+"""
+
+
+class _Derived:
+    """What follows from the fields of `TaskConfig`."""
+
+    __slots__ = ("is_plain",)
+
+    is_plain: bool
+    """Whether no field asks for anything before the first attempt or after the end, which each task has to know."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskConfig:
+class TaskConfig(_Derived):
     """
     How to run a task. Every field may be `None`, which means "inherit".
 
@@ -48,6 +64,11 @@ class TaskConfig:
             `task.cancel()`. Default: no.
 
         on_error: Called with `(task, exception)` when an attempt fails; see `TaskErrorHandler`.
+
+        on_end: Called with the task when it has ended in any way: `task.state` is one of the four terminal states. An
+            async function runs on the event loop, a plain one in a worker thread. It may take 10 seconds; then it is
+            cancelled. An exception that it raises is logged and changes nothing. Shutdown waits for it, within its
+            bounds and for 5 seconds at most, so that it can use the resources of the task; `await task` does not.
 
         when: For which outcome of the phase the task runs: `"success"` (default), `"error"` or `"always"`. If the phase
             ends otherwise, the task is discarded, with a line in the log.
@@ -70,6 +91,9 @@ class TaskConfig:
     )
     on_error: TaskErrorHandler | None = field(
         default=None, metadata=must_be(callable, "a function of (task, exception), as in on_error=retry(attempts=3)")
+    )
+    on_end: TaskEndHandler | None = field(
+        default=None, metadata=must_be(callable, "a function of (task), as in on_end=close_job")
     )
     when: When | None = field(
         default=None,
@@ -96,6 +120,8 @@ class TaskConfig:
             value, rule = getattr(self, option.name), option.metadata["rule"]
             if value is not None and not rule.allows(value):
                 rule.refuse(option.name, value)
+        is_plain = not self.delay and self.limiter is None and self.on_end is None
+        object.__setattr__(self, "is_plain", is_plain)
 
     @property
     def shielded(self) -> bool:

@@ -219,16 +219,16 @@ def by_exception(
     return ask_by_type
 
 
-async def ask(handler: TaskErrorHandler, task: Task[Any], exception: Exception) -> object:
-    """Call a handler, a plain one in a worker thread, and return its answer."""
+async def ask(handler: Callable[..., Any], task: Task[Any], *args: object) -> object:
+    """Call `handler(task, *args)`, a plain one in a worker thread, and return its answer."""
     try:
-        is_async = check_call(handler, (task, exception), {})
+        is_async = check_call(handler, (task, *args), {})
     except InvalidTaskError:
         is_async = False  # called all the same, to fail with Python's own words
     answer = (
-        await handler(task, exception)
+        await handler(task, *args)
         if is_async
-        else await task._owner.call_in_thread(task, partial(handler, task, exception))
+        else await task._owner.call_in_thread(task, partial(handler, task, *args))
     )
     return await answer if isinstance(answer, Coroutine) else answer
 

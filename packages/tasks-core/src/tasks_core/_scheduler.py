@@ -11,6 +11,7 @@ from typing import Any, Self, TypeAlias, Unpack
 from weakref import ref
 
 import anyio
+import anyio.lowlevel
 
 from ._clock import MonotonicClock
 from ._config import TaskConfig
@@ -150,7 +151,7 @@ class TaskScheduler(ScheduleTarget):
         Raises:
             RuntimeError: called by a task of the scheduler, which would wait for itself, or on another event loop.
         """
-        self._check_closer()
+        self._check_waiter("aclose()")
         shutdown = self._begin_shutdown()
         try:
             await self._closed.wait()
@@ -162,15 +163,15 @@ class TaskScheduler(ScheduleTarget):
         assert shutdown.report is not None
         return shutdown.report
 
-    def _check_closer(self) -> None:
+    def _check_waiter(self, method: str) -> None:
         caller = current_task()
         if caller is not None and caller._owner is self._runner and not caller.state.finished:
             raise RuntimeError(
-                "aclose() was called by a task of the scheduler, which would wait for its own end. "
-                "Set an event instead, and have whoever entered the scheduler leave it then"
+                f"{method} was called by a task of the scheduler, which would wait for its own end. "
+                "Set an event instead, and let the code that entered the scheduler wait for that"
             )
         if self._runner.stage is not Stage.NEW and not self._runner.here():
-            raise RuntimeError("aclose() was called on another event loop than that of the scheduler")
+            raise RuntimeError(f"{method} was called on another event loop than that of the scheduler")
 
     async def _close_in_a_hurry(self, shutdown: Shutdown) -> None:
         shutdown.hurry()
@@ -240,6 +241,50 @@ class TaskScheduler(ScheduleTarget):
     def on_event_loop(self) -> bool:
         """Return whether the caller runs on the event loop on which the scheduler was started."""
         return self._runner.loop.runs_caller()
+
+    @property
+    def tasks(self) -> tuple[Task[Any], ...]:
+        """The tasks that have not ended, in the order of scheduling, at this moment; from any thread."""
+        return tuple(task for task in self._runner.ledger.live() if not task._state.finished)
+
+    def find(self, task_id: int) -> Task[Any] | None:
+        """Return the task with this `id` if it has not ended, otherwise `None`; from any thread."""
+        task = self._runner.ledger.get(task_id)
+        return None if task is None or task._state.finished else task
+
+    async def idle(self) -> None:
+        """
+        Return when no task is left that has not ended, the handlers of their ends (`on_end`) included.
+
+        Tasks that are scheduled meanwhile count too. A task that waits for its delay or its phase has not ended.
+
+        Raises:
+            RuntimeError: called by a task of the scheduler, which would wait for itself, or on another event loop.
+        """
+        self._check_waiter("idle()")
+        await anyio.lowlevel.checkpoint()
+        await self._runner.ledger.wait_at_most(0)
+
+    async def wait_for_capacity(self) -> None:
+        """
+        Return when `max_pending` allows one more task; at once (but after a checkpoint) if there is no such limit.
+
+        The place is free until the caller awaits something, so that `schedule()` in the next line is accepted, unless
+        another thread takes the place or shutdown begins.
+
+        ```python
+        async for message in queue:
+            await scheduler.wait_for_capacity()
+            scheduler.schedule(handle, message)
+        ```
+
+        Raises:
+            RuntimeError: called on another event loop than that of the scheduler.
+        """
+        if self._runner.stage is not Stage.NEW and not self._runner.here():
+            raise RuntimeError("wait_for_capacity() was called on another event loop than that of the scheduler")
+        await anyio.lowlevel.checkpoint()
+        await self._runner.ledger.wait_until(self._runner.ledger.has_capacity)
 
     def statistics(self) -> SchedulerStatistics:
         """Return what the scheduler has and has had; from any thread. Walks over the tasks that are not finished."""

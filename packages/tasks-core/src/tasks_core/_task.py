@@ -7,6 +7,7 @@ from contextvars import Context
 from enum import StrEnum
 from functools import lru_cache
 from itertools import count
+from threading import local
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -103,6 +104,22 @@ class PhaseInfo(Protocol):
         ...
 
 
+class ThreadAttempt(Protocol):
+    """A call of a plain function on behalf of a task, as the worker thread that runs it sees it."""
+
+    task: Task[Any]
+    given_up: bool
+    """Whether the task no longer waits for the function to return."""
+
+
+class _Thread(local):
+    attempt: ThreadAttempt | None = None
+
+
+THREAD = _Thread()
+"""`attempt` is what the current thread runs, in a worker thread."""
+
+
 class TaskOwner(Protocol):
     """What a task needs of the machinery that runs it."""
 
@@ -110,7 +127,7 @@ class TaskOwner(Protocol):
     def scheduler(self) -> Any: ...  # the TaskScheduler
     def now(self) -> float: ...
     def here(self) -> bool: ...
-    def cancel(self, task: Task[Any]) -> None: ...
+    def cancel(self, task: Task[Any]) -> bool: ...
     def release(self, task: Task[Any]) -> None: ...
     async def call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any: ...
 
@@ -137,6 +154,7 @@ class Task(Generic[T]):
         "_native",
         "_owner",
         "_phase",
+        "_reason",
         "_result",
         "_started",
         "_state",
@@ -149,7 +167,6 @@ class Task(Generic[T]):
         "func",
         "id",
         "kwargs",
-        "reason",
         "scheduled_at",
     )
 
@@ -168,8 +185,6 @@ class Task(Generic[T]):
     """How many attempts have started."""
     exception: BaseException | None
     """What the last failed attempt raised; it is kept when a later attempt succeeds or is cancelled."""
-    reason: str | None
-    """Why the task was cancelled or discarded."""
     scheduled_at: float
     """When `schedule()` was called, by the clock of the scheduler."""
 
@@ -196,7 +211,7 @@ class Task(Generic[T]):
         self.config = config
         self.attempts = 0
         self.exception = None
-        self.reason = None
+        self._reason: str | None = None
         self.scheduled_at = now
         self._owner = owner
         self._phase: Any = phase  # the TaskPhase
@@ -237,6 +252,37 @@ class Task(Generic[T]):
     def finished(self) -> bool:
         """Whether the task is in a terminal state."""
         return self._state.finished
+
+    @property
+    def reason(self) -> str | None:
+        """
+        Why the task was cancelled or discarded.
+
+        It is set before the cancellation arrives, so that the task can read `current_task().reason` while it is being
+        cancelled: `"task.cancel() was called"`, or which bound of the shutdown was over. `None` before that, and for
+        a task that succeeded or failed.
+        """
+        return self._reason if self._state.finished else self._cancel_reason
+
+    @property
+    def cancel_requested(self) -> bool:
+        """
+        Whether the function should stop; for a plain function, which no cancellation can reach.
+
+        ```python
+        def export(rows: Iterable[Row]) -> None:
+            for row in rows:
+                if current_task().cancel_requested:
+                    return
+                write(row)
+        ```
+
+        True after `cancel()`, after shutdown has cancelled the task, and in a thread whose attempt took longer than
+        `timeout`.
+        """
+        attempt = THREAD.attempt
+        given_up = attempt is not None and attempt.task is self and attempt.given_up
+        return given_up or self._cancel_reason is not None
 
     @property
     def lost(self) -> bool:
@@ -324,18 +370,22 @@ class Task(Generic[T]):
         finally:
             del self  # the traceback refers to this frame, which would be a reference cycle
 
-    def cancel(self) -> None:
+    def cancel(self) -> bool:
         """
         Cancel the task, whether it is shielded or not. May be called from any thread.
 
+        Returns:
+            Whether the task had not ended. If so, it is cancelled now, or receives the cancellation that follows.
+
         A task that has not started will not start. One that runs receives a cancellation, as with `anyio.CancelScope`:
         it may clean up, and decides how it ends. A function in a worker thread cannot be stopped, so that its task is
-        cancelled and the thread is abandoned. Cancelling a finished task does nothing.
+        cancelled and the thread is abandoned; the function can look at `cancel_requested`. Cancelling a finished task
+        does nothing.
 
         On asyncio this is one `asyncio.Task.cancel()`: what the task awaits is cancelled once, also behind an anyio
         shield of its own. On trio everything that it awaits is cancelled from then on, unless shielded.
         """
-        self._owner.cancel(self)
+        return self._owner.cancel(self)
 
     def __repr__(self) -> str:
         phase = "" if self._phase is None else f" {self._phase.name}"
@@ -355,10 +405,15 @@ def current_task() -> Task[Any] | None:
     Return the task that runs the caller, or `None` outside of one.
 
     Works in coroutines, in functions that run in a worker thread, and in what they call. A coroutine that a task
-    started by itself (with `asyncio.create_task`) counts as part of the task until the task has ended.
+    started by itself (with `asyncio.create_task`) counts as part of the task until the task has ended. A function in a
+    worker thread is part of its task for as long as it runs, also when the task has ended without it.
     """
     task = current()
-    return task if isinstance(task, Task) and not task._state.finished else None
+    if not isinstance(task, Task):
+        return None
+    if not task._state.finished:
+        return task
+    return task if THREAD.attempt is not None and THREAD.attempt.task is task else None
 
 
 def release_task(task: Task[Any]) -> None:

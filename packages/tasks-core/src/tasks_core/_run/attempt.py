@@ -120,13 +120,14 @@ class Attempts:
     async def _call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
         # The place that the thread takes is given back when the thread is free, however the task ends.
         ended = self._counted_thread_ended if self._runner.limits.detach_thread(task) else self._thread_ended
-        return await self._run_in_thread(task, ThreadCall(self._runner.loop, func, ended), "a plain function")
+        return await self._run_in_thread(task, ThreadCall(self._runner.loop, task, func, ended), "a plain function")
 
     async def _run_in_thread(self, task: Task[Any], call: ThreadCall, what: str) -> Any:
         try:
             return await self._threads.run(call)
         finally:
             if not call.finished.is_set():
+                call.given_up = True
                 reason = f"{what} cannot be cancelled: it still runs in its thread"
                 self.stray[call] = describe_loss(task, TaskState.CANCELLED, reason)
 
@@ -199,7 +200,7 @@ class Attempts:
     async def call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
         """Run a plain error handler of the task."""
         async with self._handler_limiter:  # not max_threads: hanging tasks must not keep failures from being handled
-            call = ThreadCall(self._runner.loop, func, self._thread_ended)
+            call = ThreadCall(self._runner.loop, task, func, self._thread_ended)
             return await self._run_in_thread(task, call, "its error handler, a plain function,")
 
 

@@ -35,10 +35,12 @@ class Ticket(IntFlag):
     """It has a token of its limiter."""
     HELD = auto()
     """An observer holds it."""
+    ENDING = auto()
+    """It is in its terminal state, and its `on_end` runs."""
 
 
 # As plain integers: on CPython 3.11, an operation on members of an enumeration costs as much as ten attributes.
-LAUNCHED, SLOT, THREAD, LIMITER, HELD = map(int, Ticket)
+LAUNCHED, SLOT, THREAD, LIMITER, HELD, ENDING = map(int, Ticket)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,13 @@ class Ledger:
     """
 
     __slots__ = (
-        "_few",
+        "_begin_ending",
         "_launched",
         "_lock",
         "_tasks",
         "_totals",
         "_unannounced",
-        "_wake",
+        "_waiters",
         "closed",
         "get",
         "losses",
@@ -114,7 +116,7 @@ class Ledger:
     get: Callable[[int], Task[Any] | None]
     """Returns a task that is not finished, by its id."""
 
-    def __init__(self, max_pending: float) -> None:
+    def __init__(self, max_pending: float, begin_ending: Callable[[Task[Any], TaskState, str | None], bool]) -> None:
         # Reentrant: a finalizer or a signal handler that calls schedule() may run in the middle of it.
         self._lock = RLock()
         self.max_pending = max_pending
@@ -123,8 +125,9 @@ class Ledger:
         self._totals = {state: 0 for state in TaskState if state.finished}
         self._launched = 0  # Invariant: how many of _tasks have the bit LAUNCHED
         self._unannounced: set[int] = set()  # tasks that observers are just being told about
-        self._wake: anyio.Event | None = None  # set when no more than _few tasks are alive
-        self._few = 0
+        # Called when a task ends that is not plain. When that returns true, settle() is called once more later.
+        self._begin_ending = begin_ending
+        self._waiters: list[tuple[Callable[[], bool], anyio.Event]] = []  # what is waited for, and who waits
         self.closed = False
         self.losses: LossReport | None = None  # set while shutting down
 
@@ -149,11 +152,11 @@ class Ledger:
         with self._lock:
             if self.closed:
                 return False
-            waiting = len(self._tasks) - self._launched
-            if waiting >= self.max_pending:
+            if not self.has_capacity():
                 raise TaskQueueFullError(
-                    f"{task.name!r} was not accepted: {waiting} tasks are waiting to start, and "
-                    f"max_pending={self.max_pending}. Raise max_pending, or schedule less at once"
+                    f"{task.name!r} was not accepted: {len(self._tasks) - self._launched} tasks are waiting to start, "
+                    f"and max_pending={self.max_pending}. Raise max_pending, schedule less at once, or wait first: "
+                    "await scheduler.wait_for_capacity()"
                 )
             if announcing:
                 self._unannounced.add(task.id)
@@ -183,11 +186,15 @@ class Ledger:
         if not task._tickets & LAUNCHED:
             task._tickets |= LAUNCHED
             self._launched += 1
+            if self._waiters:
+                self._wake()
 
     def settle(self, task: Task[Any], state: TaskState, reason: str | None = None) -> None:
         """Note how a task ended. This is the only way into a terminal state."""
+        if not task.config.is_plain and self._begin_ending(task, state, reason):
+            return
         task._state = state
-        task.reason = reason
+        task._reason = reason
         if task._tickets & LAUNCHED:
             self._launched -= 1  # before the next line: to a thread, max_pending may look exceeded, but never is
         del self._tasks[task.id]
@@ -198,8 +205,8 @@ class Ledger:
             task._finished.set()
         if hooks.task_finished and not (self._unannounced and self._take_unannounced(task)):
             notify(hooks.task_finished, task)
-        if self._wake is not None and len(self._tasks) <= self._few:
-            self._wake.set()
+        if self._waiters:
+            self._wake()
 
     def drop(self, task: Task[Any], reason: str) -> None:
         """Note that a task is not wanted, for a reason that lies in the ordinary course of things."""
@@ -220,11 +227,28 @@ class Ledger:
         # The exception of an attempt that was to be followed by another: it has not been logged yet.
         logger.log(level, "Task %s was %s: %s", lost, state, reason, exc_info=task.exception, extra=log_fields(task))
 
+    def has_capacity(self) -> bool:
+        """Return whether `max_pending` allows one more task to wait."""
+        return len(self._tasks) - self._launched < self.max_pending
+
     async def wait_at_most(self, few: int) -> None:
-        """Return when no more than *few* tasks are alive. One caller at a time."""
-        while len(self._tasks) > few:
-            self._few, self._wake = few, anyio.Event()
-            await self._wake.wait()
+        """Return when no more than *few* tasks are alive."""
+        await self.wait_until(lambda: len(self._tasks) <= few)
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return when *condition*, which tells about the number of tasks, is true at the moment of the return."""
+        while not condition():
+            waiter = condition, anyio.Event()
+            self._waiters.append(waiter)
+            try:
+                await waiter[1].wait()
+            finally:
+                self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        for condition, event in self._waiters:
+            if condition():
+                event.set()
 
     def statistics(self) -> SchedulerStatistics:
         """Count. Walks over the live tasks."""

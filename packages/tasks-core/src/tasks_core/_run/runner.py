@@ -22,6 +22,7 @@ from tasks_core._task import PENDING, Task, TaskState
 from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError
 
 from .attempt import Attempts
+from .endings import Endings
 from .extension import Extension
 from .ledger import CANCEL_CALLED, HELD, LIMITER, Ledger, log_fields, title, unstarted
 from .limits import Limits
@@ -73,7 +74,7 @@ class Runner:
         self.stage = Stage.NEW
         self.paused = True
         self.loop = Loop()
-        self.ledger = Ledger(max_pending)
+        self.ledger = Ledger(max_pending, Endings(self).begin)
         self.limits = Limits(self.ledger, max_concurrency, max_threads)
         self.attempts = Attempts(self, max_threads)
 
@@ -172,7 +173,7 @@ class Runner:
             self.start(task)
         elif hooks.hold_task and self._hold(task):
             return
-        elif task.config.delay or task.config.limiter is not None:
+        elif not task.config.is_plain:
             self._wait_or_start(task, task.config.delay or 0.0)
         elif self.limits.admit(task):
             self.start(task)
@@ -280,10 +281,15 @@ class Runner:
 
     # ---- cancelling ----
 
-    def cancel(self, task: Task[Any]) -> None:
-        if not self.loop.here() and not task._state.finished:
+    def cancel(self, task: Task[Any]) -> bool:
+        if task._state.finished:
+            return False
+        if self.loop.here():
+            self.stop(task, CANCEL_CALLED)
+        else:
             task._cancel_reason = CANCEL_CALLED  # seen by the attempt, should it begin before the request arrives
-        self.loop.call(self.stop, task, CANCEL_CALLED)
+            self.loop.post(partial(self.stop, task, CANCEL_CALLED))
+        return True
 
     def stop(self, task: Task[Any], reason: str) -> None:
         """Cancel a task that runs; a task that does not will not. On the thread of the loop."""

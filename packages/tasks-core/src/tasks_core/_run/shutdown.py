@@ -14,7 +14,7 @@ from tasks_core._observer import hooks, notify
 from tasks_core._support.log import logger
 from tasks_core._task import Task, TaskState
 
-from .ledger import HELD, LossReport, LostTask, describe_loss, unstarted
+from .ledger import HELD, LossReport, LostTask, describe_loss, title, unstarted
 from .runner import GRACE_OVER, SHIELD_OVER, Runner, Stage
 
 # Seconds between two lines that name what is being waited for, and how many tasks such a line names.
@@ -193,7 +193,11 @@ class Shutdown:
     def _settle_dead_tasks(self) -> None:
         """Find the tasks that somebody cancelled through the event loop before their first step: they cannot tell."""
         for task in self._runner.ledger.live():
-            if task._native is not None and task._native.done():
+            if task._native is None or not task._native.done():
+                continue
+            if task._state.finished:
+                self._runner.ledger.settle(task, task._state, task._reason)
+            else:
                 self._runner.stop(task, "somebody cancelled it from outside of the scheduler before it started")
 
     def finish(self) -> None:
@@ -204,7 +208,9 @@ class Shutdown:
         abandoned = list(runner.attempts.stray.values())
         for task in ledger.live():
             reason = "it ignored its cancellation and was abandoned"
-            if task.state is TaskState.RUNNING:
+            if task._state.finished:
+                self._give_up_handler(task)
+            elif task.state is TaskState.RUNNING:
                 abandoned.append(describe_loss(task, TaskState.CANCELLED, reason))
                 ledger.record_loss(task, TaskState.CANCELLED, reason)
             else:
@@ -222,6 +228,13 @@ class Shutdown:
         for stray in runner.attempts.stray.values():
             logger.warning("Task %s was abandoned: %s", stray, stray.reason)
         logger.log(logging.INFO if self.report.clean else logging.WARNING, "%s", self.report)
+
+    def _give_up_handler(self, task: Task[Any]) -> None:
+        native = task._native
+        logger.warning("on_end of %s had no more time at shutdown and is cancelled", title(task))
+        self._runner.ledger.settle(task, task._state, task._reason)
+        if native is not None:
+            native.cancel()
 
 
 def _is_any(_task: Task[Any]) -> bool:

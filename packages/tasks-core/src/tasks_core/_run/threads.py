@@ -11,6 +11,7 @@ import anyio
 
 from tasks_core._loop.backend import for_another_thread
 from tasks_core._loop.loop import Loop
+from tasks_core._task import THREAD, Task
 
 # Seconds an idle thread waits for its next call before it ends.
 _IDLE = 10.0
@@ -119,14 +120,18 @@ class _Worker(Thread):
 
 class ThreadCall:
     """
-    A plain function on its way through a thread, in a copy of the context that this is made in.
+    A plain function on its way through a thread, in a copy of the context that this is made in, for a task.
 
     *ended* is called on the event loop, with the call, when the thread has left the function.
     """
 
-    __slots__ = ("_context", "_ended", "_error", "_func", "_loop", "_result", "finished")
+    __slots__ = ("_context", "_ended", "_error", "_func", "_loop", "_result", "finished", "given_up", "task")
 
-    def __init__(self, loop: Loop, func: Callable[[], object], ended: Callable[[ThreadCall], object]) -> None:
+    def __init__(
+        self, loop: Loop, task: Task[Any], func: Callable[[], object], ended: Callable[[ThreadCall], object]
+    ) -> None:
+        self.task = task
+        self.given_up = False
         self._loop = loop
         self._context = for_another_thread(copy_context())
         self._func = func
@@ -137,12 +142,14 @@ class ThreadCall:
 
     def run(self) -> None:
         """Call the function; on the thread."""
+        THREAD.attempt = self
         try:
             self._result = self._context.run(self._func)
         except BaseException as error:
             # Without this frame, which would make a cycle of the error and the call.
             self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         finally:
+            THREAD.attempt = None
             del self  # those that are left lead back to it, by f_back
 
     def report(self) -> None:
