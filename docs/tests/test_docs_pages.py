@@ -65,3 +65,11 @@ def test_home_and_readme_name_the_version_and_how_to_install() -> None:
         assert version("tasks-fastapi") in text
         assert "pip install tasks-fastapi" in text
         assert "not on PyPI yet" in text or "Not on PyPI yet" in text
+
+
+def test_site_has_the_addresses_of_the_packages() -> None:
+    site = tomllib.loads((DOCS / "zensical.toml").read_text(encoding="utf-8"))["project"]
+    package = DOCS.parent / "packages" / "tasks-fastapi" / "pyproject.toml"
+    urls = tomllib.loads(package.read_text(encoding="utf-8"))["project"]["urls"]
+    assert (site["site_url"], site["repo_url"]) == (urls["Homepage"], urls["Source"])
+    assert f"]({urls['Source']})" in (DOCS / "content" / "index.md").read_text(encoding="utf-8")
