@@ -16,7 +16,7 @@ from tasks_fastapi import RequestTasks, Task, TaskConfig, Tasks, add_tasks, get_
 app = FastAPI()
 add_tasks(app, config=TaskConfig(shield=True), grace_period=10)
 add_tasks(Starlette(), shield_timeout=None, max_concurrency=10, max_pending=100)
-add_tasks(app, nonsense=1)  # type: ignore[call-arg]
+add_tasks(app, nonsense=1)  # type: ignore[call-arg]  # no error for ty
 add_tasks(app, grace_period="10 s")  # type: ignore[arg-type]
 add_tasks()  # type: ignore[call-arg]
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 from weakref import ref
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
-from tasks_core import DurablePhase, Outcome, TaskConfig, TaskScheduler, announce
+from tasks_core import DurableFunction, DurablePhase, Outcome, Task, TaskConfig, TaskScheduler, announce
 from tasks_core.frameworks import CURRENT
 
 from ._unavailable import ResponseReplaced
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Headers of the request that a durable task carries to its worker. tasks-core adds the trace context.
 _TO_WORKER = frozenset((b"x-request-id", b"x-correlation-id"))
@@ -74,7 +77,19 @@ class RequestTasks(DurablePhase):
         return self._phases.get("after_response") or self._create("after_response")
 
     if TYPE_CHECKING:
-        add_task = DurablePhase.schedule
+
+        @overload
+        def add_task(self, func: DurableFunction[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+
+        @overload
+        def add_task(
+            self, func: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+        ) -> Task[T]: ...
+
+        @overload
+        def add_task(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+
+        def add_task(self, func: Any, /, *args: Any, **kwargs: Any) -> Task[Any]: ...
     else:
 
         @property
@@ -412,7 +427,7 @@ class WebSocketOrigin(RequestOrigin):
             self.status: int = message["status"]
 
     def _finish(self, outcome: Outcome) -> None:
-        self.returned = not self.raised and (self.error is None or isinstance(self.error, self._harmless))
+        self.returned: bool = not self.raised and (self.error is None or isinstance(self.error, self._harmless))
         super()._finish(outcome)
 
 
