@@ -34,11 +34,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     ini("tasks_recorder_failures", "error (default) or ignore: tasks that fail unexpectedly", default=None)
     ini("tasks_recorder_leaks", "error (default) or ignore: tasks that still run at the end of a test", default=None)
     ini("tasks_recorder_timeout", "longest wait of the recorder, in seconds (default: 5)", type="float", default=None)
-    parser.getgroup("tasks_testing", "background tasks").addoption(
+    group = parser.getgroup("tasks_testing", "background tasks")
+    group.addoption(
         "--tasks-timeline",
         choices=("failed", "all", "none"),
         default="failed",
         help="which tests show the timeline of their background tasks (default: failed)",
+    )
+    group.addoption(
+        "--tasks-seed",
+        type=int,
+        default=0,
+        help="the number that selects which orders explore_orders() runs (default: 0)",
     )
 
 

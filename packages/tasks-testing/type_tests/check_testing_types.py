@@ -11,6 +11,7 @@ from typing import Any, assert_type
 from tasks_core import Clock, TaskScheduler
 from tasks_testing import (
     Call,
+    ExploredOrders,
     RecordedTask,
     Step,
     TaskEvent,
@@ -105,6 +106,27 @@ def control(recorder: TasksRecorder) -> None:
     recorder.wait_for(send_email, "late")  # type: ignore[arg-type]
 
 
+async def acheck() -> int:
+    return 1
+
+
+def cuts_and_orders(recorder: TasksRecorder) -> None:
+    recorder.run_durable(times=2, timeout=1)
+    recorder.run_durable(cut="everywhere", restore=lambda: None, check=lambda: 1, on_cut=lambda: None, limit=5)
+    recorder.run_durable(cut="everywhere")  # type: ignore[call-overload]
+    recorder.run_durable(cut="somewhere", restore=lambda: None, check=lambda: 1)  # type: ignore[call-overload]
+    recorder.run_durable(times=2, cut="everywhere", restore=lambda: None, check=lambda: 1)  # type: ignore[call-overload]
+    explored = recorder.explore_orders(lambda: None, restore=lambda: None, keep=[send_email], seed=1, order=[1, 0])
+    assert_type(explored, ExploredOrders)
+    assert_type(explored.run, int)
+    recorder.explore_orders(lambda: None)  # type: ignore[call-arg]
+
+
+async def acuts_and_orders(recorder: TasksRecorder) -> None:
+    await recorder.arun_durable(cut="everywhere", restore=acheck, check=acheck)
+    assert_type(await recorder.aexplore_orders(acheck, restore=acheck), ExploredOrders)
+
+
 def outside_of_pytest() -> None:
     with record_tasks(mode="hold", virtual_time=True, failures="ignore", leaks="ignore", timeout=1) as recorder:
         assert_type(recorder, TasksRecorder)
@@ -117,4 +139,4 @@ async def time(recorder: TasksRecorder) -> None:
     TaskScheduler(clock=clock)
     assert_type(recorder.clock.now, float)
     recorder.clock.advance(5)
-    await recorder.clock.aadvance(5)
+    await recorder.clock.aadvance(5, while_running=True)

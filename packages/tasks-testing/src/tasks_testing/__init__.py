@@ -5,8 +5,8 @@ Start reading at `_recorder.py` (what a test can do) and `_recording/recording.p
 record). Each room has one purpose, and imports go one way:
 
 ```text
-_text ── _refusals ── _settings ── _time ── _recording ── _messages ── _assertions
-_control, _recorder_clock, _engine ── _cuts ── _recorder ── _pytest
+_text ── _refusals ── _sqlalchemy, _settings ── _time ── _recording ── _messages ── _assertions
+_control, _recorder_clock, _engine ── _cuts, _orders ── _recorder ── _pytest
 ```
 
 The texts that a user reads are in `_messages`, and those about a wrong call, which every room may need, in
@@ -16,18 +16,20 @@ run, and it imports this package when a test asks for the fixture.
 
 from ._assertions.end_of_test import TaskLostWarning
 from ._assertions.view import TaskView
-from ._cuts import cut_connections, restore_savepoint
 from ._engine import InMemoryEngine
+from ._orders import ExploredOrders
 from ._recorder import TasksRecorder, record_tasks
 from ._recorder_clock import RecorderClock
 from ._recording.call import Call, Target, call, call_like
 from ._recording.moment import Step, finished, opened, scheduled, started
 from ._recording.record import EventKind, Phase, RecordedRequest, RecordedTask, RequestMoment, State, TaskEvent
+from ._sqlalchemy import cut_connections, restore_savepoint
 from ._time.virtual_clock import VirtualClock
 
 __all__ = (
     "Call",
     "EventKind",
+    "ExploredOrders",
     "InMemoryEngine",
     "Phase",
     "RecordedRequest",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +13,7 @@ from tasks_core import RunAttempt, Subscription, Task, TaskObserver, observe
 from . import _refusals
 from ._recording.call import Target, check_target
 from ._recording.cut import Cut, take_planned_cut
+from ._recording.order import Choose, ChosenOrder
 from ._recording.record import RecordedTask, is_named_by
 from ._recording.recording import Recording
 
@@ -116,6 +117,24 @@ class Control(TaskObserver):
         self._stubs.insert(0, StubRule(target, replacement))
         self.observe()
 
+    @contextmanager
+    def choosing(self, keep: Sequence[Target], choose: Choose) -> Iterator[ChosenOrder]:
+        """Start tasks in a chosen order until the end of the block; rules that are added in the block end with it."""
+        recording = self._recording
+        before = list(self._holds), [replace(rule) for rule in self._fails], list(self._stubs)
+        rule = self.hold((), keep)
+
+        def candidates() -> list[RecordedTask[Any]]:
+            return [task for task in recording.tasks if task.state == "held" and not self._is_held(task, besides=rule)]
+
+        order = recording.chosen_order = ChosenOrder(candidates, recording.release, choose)
+        try:
+            yield order
+        finally:
+            recording.chosen_order = None
+            self.end_hold(rule)
+            self._holds, self._fails, self._stubs = before
+
     def releasable(self, target: Target | None) -> list[RecordedTask[Any]]:
         """Return the tasks that are held, or will be held when their phase opens."""
         with self._recording.monitor.lock:
@@ -126,8 +145,8 @@ class Control(TaskObserver):
                 and (task.state == "held" or (task.state == "pending" and self._is_held(task)))
             ]
 
-    def _is_held(self, task: RecordedTask[Any]) -> bool:
-        return not task._released and any(rule.holds(task) for rule in self._holds)
+    def _is_held(self, task: RecordedTask[Any], *, besides: HoldRule | None = None) -> bool:
+        return not task._released and any(rule.holds(task) for rule in self._holds if rule is not besides)
 
     # ---- TaskObserver ----
 

@@ -21,6 +21,7 @@ from ._cuts import CutEverywhere
 from ._engine import RecordedEngine
 from ._messages import waiting
 from ._messages.timeline import timeline
+from ._orders import Exploration, ExploredOrders
 from ._recorder_clock import RecorderClock
 from ._recording.call import Target, check_target
 from ._recording.durable_run import PHASE
@@ -53,10 +54,11 @@ class TasksRecorder(TaskView):
     clock: RecorderClock
     """The clock of delays, retry pauses and timeouts."""
 
-    def __init__(self, settings: Settings, *, debugging: bool = False) -> None:
+    def __init__(self, settings: Settings, *, debugging: bool = False, seed: int = 0) -> None:
         recording = Recording()
         super().__init__(Selection(recording), None if debugging or in_debugger() else settings.timeout)
         self._settings = settings
+        self._seed = seed
         self._recording = recording
         self._control = Control(recording)
         self._engine = RecordedEngine(recording)
@@ -239,13 +241,13 @@ class TasksRecorder(TaskView):
     def _draining(self, method: str, timeout: float | None) -> Steps[None]:
         __tracebackhide__ = True
         recording, limit = self._recording, self._limit(timeout)
-        if not (yield from self._jumping(method, self._is_drained, limit)):
+        if not (yield from self._moving(method, self._is_drained, limit)):
             tasks = [*recording.live_tasks(), *recording.awaiting_their_phase()]
             raise AssertionError(waiting.not_drained(recording, method, limit, tasks))
 
     def _is_drained(self) -> bool:
         recording = self._recording
-        return not recording.live and not recording.awaiting_their_phase() and not recording.can_jump()
+        return not recording.live and not recording.awaiting_their_phase() and not recording.can_move()
 
     def _waiting_for(
         self, method: str, target: Target, state: State, timeout: float | None
@@ -263,7 +265,7 @@ class TasksRecorder(TaskView):
         def too_late() -> bool:
             return bool(named()) and all(task.terminal for task in named()) and self._selection.settled()
 
-        in_time = yield from self._jumping(method, lambda: bool(found()) or too_late(), limit)
+        in_time = yield from self._moving(method, lambda: bool(found()) or too_late(), limit)
         if not found():
             raise AssertionError(waiting.not_reached(recording, method, target, state, limit, in_time=in_time))
         task = found()[0]
@@ -271,15 +273,100 @@ class TasksRecorder(TaskView):
         task._failure_expected = task._failure_expected or state == "failed"
         return task
 
-    def _jumping(self, method: str, done: Callable[[], bool], timeout: float | None) -> Steps[bool]:
+    def _moving(self, method: str, done: Callable[[], bool], timeout: float | None) -> Steps[bool]:
         __tracebackhide__ = True
         try:
-            return (yield from self._recording.jumping(done, timeout))
+            return (yield from self._recording.moving(done, timeout))
         except EndlessError as error:
             raise AssertionError(waiting.endless(method, error.tasks)) from None
 
     def _limit(self, timeout: float | None) -> float | None:
         return timeout if timeout is not None and self._timeout is not None else self._timeout
+
+    # ---- other orders ----
+
+    def explore_orders(
+        self,
+        body: Callable[[], object],
+        *,
+        restore: Callable[[], object],
+        keep: Sequence[Target] = (),
+        limit: int = 100,
+        seed: int | None = None,
+        order: Sequence[int] | None = None,
+    ) -> ExploredOrders:
+        """
+        Run the body of a test many times, with its tasks in different orders.
+
+        No order is promised for tasks that could start at the same time. First the tasks run in the order in which they
+        were scheduled, then in other orders: in all of them, or in *limit* of them that *seed* selects. In each run the
+        tasks start one after another: the next one when no other task is live. They start while the body waits, in
+        `drain()`, `wait_for()` or an assertion, and at the latest at its end.
+
+        If a run fails, it is repeated with fewer changes of the order, as long as it fails. Its exception gets a note
+        with the order and the timeline. The record keeps the last run.
+
+        Args:
+            body: Makes requests or schedules tasks, waits for the tasks, and asserts the outcome.
+
+            restore: Brings back the state before the body; called before each run.
+
+            keep: Tasks that start at once: those that an endpoint or another task waits for.
+
+            limit: The largest number of orders.
+
+            seed: Selects the orders; `None`: the number of the option `--tasks-seed`, which is 0 unless given.
+
+            order: Run this order alone, as the note of a failure has it.
+
+        Returns:
+            How many orders there are, and how many were run.
+
+        Raises:
+            AssertionError: Only one order is possible. Or a task failed unexpectedly. Besides, what the body raises.
+            RuntimeError: An event loop runs in this thread: write `await tasks_recorder.aexplore_orders(...)`.
+        """
+        __tracebackhide__ = True
+        _refuse_to_block("explore_orders", "aexplore_orders")
+        return self._exploration(restore, keep, limit, seed, order).explore(body, self.drain)
+
+    async def aexplore_orders(
+        self,
+        body: Callable[[], object],
+        *,
+        restore: Callable[[], object],
+        keep: Sequence[Target] = (),
+        limit: int = 100,
+        seed: int | None = None,
+        order: Sequence[int] | None = None,
+    ) -> ExploredOrders:
+        """
+        Do what `explore_orders()` does, in a test that runs on an event loop.
+
+        `body` and `restore` may be coroutine functions. The body waits with `adrain()` or `await_for()`.
+        """
+        __tracebackhide__ = True
+        return await self._exploration(restore, keep, limit, seed, order).aexplore(body, self.adrain)
+
+    def _exploration(
+        self,
+        restore: Callable[[], object],
+        keep: Sequence[Target],
+        limit: int,
+        seed: int | None,
+        order: Sequence[int] | None,
+    ) -> Exploration:
+        return Exploration(
+            self._recording,
+            self._control,
+            self._engine,
+            self._checks,
+            restore=restore,
+            keep=keep,
+            limit=limit,
+            seed=self._seed if seed is None else seed,
+            order=order,
+        )
 
     # ---- durable tasks ----
 

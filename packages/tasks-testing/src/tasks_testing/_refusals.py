@@ -115,6 +115,10 @@ def awaitable_in_sync(kind: str) -> str:
     return f"{kind}= of run_durable() must be a plain function; for a coroutine function, await arun_durable(...)"
 
 
+def awaitable_order(what: str) -> str:
+    return f"{what} of explore_orders() must be a plain function; for a coroutine function, await aexplore_orders(...)"
+
+
 def no_result(task: object, state: str, why: str) -> str:
     return f"{task} has no result because it is {state}{f': {why}' if why else ''}"
 

@@ -103,7 +103,10 @@ def _waiting(
     def quiet() -> bool:
         return decided() or (selection.settled() and not selection.may_still_open(about))
 
+    def done() -> bool:  # in a chosen order, a task that has not started yet could change the answer
+        return enough() and not recording.must_start()
+
     began = monotonic()
     with suppress(EndlessError):  # the message about the expectation says more
-        yield from recording.jumping(lambda: enough() or (quiet() and not recording.can_jump()), timeout)
+        yield from recording.moving(lambda: done() or (quiet() and not recording.can_move()), timeout)
     yield Wait(quiet, None if timeout is None else max(0.0, began + timeout - monotonic()))

@@ -22,7 +22,8 @@ class RecordedItem:
         self._item = item
         __tracebackhide__ = True
         debugging = bool(item.config.getoption("usepdb", False) or item.config.getoption("trace", False))
-        self.recorder = TasksRecorder(settings_of(item), debugging=debugging)
+        seed = int(item.config.getoption("tasks_seed"))
+        self.recorder = TasksRecorder(settings_of(item), debugging=debugging, seed=seed)
         self.recorder._start()
 
     def body_raised(self, error: BaseException) -> None:

@@ -22,6 +22,7 @@ from tasks_testing._time.sleep_queue import SleepQueue
 from . import routing
 from .call import Target, check_target
 from .durable_run import DurableRun, run_of_next_task
+from .order import ChosenOrder
 from .record import EventKind, RecordedRequest, RecordedTask, State, TaskEvent, is_named_by
 
 # How often one wait moves virtual time at most, because a task that schedules itself again would never end.
@@ -68,6 +69,7 @@ class Recording(TaskObserver):
         self.unattributed: list[str] = []
         self.virtual: bool = False
         self.auto: bool = False
+        self.chosen_order: ChosenOrder | None = None
         self.thread_id: int = threading.get_ident()
         self._by_id: dict[int, RecordedTask[Any]] = {}
         self._by_origin: dict[int, RecordedRequest] = {}
@@ -117,6 +119,8 @@ class Recording(TaskObserver):
         with self.monitor.lock:
             for task in self.tasks[mark.tasks :]:
                 self._by_id.pop(task.task.id, None)
+            for request in self.requests[mark.requests :]:
+                self._by_origin.pop(id(request._origin), None)
             del self.tasks[mark.tasks :], self.requests[mark.requests :], self.events[mark.events :]
 
     # ---- reading ----
@@ -158,29 +162,47 @@ class Recording(TaskObserver):
 
     # ---- virtual time ----
 
+    def can_move(self) -> bool:
+        """Return whether no task is live, and the recorder itself can let one go on: by a start, or by virtual time."""
+        return not self.live and (self.must_start() or self.can_jump())
+
+    def must_start(self) -> bool:
+        """Return whether a task waits to be started in a chosen order."""
+        return self.chosen_order is not None and self.chosen_order.can_start()
+
+    def move(self) -> None:
+        """Start the next task of a chosen order; without one, move virtual time to the next deadline."""
+        with self.monitor.lock:
+            if self.live:
+                return
+            if self.chosen_order is not None and self.chosen_order.can_start():
+                self.chosen_order.start_next()
+            else:
+                self.queue.jump()
+
     def can_jump(self) -> bool:
         """Return whether time is virtual and automatic, no task is live, and a task rests until the time moves."""
         return self.virtual and self.auto and not self.live and bool(self.parked()) and self.queue.next_deadline() < inf
 
-    def jumping(self, done: Callable[[], bool], timeout: float | None) -> Steps[bool]:
+    def moving(self, done: Callable[[], bool], timeout: float | None) -> Steps[bool]:
         """
-        Wait until *done*, and move virtual time to the next deadline whenever `can_jump()`.
+        Wait until *done*, and `move()` whenever that is possible.
 
         Returns:
             Whether *done* became true within *timeout* seconds of real time.
 
         Raises:
-            EndlessError: The time has moved `MOST_JUMPS` times.
+            EndlessError: That has happened `MOST_JUMPS` times.
         """
         deadline = None if timeout is None else monotonic() + timeout
         parked: list[RecordedTask[Any]] = []
         for _ in range(MOST_JUMPS):
             left = None if deadline is None else max(0.0, deadline - monotonic())
-            in_time = yield Wait(lambda: done() or self.can_jump(), left)
+            in_time = yield Wait(lambda: done() or self.can_move(), left)
             if done() or not in_time:
                 return in_time
             parked = self.parked()
-            self.queue.jump()
+            self.move()
         raise EndlessError(parked)
 
     # ---- what the recorder does to tasks ----
