@@ -1,4 +1,4 @@
-"""Pictures: thumbnails and the search index are made at once, while the response is on its way."""
+"""Pictures: thumbnails and the search index are made at once, beside the response."""
 
 from io import BytesIO
 from pathlib import Path

@@ -140,7 +140,7 @@ async def many(count: int) -> list[str]:
     print(f"{len(progress.wall) * WAVE:,} tasks in {sum(progress.wall):.1f} s: {numbers.as_dict()}")
     print(f"memory {grown:+.2f} MiB")
     print(f"last tenth against first: {dearer:+.1%} (judged: against asyncio alone, right before and after each wave)")
-    print(f"  processor time {processor:+.1%}, wall clock {wall:+.1%} (not judged: others slow this machine too)")
+    print(f"  processor time {processor:+.1%}, wall clock {wall:+.1%} (not judged: other programs slow this machine)")
     return failures(
         (grown <= MEMORY_BAR, f"memory grew by more than {MEMORY_BAR} MiB"),
         (dearer <= SPEED_BAR, f"the end is more than {SPEED_BAR:.0%} dearer than the start"),
