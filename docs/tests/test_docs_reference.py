@@ -14,7 +14,7 @@ REFERENCE = Path(__file__).parents[1] / "content" / "reference"
 
 # Given again by tasks_fastapi for convenience, and described where they come from.
 AGAIN = {
-    "tasks_fastapi": {"Task", "TaskConfig", "TaskErrorHandler", "retry"},
+    "tasks_fastapi": {"Provided", "Task", "TaskConfig", "TaskErrorHandler", "retry"},
     "tasks_core.exceptions": {*tasks_core.__all__, *tasks_core.engines.__all__},
 }
 

@@ -31,6 +31,7 @@ from ._run.shutdown import ShutdownReport
 from ._schedule import ScheduleTarget, transparent
 from ._scheduler import TaskScheduler, current_scheduler
 from ._support.overrides import Subscription
+from ._support.provider import Provided, Provider
 from ._task import PhaseInfo, Task, TaskState, current_task
 from .exceptions import (
     SchedulerClosedError,
@@ -48,6 +49,8 @@ __all__ = (
     "MonotonicClock",
     "Outcome",
     "PhaseInfo",
+    "Provided",
+    "Provider",
     "Receipt",
     "Retry",
     "RetryPolicy",

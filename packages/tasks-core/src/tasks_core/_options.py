@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from ._clock import Clock
 from ._config import TaskConfig
+from ._support.provider import Provider
 from ._support.rules import Rule, is_count, is_seconds
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ _COUNT = Rule(is_count, "a whole number, 1 or more")
 _CONFIG = Rule(lambda value: isinstance(value, TaskConfig), "a TaskConfig, as in config=TaskConfig(on_error=report)")
 _CLOCK = Rule(
     lambda value: isinstance(value, Clock), "an object with the methods now() and sleep_until(); see tasks_core.Clock"
+)
+_PROVIDER = Rule(
+    lambda value: isinstance(value, Provider),
+    "an object with the methods parameters(), check() and call(); see tasks_core.Provider",
 )
 _ENGINE = Rule(
     lambda value: hasattr(value, "submit") and hasattr(value, "work"),
@@ -62,6 +67,9 @@ class SchedulerOptions(ShutdownOptions, total=False):
     Args:
         config: The options that tasks inherit unless `.task(...)` replaces them.
 
+        provider: Supplies arguments that the caller of `schedule()` does not pass, such as a database session; see
+            `tasks_core.Provider`. Default: none; in an application of FastAPI, its dependencies.
+
         max_concurrency: How many tasks run at once; the rest wait, in the order of scheduling (`None`, the default: no
             limit).
 
@@ -81,6 +89,7 @@ class SchedulerOptions(ShutdownOptions, total=False):
     """
 
     config: Annotated[TaskConfig | None, Option(None, _CONFIG)]
+    provider: Annotated[Provider | None, Option(None, _PROVIDER)]
     max_concurrency: Annotated[int | None, Option(None, _COUNT)]
     max_pending: Annotated[int | None, Option(None, _COUNT)]
     max_threads: Annotated[int, Option(40, _COUNT)]

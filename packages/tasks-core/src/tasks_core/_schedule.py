@@ -12,8 +12,8 @@ from types import CodeType, FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from ._config import TaskConfig
-from ._support.call import check_call, function_name, takes
-from ._task import PhaseInfo, Task
+from ._support.call import check_provided_call, function_name, takes
+from ._task import PhaseInfo, ProvidedTask, Task
 from .exceptions import InvalidConfigError, InvalidTaskError
 
 if TYPE_CHECKING:
@@ -89,12 +89,12 @@ class ScheduleTarget(ABC):
             factory = func.func if isinstance(func, partial) else func
             if isinstance(factory, TaskFactory):
                 return factory._schedule_into(self, ScheduledCall(func, args, kwargs, caller))
+        runner = self._runner
         try:
-            is_async = check_call(func, args, kwargs)
+            is_async = check_provided_call(func, args, kwargs, runner.provisions)
         except InvalidTaskError as error:
             raise _with_options_named(error, func, kwargs) from None
-        runner = self._runner
-        task: Task[Any] = Task(
+        task: Task[Any] = (Task if is_async is True or is_async is False else ProvidedTask)(
             runner,
             func,
             args,

@@ -22,6 +22,7 @@ from ._run.ledger import SchedulerStatistics
 from ._run.runner import Runner, Stage
 from ._run.shutdown import Shutdown, ShutdownReport
 from ._schedule import ScheduleTarget, refuse_when
+from ._support.provider import Provider, Provisions
 from ._task import NativeTask, Task, current_task
 from .exceptions import SchedulerNotStartedError
 
@@ -101,6 +102,7 @@ class TaskScheduler(ScheduleTarget):
             _or_inf(given["max_concurrency"]),
             _or_inf(given["max_pending"]),
             given["max_threads"],
+            None if given["provider"] is None else Provisions(given["provider"]),
         )
         self._take = runner.ready
         self._phase = None
@@ -237,6 +239,12 @@ class TaskScheduler(ScheduleTarget):
     def owns(self, task: Task[Any]) -> bool:
         """Whether *task* was scheduled here, directly or into a phase; for observers, who hear of all schedulers."""
         return task._owner is self._runner
+
+    @property
+    def provider(self) -> Provider | None:
+        """What supplies arguments that the caller of `schedule()` does not pass."""
+        provisions = self._runner.provisions
+        return None if provisions is None else provisions.provider
 
     def on_event_loop(self) -> bool:
         """Return whether the caller runs on the event loop on which the scheduler was started."""

@@ -15,6 +15,7 @@ import anyio.lowlevel
 
 from ._current import current
 from ._support.call import function_name
+from ._support.provider import ProvidedCall
 from .exceptions import TaskCancelledError, TaskDiscardedError, TaskNotFinishedError
 
 if TYPE_CHECKING:
@@ -189,6 +190,8 @@ class Task(Generic[T]):
     """When `schedule()` was called, by the clock of the scheduler."""
 
     _lost: bool
+    _provided: ProvidedCall | None = None
+    """How to call the function, if a provider supplies arguments; see `ProvidedTask`."""
 
     def __init__(
         self,
@@ -198,7 +201,7 @@ class Task(Generic[T]):
         kwargs: dict[str, Any],
         config: TaskConfig,
         phase: PhaseInfo | None,
-        is_async: bool,
+        is_async: bool | ProvidedCall,
         context: Context,
         code: CodeType,
         instruction: int,
@@ -398,6 +401,28 @@ class Task(Generic[T]):
 
     def _title(self) -> str:
         return f"Task {self.name!r} #{self.id}"
+
+
+class ProvidedTask(Task[T]):
+    """A task whose function gets arguments that a provider of the scheduler supplies."""
+
+    __slots__ = ("_provided",)
+
+    def __init__(
+        self,
+        owner: TaskOwner,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        config: TaskConfig,
+        phase: PhaseInfo | None,
+        provided: bool | ProvidedCall,
+        *more: Any,
+    ) -> None:
+        # Not as a coroutine function, which an attempt calls without asking for more.
+        super().__init__(owner, func, args, kwargs, config, phase, False, *more)
+        assert not isinstance(provided, bool)
+        self._provided = provided
 
 
 def current_task() -> Task[Any] | None:

@@ -7,13 +7,15 @@ Start reading at `_app.py` (`add_tasks()`), then `_asgi.py` (the middleware arou
 ```text
 exceptions  _unavailable
 _spans ── _metrics ── _telemetry
-_request ── _handlers, _schedulers ── _asgi ── _app ── _dependencies
+_request ── _schedulers ── _access ── _dependencies ── _provider
+_handlers, _asgi ── _app
 ```
 """
 
-from tasks_core import Task, TaskConfig, TaskErrorHandler, retry
+from tasks_core import Provided, Task, TaskConfig, TaskErrorHandler, retry
 
-from ._app import add_tasks, current_tasks, get_scheduler, get_tasks
+from ._access import current_tasks, get_scheduler, get_tasks
+from ._app import add_tasks
 from ._dependencies import Tasks, request_tasks
 from ._request import ApplicationOrigin, RequestOrigin, RequestTasks, WebSocketOrigin
 from ._telemetry import TelemetryConfig
@@ -23,6 +25,7 @@ from .exceptions import SeveralLifespansError, TasksInstallationError, TasksNotI
 __all__ = (
     "TASK_QUEUE_FULL_RESPONSES",
     "ApplicationOrigin",
+    "Provided",
     "RequestOrigin",
     "RequestTasks",
     "SeveralLifespansError",

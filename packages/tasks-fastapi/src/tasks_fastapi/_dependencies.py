@@ -5,7 +5,7 @@ from typing import Annotated, TypeAlias
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from ._app import get_tasks
+from ._access import get_tasks
 from ._request import RequestTasks
 
 

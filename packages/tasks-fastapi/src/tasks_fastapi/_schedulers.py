@@ -101,7 +101,9 @@ class AppSchedulers:
                 bounds["grace_period"] = self._options["grace_period"]
             if "shield_timeout" in self._options:
                 bounds["shield_timeout"] = self._options["shield_timeout"]
-            worker = Worker(engine, concurrency=self._worker_concurrency, **bounds)
+            worker = Worker(
+                engine, concurrency=self._worker_concurrency, provider=self._options.get("provider"), **bounds
+            )
             scheduler.task(name="durable worker", shield=True).schedule(worker.run, scheduler.stopping)
 
     def log_bound_request(self) -> None:

@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, ExitStack
 from importlib.metadata import version
 from typing import Any, TypedDict
 
-from opentelemetry import metrics, trace
+from opentelemetry import baggage, metrics, trace
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from tasks_core import TaskScheduler, observe
@@ -14,6 +15,15 @@ from tasks_core.exceptions import InvalidConfigError
 
 from ._metrics import TaskInstruments, TaskMetrics
 from ._spans import TaskSpans
+
+try:
+    from fastapi.telemetry import get_telemetry_data
+except ImportError:  # before FastAPI has telemetry of its own
+
+    def get_telemetry_data() -> Any:  # type: ignore[misc]  # all that is asked is whether it is None
+        """Return nothing."""
+        return None
+
 
 _NAME = "tasks_fastapi"
 _VERSION = version("tasks-fastapi")
@@ -86,6 +96,29 @@ class Telemetry:
             self._instruments = None if isinstance(meter, metrics.NoOpMeter) else TaskInstruments(meter)
             self._meter_provider = provider
         return self._instruments
+
+
+def leave_request() -> object | None:
+    """
+    Make the telemetry of FastAPI take what follows for no part of the request, if there is one.
+
+    Otherwise the request that a task serves to resolve its dependencies replaces the data of the real one. The span and
+    the baggage stay.
+
+    Returns:
+        What `return_to_request()` takes; `None` if there is nothing to undo.
+    """
+    if get_telemetry_data() is None:
+        return None
+    outside = trace.set_span_in_context(trace.get_current_span(), Context())
+    for name, value in baggage.get_all().items():
+        outside = baggage.set_baggage(name, value, outside)
+    return attach(outside)
+
+
+def return_to_request(token: Any) -> None:
+    """Undo `leave_request()`."""
+    detach(token)
 
 
 def _is_placeholder(provider: object, kind: type) -> bool:

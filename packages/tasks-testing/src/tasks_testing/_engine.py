@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from tasks_core import Receipt, Worker, current_task
+from tasks_core import Provider, Receipt, Worker, current_task
 from tasks_core.engines import (
     Capability,
     Delivery,
@@ -48,6 +48,7 @@ class InMemoryEngine:
         self._statuses: list[DurableStatus] = []
         self._put_back: set[int] = set()
         self._times = 1
+        self._provider: Provider | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,6 +68,8 @@ class InMemoryEngine:
             return Receipt(self.name, str(known), call.idempotency_key, False, self.status)
         number = self._ids[call.idempotency_key] = len(self.calls)
         submitting = current_task()
+        if submitting is not None and submitting.scheduler is not None:
+            self._provider = submitting.scheduler.provider
         self.calls.append(call)
         self._places.append("" if submitting is None else submitting.where)
         self._statuses.append(DurableStatus(DurableState.PENDING, 0))
@@ -81,7 +84,7 @@ class InMemoryEngine:
         self._times = times
         self._put_back.clear()
         async with self:
-            await Worker(self, shield_timeout=0).run(anyio.Event())
+            await Worker(self, provider=self._provider, shield_timeout=0).run(anyio.Event())
 
     async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
         """Deliver the waiting calls one after another."""

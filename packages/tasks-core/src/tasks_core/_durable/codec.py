@@ -13,6 +13,7 @@ from datetime import datetime
 from types import UnionType
 from typing import Any, Protocol, TypeAlias, get_type_hints
 
+from tasks_core._support.provider import Provided
 from tasks_core.exceptions import ArgumentCodecError
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
@@ -107,6 +108,8 @@ class ArgumentCodec:
         hints = _hints(func)
         self._codecs: dict[str, ValueCodec] = {}
         for parameter in self._signature.parameters.values():
+            if parameter.default is Provided:
+                continue  # the worker supplies it
             annotation = _annotation(parameter, hints)
             try:
                 self._codecs[parameter.name] = make(annotation)
@@ -131,7 +134,12 @@ class ArgumentCodec:
         return {name: json.loads(text) for name, text in texts.items()}
 
     def _encode(self, name: str, value: Any) -> str:
-        codec = self._codecs[name]
+        codec = self._codecs.get(name)
+        if codec is None:
+            raise ArgumentCodecError(
+                f"{self._name}: parameter {name!r} has the default Provided, because the worker supplies it. "
+                "Do not pass it"
+            )
         if self._signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
             value = list(value)
         try:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from tasks_core._config import TaskConfig, TaskErrorHandler
 from tasks_core._retry import RetryPolicy
 from tasks_core._schedule import TaskFactory, phase_of
-from tasks_core._support.call import check_call, function_name
+from tasks_core._support.call import check_provided_call, function_name
+from tasks_core._support.provider import ELSEWHERE
 from tasks_core._support.rules import Rule
 from tasks_core.exceptions import InvalidConfigError, NotAddressableError, UnknownTaskError
 
@@ -110,7 +111,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
                 f"{self!r} inside of a partial cannot be found by another process. Pass it and its arguments: "
                 f"schedule({self.__name__}, ...)"
             )
-        check_call(self.__wrapped__, call.args, call.kwargs)
+        check_provided_call(self.__wrapped__, call.args, call.kwargs, target._runner.provisions or ELSEWHERE)
         phase = phase_of(target)
         take = phase._schedule_durable if isinstance(phase, DurablePhase) else target._take
         return submit_call(self, target, call, self._options, phase, take)

@@ -11,6 +11,7 @@ from tasks_core._options import ShutdownOptions, complete
 from tasks_core._retry import Retry, ask
 from tasks_core._scheduler import TaskScheduler
 from tasks_core._support.log import logger
+from tasks_core._support.provider import Provider
 from tasks_core._support.rules import Rule, is_count
 from tasks_core._task import Task, TaskState
 from tasks_core.exceptions import UnknownTaskError
@@ -49,18 +50,28 @@ class Worker:
 
         concurrency: How many run at once.
 
+        provider: Supplies arguments that a call does not have; see `tasks_core.Provider`.
+
         options: `ShutdownOptions` has their names, types and defaults.
 
     Raises:
         InvalidConfigError: an argument has a value that it cannot have.
     """
 
-    __slots__ = ("_concurrency", "_engine", "_options", "_scheduler", "_unknown")
+    __slots__ = ("_concurrency", "_engine", "_options", "_provider", "_scheduler", "_unknown")
 
-    def __init__(self, engine: Engine, *, concurrency: int = 32, **options: Unpack[ShutdownOptions]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        concurrency: int = 32,
+        provider: Provider | None = None,
+        **options: Unpack[ShutdownOptions],
+    ) -> None:
         Worker.check_options(concurrency=concurrency, **options)
         self._engine = engine
         self._concurrency = concurrency
+        self._provider = provider
         self._options = options
         self._unknown: set[str] = set()
 
@@ -79,7 +90,9 @@ class Worker:
         if engine_in_force(self._engine) is not self._engine:
             logger.info("The worker does not start: override_engine() is in force, and gets all durable tasks")
             return
-        self._scheduler = scheduler = TaskScheduler(max_threads=self._concurrency, engine=self._engine, **self._options)
+        self._scheduler = scheduler = TaskScheduler(
+            max_threads=self._concurrency, engine=self._engine, provider=self._provider, **self._options
+        )
         logger.info(
             "Worker takes tasks from %s: %d functions, %d at once", self._engine.name, len(registry), self._concurrency
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -17,8 +17,9 @@ from tasks_core._current import CURRENT
 from tasks_core._loop.loop import Loop
 from tasks_core._observer import RunAttempt, hooks, notify
 from tasks_core._retry import Retry, ask
-from tasks_core._support.call import check_call
+from tasks_core._support.call import check_provided_call
 from tasks_core._support.log import logger
+from tasks_core._support.provider import ProvidedCall, Provisions
 from tasks_core._task import RUNNING, SUCCEEDED, Task, TaskState
 
 from .ledger import Ledger, LostTask, describe_loss, log_fields, title
@@ -33,6 +34,7 @@ class AttemptOwner(Protocol):
     loop: Loop
     ledger: Ledger
     limits: Limits
+    provisions: Provisions | None
 
     def start_all(self, tasks: list[Task[Any]]) -> None: ...
     def release_limits(self, task: Task[Any]) -> None: ...
@@ -109,12 +111,19 @@ class Attempts:
         if func is None:
             if task._perform is not None:
                 return await task._perform()
-            func, is_async = task.func, task._is_async
+            func, kind = task.func, task._provided or task._is_async
         else:
-            is_async = check_call(func, task.args, task.kwargs)
+            kind = check_provided_call(func, task.args, task.kwargs, self._runner.provisions)
+        if isinstance(kind, ProvidedCall):
+            return await kind.run(func, partial(self._call_function, task, func, kind.is_async))
+        return await self._call_function(task, func, kind, {})
+
+    async def _call_function(
+        self, task: Task[Any], func: Callable[..., Any], is_async: bool, provided: Mapping[str, Any], /
+    ) -> Any:
         if is_async:
-            return await func(*task.args, **task.kwargs)
-        result = await self._call_in_thread(task, partial(func, *task.args, **task.kwargs))
+            return await func(*task.args, **task.kwargs, **provided)
+        result = await self._call_in_thread(task, partial(func, *task.args, **task.kwargs, **provided))
         return await result if isinstance(result, Coroutine) else result
 
     async def _call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
@@ -253,6 +262,7 @@ _CALLERS: frozenset[CodeType] = frozenset(
         Attempts._call_in_time,
         Attempts._call_observed,
         Attempts._call,
+        Attempts._call_function,
         Attempts._call_in_thread,
         Attempts._run_in_thread,
         WorkerThreads.run,

@@ -18,6 +18,7 @@ from tasks_core._loop.backend import for_another_thread
 from tasks_core._loop.loop import Loop
 from tasks_core._observer import hooks, is_held, notify
 from tasks_core._support.log import logger
+from tasks_core._support.provider import Provisions
 from tasks_core._task import PENDING, Task, TaskState
 from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError
 
@@ -58,7 +59,18 @@ class Runner:
     The state of a task changes on the thread of the loop only; other threads hand over what they want done.
     """
 
-    __slots__ = ("attempts", "clock", "extensions", "find_scheduler", "ledger", "limits", "loop", "paused", "stage")
+    __slots__ = (
+        "attempts",
+        "clock",
+        "extensions",
+        "find_scheduler",
+        "ledger",
+        "limits",
+        "loop",
+        "paused",
+        "provisions",
+        "stage",
+    )
 
     def __init__(
         self,
@@ -67,9 +79,11 @@ class Runner:
         max_concurrency: float,
         max_pending: float,
         max_threads: int,
+        provisions: Provisions | None = None,
     ) -> None:
         self.find_scheduler = find_scheduler  # a weak reference, because the scheduler refers to the runner
         self.clock = clock
+        self.provisions = provisions
         self.extensions: tuple[Extension, ...] = ()
         self.stage = Stage.NEW
         self.paused = True

@@ -9,6 +9,8 @@ from typing import Any
 
 from tasks_core.exceptions import InvalidTaskError
 
+from .provider import ELSEWHERE, Provided, ProvidedCall, Provisions, has_provided_default
+
 
 def function_name(func: Callable[..., Any]) -> str:
     """Return the name of a callable as logs and messages show it: `send_email`, `Mailer.send`, `Mailer`."""
@@ -16,6 +18,39 @@ def function_name(func: Callable[..., Any]) -> str:
         func = func.func
     name: str = getattr(func, "__qualname__", None) or type(func).__qualname__
     return name.replace("<locals>.", "") if "<" in name else name
+
+
+def check_provided_call(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], provisions: Provisions | None
+) -> bool | ProvidedCall:
+    """
+    Check a call as `check_call()` does, where a provider may supply arguments that are not passed.
+
+    Returns:
+        Whether *func* is a coroutine function, or the call for `ProvidedCall.run()`.
+
+    Raises:
+        InvalidTaskError: as `check_call()`; or the provider cannot supply an argument, or there is none.
+    """
+    if type(func) is FunctionType and not kwargs:  # complete calls, which need no provider
+        code = func.__code__
+        if code.co_argcount == len(args) and not code.co_kwonlyargcount and not code.co_flags & _UNUSUAL:
+            return bool(code.co_flags & CO_COROUTINE) or inspect.iscoroutinefunction(func)
+    if provisions is None:
+        if has_provided_default(func) and (names := ELSEWHERE.missing(func, args, kwargs)):
+            raise InvalidTaskError(
+                f"{function_name(func)} has parameters with the default Provided ({', '.join(sorted(names))}), and the "
+                "scheduler has no provider. Give it one, TaskScheduler(provider=...), or pass the arguments"
+            )
+        return check_call(func, args, kwargs)
+    names = provisions.missing(func, args, kwargs) if callable(func) else frozenset()
+    if not names:
+        return check_call(func, args, kwargs)
+    is_async = check_call(func, args, {**kwargs, **dict.fromkeys(names, Provided)})
+    if provisions.provider is None:
+        return is_async
+    provisions.provider.check(func, names)
+    return ProvidedCall(provisions.provider, names, is_async)
 
 
 def check_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
