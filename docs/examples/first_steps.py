@@ -6,7 +6,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel, StringConstraints
 from tasks_fastapi import Tasks, add_tasks
 
-logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(name)s: %(message)s")
+logging.basicConfig(
+    level=logging.INFO,
+    format="%(levelname)s:     %(name)s: %(message)s",
+)
 logger = logging.getLogger("shop")
 
 app = FastAPI()

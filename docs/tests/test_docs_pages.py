@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tasks_core
 
 DOCS = Path(__file__).parents[1]
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("content/**/*.md"))]
@@ -73,3 +74,18 @@ def test_site_has_the_addresses_of_the_packages() -> None:
     urls = tomllib.loads(package.read_text(encoding="utf-8"))["project"]["urls"]
     assert (site["site_url"], site["repo_url"]) == (urls["Homepage"], urls["Source"])
     assert f"]({urls['Source']})" in (DOCS / "content" / "index.md").read_text(encoding="utf-8")
+
+
+def test_tour_names_modules_that_exist_and_leaves_no_room_out() -> None:
+    tour = (DOCS / "content" / "design" / "tour.md").read_text(encoding="utf-8")
+    sources = [path.parent for path in DOCS.parent.glob("packages/*/src/tasks_*") if path.is_dir()]
+    named = set(re.findall(r"`((?:tasks_\w+|pytest_\w+\.py)[\w./]*)`", tour))
+    assert [name for name in sorted(named) if not any((source / name).exists() for source in sources)] == []
+    rooms = {
+        path.parent.relative_to(source).as_posix()
+        for source in sources
+        for path in source.glob("tasks_*/*/__init__.py")
+    }
+    assert rooms - named == set()
+    drawing = (tasks_core.__doc__ or "").split("```text\n")[1].split("```")[0]
+    assert drawing in tour
