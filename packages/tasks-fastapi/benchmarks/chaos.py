@@ -3,7 +3,8 @@ Real servers under load, stopped at a random moment: what became of every task t
 
 `python packages/tasks-fastapi/benchmarks/chaos.py --rounds 20 --server granian`
 
-In each round a server serves clients that keep scheduling jobs, until SIGTERM arrives. Afterwards every shielded job
+In each round a server serves clients that keep scheduling jobs, until SIGTERM arrives; in every second round they open
+a new connection for each request, in the others they keep theirs. Afterwards every shielded job
 whose `schedule()` had returned must have left its effect on disk, and every other one its effect or a line in the log
 that names it. Exits with 1 if anything was lost.
 """
@@ -151,10 +152,11 @@ def load_and_stop(process: ServerProcess, seed: int) -> None:
 def load(port: int, numbers: Iterable[int], seed: int, stopping: Event) -> None:
     """Send one request after the other, until the server is told to stop and no longer answers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    headers = {} if seed % 2 else {"Connection": "close"}
     for number in numbers:
         path = "jobs-from-thread" if number % 3 == 0 else "jobs"
         try:
-            connection.request("POST", f"/{path}/{seed * REQUESTS + number}")
+            connection.request("POST", f"/{path}/{seed * REQUESTS + number}", headers=headers)
             connection.getresponse().read()
         except (OSError, http.client.HTTPException):
             connection.close()

@@ -12,7 +12,7 @@ ALIASES = {
     "__init__.py": "from tasks_fastapi import TaskErrorHandler, Tasks, add_tasks\n",
     "errors.py": "from tasks_fastapi import TasksNotInstalledError as FastAPITasksUninitializedAppError\n",
 }
-# Its settings. Fixtures of the session, so also the lifespan of the application, have another event loop than the tests.
+# Its settings. Fixtures, and so the lifespan of the application, have another event loop than the tests.
 SETTINGS = "[pytest]\nasyncio_default_fixture_loop_scope = session\n"
 
 
