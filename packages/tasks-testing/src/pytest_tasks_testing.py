@@ -1,23 +1,21 @@
 """
-The pytest plugin of tasks-testing: its options, the fixture `tasks_recorder`, and when a recording begins and ends.
+The pytest plugin of tasks-testing: its options and the fixture `tasks_recorder`.
 
 pytest imports this module in every run in an environment where tasks-testing is installed. It is a module of its own,
-beside the package, because a run that records nothing must not pay for the package.
+beside the package, and has no hook around tests, because a run that records nothing must not pay for the package.
+`tasks_testing/_pytest/hooks.py` has the hooks that a run with recorded tests gets.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from tasks_testing import TasksRecorder
-    from tasks_testing._pytest.recorded_item import RecordedItem
-
-_RECORDED: pytest.StashKey[RecordedItem] = pytest.StashKey()
 
 _MARKER = (
     "tasks_recorder(mode='spy', virtual_time=False, strict=False, failures='error', leaks='error', timeout=5.0): "
@@ -70,63 +68,26 @@ def pytest_collectstart() -> None:
     _exempt_from_freezegun()
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     _exempt_from_freezegun()
+    if any("tasks_recorder" in getattr(item, "fixturenames", ()) for item in session.items):
+        _hooks(session.config)
+
+
+def _hooks(config: pytest.Config) -> ModuleType:
+    from tasks_testing._pytest import hooks
+
+    if not config.pluginmanager.is_registered(hooks):
+        config.pluginmanager.register(hooks, "tasks_testing_hooks")
+    return hooks
 
 
 @pytest.fixture
 def tasks_recorder(request: pytest.FixtureRequest) -> TasksRecorder:
     """Record the background tasks of the test; see `tasks_testing.TasksRecorder`."""
     __tracebackhide__ = True
-    recorded: RecordedItem | None = request.node.stash.get(_RECORDED, None)
-    return (recorded or _begin(request.node)).recorder
-
-
-def _begin(item: pytest.Item) -> RecordedItem:
-    __tracebackhide__ = True
-    from tasks_testing._pytest.recorded_item import RecordedItem
-
-    recorded = item.stash[_RECORDED] = RecordedItem(item)
-    return recorded
-
-
-# The recording begins before the first fixture and ends after the last one, so that the order of fixtures does not
-# matter: an app that a fixture starts is recorded from its start, and an app that is closed late until its end.
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    __tracebackhide__ = True
-    if "tasks_recorder" in getattr(item, "fixturenames", ()):
-        _begin(item)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    recorded = item.stash.get(_RECORDED, None)
-    try:
-        result = yield
-    except BaseException as error:
-        if recorded is not None:
-            recorded.body_raised(error)
-        raise
-    if recorded is not None:
-        recorded.body_returned()
-    return result
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
-    recorded = item.stash.get(_RECORDED, None)
-    if recorded is not None:
-        del item.stash[_RECORDED]  # another plugin may run the same item again
-    try:
-        result = yield
-    except BaseException as error:
-        if recorded is not None:
-            recorded.teardown_raised(error)
-        raise
-    if recorded is not None:
-        recorded.teardown_returned()
-    return result
+    recorder: TasksRecorder = _hooks(request.config).recorder_of(request.node)
+    return recorder
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
