@@ -1,5 +1,5 @@
 """
-Writes the code and output that the pages include into the pages: `python docs/include.py`.
+Writes the code and output that the pages include into the pages: `hatch run docs:generate`.
 
 A page names a file of `docs/examples` or `docs/tests`, or a section of it, in a comment above a block:
 

@@ -1,5 +1,5 @@
 """
-Draws the diagrams of the documentation: `python docs/diagrams/draw.py` turns each `*.toml` here into an SVG.
+Draws the diagrams of the documentation: `hatch run docs:generate` turns each `*.toml` here into an SVG.
 
 There are two kinds. A timeline has lanes with bars, and moments that cross all lanes. A graph has boxes and arrows.
 A picture is as wide as the screen of a phone, so that one picture serves every screen. Its colours follow the colour

@@ -14,7 +14,7 @@ SOURCES = sorted(DIAGRAMS.glob("*.toml"))
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 def test_picture_is_up_to_date(source: Path) -> None:
-    """After a change of a source or of the script: `python docs/diagrams/draw.py`."""
+    """After a change of a source or of the script: `hatch run docs:generate`."""
     draw = runpy.run_path(str(DIAGRAMS / "draw.py"))["draw"]
     assert (IMAGES / f"{source.stem}.svg").read_text(encoding="utf-8") == draw(source)
 

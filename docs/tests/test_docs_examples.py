@@ -23,7 +23,15 @@ from fastapi.testclient import TestClient
 from pytest_examples import CodeExample, EvalExample, find_examples
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md")), *sorted(ROOT.glob("docs/content/**/*.md"))]
+SKILLS = "packages/*/src/*/.agents/skills/*/SKILL.md"
+PAGES = [
+    ROOT / "README.md",
+    *(
+        page
+        for pattern in ("packages/*/README.md", SKILLS, "docs/content/**/*.md")
+        for page in sorted(ROOT.glob(pattern))
+    ),
+]
 
 
 def is_included(block: CodeExample) -> bool:
@@ -138,5 +146,5 @@ def check_applications(names: dict[str, Any]) -> None:
 
 def test_every_page_is_looked_at() -> None:
     """The patterns above find the pages; else nothing would be tested."""
-    assert {"README.md", "index.md", "first_steps.md"} <= {page.name for page in PAGES}
+    assert {"README.md", "SKILL.md", "index.md", "first_steps.md"} <= {page.name for page in PAGES}
     assert len(EXAMPLES) > 50

@@ -24,7 +24,7 @@ def include() -> dict[str, Any]:
 
 @every_page
 def test_included_code_is_up_to_date(page: Path, include: dict[str, Any]) -> None:
-    """After a change of an example or of its output: `python docs/include.py`."""
+    """After a change of an example or of its output: `hatch run docs:generate`."""
     text = page.read_text(encoding="utf-8")
     assert text == include["with_includes"](text)
 
@@ -89,3 +89,22 @@ def test_tour_names_modules_that_exist_and_leaves_no_room_out() -> None:
     assert rooms - named == set()
     drawing = (tasks_core.__doc__ or "").split("```text\n")[1].split("```")[0]
     assert drawing in tour
+
+
+def test_index_for_language_models_is_up_to_date() -> None:
+    """After a change of the navigation or of a first paragraph: `hatch run docs:generate`."""
+    index = runpy.run_path(str(DOCS / "llms.py"))["index"]
+    assert (DOCS / "content" / "llms.txt").read_text(encoding="utf-8") == index()
+
+
+def test_every_page_has_a_place_in_the_navigation() -> None:
+    nav = re.findall(r'= "([\w/]+\.md)"', (DOCS / "zensical.toml").read_text(encoding="utf-8"))
+    pages = [page.relative_to(DOCS / "content").as_posix() for page in DOCS.glob("content/**/*.md")]
+    assert sorted(nav) == sorted(pages)
+
+
+def test_skill_links_to_pages_that_exist() -> None:
+    [skill] = DOCS.parent.glob("packages/*/src/*/.agents/skills/*/SKILL.md")
+    links = re.findall(r"https://tasks\.example/?([\w./]*\w)?", skill.read_text(encoding="utf-8"))
+    assert len(links) >= 2
+    assert [link for link in links if link and not (DOCS / "content" / link).exists()] == []
