@@ -29,6 +29,7 @@ AGAIN = {
         "tasks_core.testing",
         "tasks_fastapi",
         "tasks_testing",
+        "tasks_testing.engine_contract",
     ],
 )
 def test_every_public_name_is_described(package: str) -> None:

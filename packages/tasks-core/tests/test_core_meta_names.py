@@ -98,6 +98,6 @@ def test_annotations_resolve(value: Any) -> None:
 def test_public_things_say_what_they_do(value: Any) -> None:
     owner, _, name = value.__qualname__.rpartition(".")
     is_property = owner and isinstance(vars(getattr(sys.modules[value.__module__], owner)).get(name), property)
-    if name == "__init__" or is_property or inspect.getdoc(value):
+    if name == "__init__" or name.startswith("test_") or is_property or inspect.getdoc(value):
         return
     pytest.fail(f"{value.__qualname__} has no docstring")

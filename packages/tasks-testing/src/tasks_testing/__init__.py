@@ -6,7 +6,7 @@ record). Each room has one purpose, and imports go one way:
 
 ```text
 _text ── _refusals ── _sqlalchemy, _settings ── _time ── _recording ── _messages ── _assertions
-_control, _recorder_clock, _engine ── _cuts, _orders ── _recorder ── _pytest
+_in_memory_engine ── _control, _recorder_clock, _engine ── _cuts, _orders ── _recorder ── _pytest
 ```
 
 The texts that a user reads are in `_messages`, and those about a wrong call, which every room may need, in
@@ -16,7 +16,7 @@ run, and it imports this package when a test asks for the fixture.
 
 from ._assertions.end_of_test import TaskLostWarning
 from ._assertions.view import TaskView
-from ._engine import InMemoryEngine
+from ._in_memory_engine import InMemoryEngine
 from ._orders import ExploredOrders
 from ._recorder import TasksRecorder, record_tasks
 from ._recorder_clock import RecorderClock

@@ -1,4 +1,4 @@
-"""An engine in memory, for durable tasks in tests."""
+"""The engine of a recording: durable tasks run on request, and their deliveries are in the record."""
 
 from __future__ import annotations
 
@@ -7,77 +7,38 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import anyio
 from tasks_core import Provider, Receipt, Worker, current_task
-from tasks_core.engines import (
-    Capability,
-    Delivery,
-    DurableCall,
-    DurableState,
-    DurableStatus,
-    Json,
-    Redeliver,
-    RunDelivery,
-)
+from tasks_core.engines import Delivery, DurableCall, DurableState, DurableStatus, Json, Redeliver, RunDelivery
 from tasks_core.exceptions import ArgumentCodecError
 
+from ._in_memory_engine import InMemoryEngine
 from ._recording.cut import Cut, WorkerKilled
 from ._recording.durable_run import DurableRun
 from ._recording.recording import Recording, RecordMark
 
 
-class InMemoryEngine:
+class RequestedDeliveries(InMemoryEngine):
     """
-    An engine that keeps durable calls in memory: it acknowledges at once, and loses its calls with the process.
+    An engine that delivers on request, for tests: `run()` delivers what was submitted, and returns.
 
-    It has every capability. `run()` delivers what was submitted, as a worker does, and retries without a pause. A
-    transaction may be any object, and is not used: a call is submitted even if the transaction is rolled back.
+    It delivers one call after another, and retries without a pause.
     """
-
-    name = "tasks-testing"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup"))
 
     def __init__(self) -> None:
-        self.calls: list[DurableCall] = []
-        """The submitted calls, in order."""
-        self._ids: dict[str, int] = {}
-        self._places: list[str] = []
-        self._statuses: list[DurableStatus] = []
+        super().__init__()
         self._put_back: set[int] = set()
         self._times = 1
         self._provider: Provider | None = None
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
-    ) -> None: ...
-
-    def join(self, transaction: Any, call: DurableCall, wanted: Callable[[], bool], /) -> Any:
-        """Accept any object as a transaction, because a test need not have a database."""
-        return transaction
-
     async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
-        """Keep a call; return the receipt of the first call with the same idempotency key."""
-        known = self._ids.get(call.idempotency_key)
-        if known is not None:
-            return Receipt(self.name, str(known), call.idempotency_key, False, self.status)
-        number = self._ids[call.idempotency_key] = len(self.calls)
+        """Keep a call, and the provider of the scheduler that submits it, which the runs need."""
         submitting = current_task()
         if submitting is not None and submitting.scheduler is not None:
             self._provider = submitting.scheduler.provider
-        self.calls.append(call)
-        self._places.append("" if submitting is None else submitting.where)
-        self._statuses.append(DurableStatus(DurableState.PENDING, 0))
-        return Receipt(self.name, str(number), call.idempotency_key, True, self.status)
-
-    async def status(self, number: str) -> DurableStatus:
-        """Return the status of the call with the id *number* of its receipt."""
-        return self._statuses[int(number)]
+        return await super().submit(call, transaction=transaction)
 
     async def run(self, times: int = 1) -> None:
         """Deliver each waiting call *times* times, and those that are submitted meanwhile; return when none waits."""
@@ -154,7 +115,7 @@ class DeliveryWatch:
         """Handle that there is no further attempt."""
 
 
-class RecordedEngine(InMemoryEngine):
+class RecordedEngine(RequestedDeliveries):
     """The engine of a recording: its deliveries are in the record, and may be cut off."""
 
     def __init__(self, recording: Recording) -> None:

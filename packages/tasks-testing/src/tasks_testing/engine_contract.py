@@ -1,0 +1,419 @@
+"""
+What every engine has to keep, as tests that the author of an engine runs against it.
+
+```python
+# tests/test_my_engine.py
+import pytest
+from my_package import MyEngine
+from tasks_testing.engine_contract import EngineContract
+
+
+class TestMyEngine(EngineContract):
+    @pytest.fixture
+    def engine(self) -> MyEngine:
+        return MyEngine("...")  # with a queue of its own, so that it sees no calls of another test
+```
+
+The tests run under the pytest plugin of anyio; a fixture `anyio_backend` chooses the event loop. A capability that the
+engine has not (`Engine.capabilities`) is not tested. A test that needs help, such as a worker that is killed, is
+skipped with a reason until the subclass overrides the method that the reason names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import anyio.lowlevel
+import pytest
+from tasks_core import (
+    Receipt,
+    RetryPolicy,
+    TaskScheduler,
+    Worker,
+    durable,
+    durable_context,
+)
+from tasks_core.engines import (
+    Capability,
+    Delivery,
+    DurableCall,
+    DurableState,
+    Engine,
+    EngineUnavailableError,
+    Json,
+    Redeliver,
+)
+
+__all__ = ("EngineContract", "record_run")
+
+
+class _RolledBackError(Exception):
+    pass
+
+
+class _Runs:
+    """What the durable functions of the contract have done, by the text that they were called with."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.attempts: list[tuple[str, int]] = []
+        self.keys: list[str] = []
+        self.running = 0
+        self.most_running = 0
+        self.gate = anyio.Event()
+        self.failures = 0
+
+
+_runs = _Runs()
+
+
+@durable(name="tasks_testing.engine_contract.record_run")
+async def record_run(text: str) -> None:
+    """Record that it ran; used by the tests of the contract, and by a subclass that kills a worker."""
+    _record(text)
+
+
+@durable(name="tasks_testing.engine_contract.fail", retry=RetryPolicy(attempts=3, backoff=0.0))
+async def _fail(text: str, times: int) -> None:
+    _record(text)
+    if _runs.failures < times:
+        _runs.failures += 1
+        raise ConnectionError(text)
+
+
+@durable(name="tasks_testing.engine_contract.wait")
+async def _wait(text: str) -> None:
+    _record(text)
+    _runs.running += 1
+    _runs.most_running = max(_runs.most_running, _runs.running)
+    try:
+        await _runs.gate.wait()
+    finally:
+        _runs.running -= 1
+
+
+@durable(name="tasks_testing.engine_contract.report")
+async def _report(text: str) -> None:
+    await durable_context().report_progress({"text": text, "percent": 50})
+    _record(text)
+
+
+def _record(text: str) -> None:
+    context = durable_context()
+    _runs.texts.append(text)
+    _runs.attempts.append((text, context.attempt))
+    _runs.keys.append(context.idempotency_key)
+
+
+class EngineContract:
+    """Subclass it as `class TestMyEngine(EngineContract)`, with a fixture `engine`; see the module."""
+
+    patience = 30.0
+    """Seconds that a test waits for an engine to deliver, at most. No test waits for as long if the engine delivers."""
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        """Return an engine that has not been entered, and has no calls."""
+        raise NotImplementedError(f"{type(self).__name__} needs a fixture `engine` that returns an engine")
+
+    def transaction(self, engine: Engine) -> AbstractAsyncContextManager[Any]:
+        """
+        Return a context manager for `test_a_call_is_part_of_the_transaction`.
+
+        It enters a transaction and returns it; leaving it with an exception rolls back, leaving it without commits.
+        """
+        pytest.skip("override transaction() to test transaction=")
+
+    def outage(self, engine: Engine) -> AbstractAsyncContextManager[None]:
+        """Return a context manager in which the engine cannot be reached."""
+        pytest.skip("override outage() to test what an engine does that is unavailable")
+
+    async def kill_worker_with(self, engine: Engine, call: DurableCall) -> None:
+        """Submit *call*, and return when a worker has begun it and died without a word, as by `kill -9`."""
+        pytest.skip("override kill_worker_with() to test the death of a worker")
+
+    # ---- help ----
+
+    @pytest.fixture(autouse=True)
+    def _forget_runs(self) -> None:
+        global _runs
+        _runs = _Runs()
+
+    @asynccontextmanager
+    async def working(self, engine: Engine, **options: Any) -> AsyncIterator[anyio.Event]:
+        """Run a worker until the end of the block; set the event that is yielded to stop it before."""
+        stop = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(Worker(engine, **{"concurrency": 4, **options}).run, stop)
+            try:
+                yield stop
+            finally:
+                stop.set()
+
+    async def until(self, condition: Callable[[], Awaitable[bool] | bool]) -> None:
+        """Return when *condition* is true; fail after `patience` seconds."""
+        with anyio.fail_after(self.patience):
+            while True:
+                answer = condition()
+                if answer if isinstance(answer, bool) else await answer:
+                    return
+                await anyio.sleep(0.01)
+
+    async def ended(self, receipt: Receipt, state: DurableState) -> None:
+        """Return when the task of *receipt* is in *state*."""
+
+        async def is_in_state() -> bool:
+            return (await receipt.status()).state is state
+
+        await self.until(is_in_state)
+
+    def _needs(self, engine: Engine, capability: Capability) -> None:
+        if capability not in engine.capabilities:
+            pytest.skip(f"{engine.name} has not the capability {capability!r}")
+
+    # ---- submitting and running ----
+
+    async def test_a_submitted_call_runs_once_and_succeeds(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(record_run, "a")
+            assert receipt.created
+            assert (await receipt.status()).state is DurableState.PENDING
+            async with self.working(engine):
+                await self.ended(receipt, DurableState.SUCCEEDED)
+            assert (await receipt.status()).attempts == 1
+        assert _runs.texts == ["a"]
+        assert _runs.keys == [receipt.idempotency_key]
+        assert receipt.engine == engine.name
+
+    async def test_a_call_is_delivered_as_it_was_submitted(self, engine: Engine) -> None:
+        arguments: dict[str, Json] = {
+            "text": 'quotes " and \\ and \n, é, 🎉',
+            "more": [1, 2.5, None, True, {"a": {"b": []}}],
+        }
+        call = DurableCall(
+            record_run.name,
+            arguments,
+            "the key",
+            retry=RetryPolicy(attempts=7, backoff=2.0, on=(OSError,)),
+            headers={"traceparent": "00-1-2-01"},
+        )
+        delivered: list[Delivery] = []
+        stopping = anyio.Event()
+
+        async def run(delivery: Delivery) -> None:
+            delivered.append(delivery)
+            stopping.set()
+
+        async with engine:
+            await engine.submit(call)
+            with anyio.fail_after(self.patience):
+                await engine.work(run, concurrency=1, stopping=stopping)
+        (delivery,) = delivered
+        assert (delivery.attempt, delivery.failures) == (1, 0)
+        assert delivery.call.name == call.name
+        assert delivery.call.args == call.args
+        assert delivery.call.idempotency_key == call.idempotency_key
+        assert delivery.call.retry == call.retry
+        assert delivery.call.headers["traceparent"] == "00-1-2-01"
+
+    async def test_calls_that_are_submitted_while_a_worker_waits_are_delivered(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            for text in ("a", "b"):
+                await self.ended(await scheduler.schedule(record_run, text), DurableState.SUCCEEDED)
+        assert _runs.texts == ["a", "b"]
+
+    async def test_an_engine_may_be_entered_several_times(self, engine: Engine) -> None:
+        async with engine:
+            async with engine, TaskScheduler(engine=engine) as scheduler:
+                await scheduler.schedule(record_run, "a")
+            async with TaskScheduler(engine=engine) as scheduler:
+                receipt = await scheduler.schedule(record_run, "b")
+            assert (await receipt.status()).state is DurableState.PENDING
+
+    async def test_an_id_that_the_engine_has_not_given_is_unknown(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(record_run, "a")
+            assert receipt.status_of is not None
+            for number in ("987654321", "-1", "abc", ""):
+                assert (await receipt.status_of(number)).state is DurableState.UNKNOWN
+
+    # ---- keys, delays, transactions ----
+
+    async def test_a_key_is_accepted_once(self, engine: Engine) -> None:
+        self._needs(engine, "dedup")
+        async with TaskScheduler(engine=engine) as scheduler:
+            key = uuid4().hex
+            with_key = record_run.configure(idempotency_key=key)
+            first, second = await scheduler.schedule(with_key, "a"), await scheduler.schedule(with_key, "b")
+            other = await scheduler.schedule(record_run.configure(idempotency_key=f"another {key}"), "c")
+            assert (first.created, second.created, other.created) == (True, False, True)
+            assert (second.id, second.idempotency_key) == (first.id, key)
+            async with self.working(engine):
+                await self.ended(first, DurableState.SUCCEEDED)
+                await self.ended(other, DurableState.SUCCEEDED)
+            third = await scheduler.schedule(with_key, "d")
+            assert not third.created, "a key is taken for as long as its task is kept"
+        assert sorted(_runs.texts) == ["a", "c"]
+
+    async def test_one_of_many_at_the_same_time_gets_the_key(self, engine: Engine) -> None:
+        self._needs(engine, "dedup")
+        async with TaskScheduler(engine=engine) as scheduler:
+            with_key = record_run.configure(idempotency_key=uuid4().hex)
+            receipts = [await task for task in [scheduler.schedule(with_key, "a") for _ in range(8)]]
+        assert sum(receipt.created for receipt in receipts) == 1
+        assert len({receipt.id for receipt in receipts}) == 1
+
+    async def test_a_delayed_call_waits_and_holds_nothing_up(self, engine: Engine) -> None:
+        self._needs(engine, "delay")
+        async with TaskScheduler(engine=engine) as scheduler:
+            later = await scheduler.task(delay=3600).schedule(record_run, "later")
+            soon = await scheduler.task(delay=0.2).schedule(record_run, "soon")
+            now = await scheduler.schedule(record_run, "now")
+            async with self.working(engine):
+                await self.ended(now, DurableState.SUCCEEDED)
+                await self.ended(soon, DurableState.SUCCEEDED)
+            assert (await later.status()).state is DurableState.PENDING
+        assert _runs.texts == ["now", "soon"]
+
+    async def test_a_call_is_part_of_the_transaction(self, engine: Engine) -> None:
+        self._needs(engine, "transaction")
+        async with TaskScheduler(engine=engine) as scheduler:
+            async with self.transaction(engine) as transaction:
+                kept = await scheduler.schedule(record_run.configure(transaction=transaction), "committed")
+            with suppress(_RolledBackError):
+                async with self.transaction(engine) as transaction:
+                    gone = await scheduler.schedule(record_run.configure(transaction=transaction), "rolled back")
+                    raise _RolledBackError
+            assert (await gone.status()).state is DurableState.UNKNOWN
+            async with self.working(engine):
+                await self.ended(kept, DurableState.SUCCEEDED)
+        assert _runs.texts == ["committed"]
+
+    # ---- failures ----
+
+    async def test_a_task_that_fails_is_delivered_again_and_counted(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_fail, "a", 2)
+            async with self.working(engine):
+                await self.ended(receipt, DurableState.SUCCEEDED)
+            assert (await receipt.status()).attempts == 3
+        assert _runs.attempts == [("a", 1), ("a", 2), ("a", 3)]
+
+    async def test_a_task_that_fails_too_often_has_failed(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_fail, "a", 99)
+            async with self.working(engine):
+                await self.ended(receipt, DurableState.FAILED)
+            assert (await receipt.status()).attempts == 3
+        assert len(_runs.texts) == 3
+
+    async def test_a_name_that_is_not_registered_holds_nothing_up_and_runs_nothing(self, engine: Engine) -> None:
+        """Another worker may have it: in a rolling deploy, the releases of the workers differ."""
+        async with TaskScheduler(engine=engine) as scheduler:
+            await engine.submit(DurableCall("os:system", {"command": "exit 1"}, "unknown"))
+            receipt = await scheduler.schedule(record_run, "a")
+            async with self.working(engine, concurrency=1):
+                await self.ended(receipt, DurableState.SUCCEEDED)
+        assert _runs.texts == ["a"]
+
+    async def test_arguments_that_do_not_fit_run_nothing(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            await engine.submit(DurableCall(record_run.name, {"nonsense": 1}, "misfit"))
+            receipt = await scheduler.schedule(record_run, "a")
+            async with self.working(engine, concurrency=1):
+                await self.ended(receipt, DurableState.SUCCEEDED)
+        assert _runs.texts == ["a"]
+
+    # ---- workers ----
+
+    async def test_no_more_run_at_once_than_the_worker_says(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipts = [await scheduler.schedule(_wait, str(number)) for number in range(5)]
+            async with self.working(engine, concurrency=2):
+                await self.until(lambda: _runs.running >= 1)
+                _runs.gate.set()
+                for receipt in receipts:
+                    await self.ended(receipt, DurableState.SUCCEEDED)
+        assert sorted(_runs.texts) == ["0", "1", "2", "3", "4"]
+        assert _runs.most_running <= 2
+
+    async def test_two_workers_share_the_calls(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipts = [await scheduler.schedule(record_run, str(number)) for number in range(20)]
+            async with self.working(engine), self.working(engine):
+                for receipt in receipts:
+                    await self.ended(receipt, DurableState.SUCCEEDED)
+        assert sorted(_runs.texts, key=int) == [str(number) for number in range(20)]
+
+    async def test_a_worker_that_is_stopped_puts_its_tasks_back(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_wait, "a")
+            async with self.working(engine, grace_period=0) as stop:
+                await self.until(lambda: _runs.running == 1)
+                stop.set()
+                await self.until(lambda: _runs.running == 0)
+            assert (await receipt.status()).state is DurableState.PENDING
+            _runs.gate.set()
+            async with self.working(engine):
+                await self.ended(receipt, DurableState.SUCCEEDED)
+        assert _runs.attempts == [("a", 1), ("a", 1)], "what was put back is no attempt"
+
+    async def test_work_returns_when_it_is_stopped_and_all_has_ended(self, engine: Engine) -> None:
+        stopping, ended = anyio.Event(), False
+
+        async def run(_delivery: Delivery) -> None:
+            nonlocal ended
+            stopping.set()
+            await anyio.lowlevel.checkpoint()
+            ended = True
+
+        async with engine:
+            await engine.submit(DurableCall(record_run.name, {"text": "a"}, "1"))
+            with anyio.fail_after(self.patience):
+                await engine.work(run, concurrency=1, stopping=stopping)
+        assert ended
+
+    async def test_a_delivery_that_is_put_back_comes_again_and_a_failed_one_is_counted(self, engine: Engine) -> None:
+        seen: list[tuple[int, int]] = []
+        stopping = anyio.Event()
+
+        async def run(delivery: Delivery) -> None:
+            seen.append((delivery.attempt, delivery.failures))
+            if len(seen) < 3:
+                raise Redeliver(0.0, failed=len(seen) == 2)
+            stopping.set()
+
+        async with engine:
+            await engine.submit(DurableCall(record_run.name, {"text": "a"}, "1"))
+            with anyio.fail_after(self.patience):
+                await engine.work(run, concurrency=1, stopping=stopping)
+        assert seen == [(1, 0), (1, 0), (2, 1)]
+
+    async def test_progress_can_be_read(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_report, "a")
+            async with self.working(engine):
+                await self.ended(receipt, DurableState.SUCCEEDED)
+            assert (await receipt.status()).progress == {"text": "a", "percent": 50}
+
+    async def test_a_task_whose_worker_dies_runs_again(self, engine: Engine) -> None:
+        async with engine:
+            await self.kill_worker_with(engine, DurableCall(record_run.name, {"text": "a"}, "mortal"))
+            async with self.working(engine):
+                await self.until(lambda: _runs.texts == ["a"])
+
+    async def test_an_engine_that_is_unavailable_says_so_and_comes_back(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            await self.ended(await scheduler.schedule(record_run, "before"), DurableState.SUCCEEDED)
+            async with self.outage(engine):
+                with pytest.raises(EngineUnavailableError):
+                    await scheduler.schedule(record_run, "meanwhile")
+            receipt = await scheduler.schedule(record_run, "after")
+            await self.ended(receipt, DurableState.SUCCEEDED)
+        assert (_runs.texts[0], _runs.texts[-1]) == ("before", "after")
