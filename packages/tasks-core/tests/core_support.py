@@ -12,20 +12,6 @@ import pytest
 from tasks_core import Outcome, PhaseInfo, Task, TaskObserver, TaskState
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-        pytest.param(("trio", {}), id="trio"),
-    ],
-)
-def every_event_loop(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """To be called `anyio_backend` in a module whose tests are to run on uvloop, too."""
-    backend: tuple[str, dict[str, bool]] = request.param
-    return backend
-
-
 class EventLog(TaskObserver):
     """Writes down every event, as `(what, name of the task)`."""
 

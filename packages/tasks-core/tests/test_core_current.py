@@ -13,13 +13,12 @@ import anyio
 import anyio.to_thread
 import pytest
 import trio
-from core_support import every_event_loop, in_thread, noop
+from core_support import in_thread, noop
 from tasks_core import SchedulerClosedError, Task, TaskPhase, TaskScheduler, TaskState, current_scheduler, current_task
 from tasks_core.exceptions import SchedulerNotStartedError
 from tasks_core.frameworks import CURRENT, current
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 
 class Request:

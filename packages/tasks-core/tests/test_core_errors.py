@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from core_support import EventLog, every_event_loop, fail, messages, noop, states
+from core_support import EventLog, fail, messages, noop, states
 from tasks_core import (
     Retry,
     Task,
@@ -29,7 +29,6 @@ from tasks_core import (
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 
 def fail_plainly() -> None:

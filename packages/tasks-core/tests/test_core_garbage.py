@@ -12,11 +12,10 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from core_support import every_event_loop, fail, noop, quiet
+from core_support import fail, noop, quiet
 from tasks_core import RunAttempt, Task, TaskObserver, TaskPhase, TaskScheduler, observe, retry
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 
 class Argument:

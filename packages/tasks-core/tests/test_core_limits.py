@@ -12,13 +12,12 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from core_support import EventLog, every_event_loop, fail, in_thread, messages, noop
+from core_support import EventLog, fail, in_thread, messages, noop
 from tasks_core import Task, TaskObserver, TaskPhase, TaskQueueFullError, TaskScheduler, TaskState, observe, retry
 from tasks_core.testing import release_task
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 
 class Meter:

@@ -9,11 +9,9 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from core_support import every_event_loop
 from tasks_core import Task, TaskPhase, TaskQueueFullError, TaskScheduler, TaskState
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 THREADS = 8
 EACH = 100

@@ -8,11 +8,10 @@ from typing import Any
 
 import anyio
 import pytest
-from core_support import EventLog, every_event_loop, in_thread, messages, noop, states
+from core_support import EventLog, in_thread, messages, noop, states
 from tasks_core import Task, TaskConfig, TaskPhase, TaskScheduler, TaskState, observe
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 
 async def test_no_task_starts_before_its_phase_opens() -> None:

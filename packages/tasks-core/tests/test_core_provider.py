@@ -10,12 +10,10 @@ from typing import Any, TypeVar
 
 import anyio
 import pytest
-from core_support import every_event_loop
 from tasks_core import Provided, Provider, RunAttempt, Task, TaskObserver, TaskScheduler, TaskState, observe
 from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 T = TypeVar("T")
 

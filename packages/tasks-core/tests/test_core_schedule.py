@@ -15,12 +15,11 @@ from unittest.mock import AsyncMock, Mock
 import anyio
 import anyio.to_thread
 import pytest
-from core_support import every_event_loop, in_thread, noop
+from core_support import in_thread, noop
 from tasks_core import SchedulerClosedError, Task, TaskPhase, TaskScheduler, TasksError, TaskState, current_task, retry
 from tasks_core.exceptions import InvalidTaskError, SchedulerNotStartedError
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 LINES = Path(__file__).read_text().splitlines()
 

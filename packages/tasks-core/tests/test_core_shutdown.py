@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from core_support import EventLog, Workers, every_event_loop, fail, in_thread, messages, noop, states
+from core_support import EventLog, Workers, fail, in_thread, messages, noop, states
 from tasks_core import (
     Retry,
     SchedulerClosedError,
@@ -27,7 +27,6 @@ from tasks_core import (
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 
 class Closing:

@@ -18,12 +18,11 @@ import anyio
 import anyio.to_thread
 import pytest
 import trio.testing
-from core_support import EventLog, every_event_loop, in_thread, messages, noop, states
+from core_support import EventLog, in_thread, messages, noop, states
 from tasks_core import SchedulerClosedError, Task, TaskObserver, TaskPhase, TaskScheduler, TaskState, observe
 from tasks_testing import VirtualClock
 
 BACKENDS = ["asyncio", "trio"]
-anyio_backend = every_event_loop
 
 
 class Block:

@@ -11,12 +11,11 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from core_support import every_event_loop, fail, in_thread, messages, noop
+from core_support import fail, in_thread, messages, noop
 from tasks_core import Task, TaskConfig, TaskPhase, TaskScheduler, TaskState, retry
 from tasks_core.exceptions import TaskCancelledError, TaskDiscardedError, TaskNotFinishedError
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 
 async def answer() -> int:

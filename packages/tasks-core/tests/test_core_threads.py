@@ -9,11 +9,10 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from core_support import Workers, every_event_loop, messages, noop
+from core_support import Workers, messages, noop
 from tasks_core import TaskScheduler, TaskState, retry
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 
 async def test_threads_are_used_again() -> None:

@@ -9,13 +9,12 @@ import time
 import anyio
 import anyio.lowlevel
 import pytest
-from core_support import every_event_loop, messages, noop, states
+from core_support import messages, noop, states
 from tasks_core import Clock, MonotonicClock, TaskPhase, TaskScheduler, TaskState, retry
 from tasks_core.testing import override_clock
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 
 async def test_a_task_that_takes_too_long_fails(caplog: pytest.LogCaptureFixture) -> None:

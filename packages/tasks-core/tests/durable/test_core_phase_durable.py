@@ -8,11 +8,10 @@ import anyio
 import pytest
 from core_durable_functions import note
 from core_engine import ListEngine
-from core_support import every_event_loop, in_thread
+from core_support import in_thread
 from tasks_core import DurablePhase, DurableTask, TaskScheduler, TaskState
 
 pytestmark = pytest.mark.anyio
-anyio_backend = every_event_loop
 
 
 @pytest.mark.parametrize("submitted", [False, True])

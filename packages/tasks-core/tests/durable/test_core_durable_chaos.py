@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "durable.py"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "durable.py"
 
 
 @pytest.mark.timeout(300)  # starts up to five processes and a server, and waits for a worker to be missed
