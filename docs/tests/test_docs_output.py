@@ -66,15 +66,16 @@ def test_log_lines(request: pytest.FixtureRequest) -> None:
     compare("log_lines.txt", as_read(done.stdout), request)
 
 
-def test_failing_assertion(request: pytest.FixtureRequest) -> None:
-    """The page about testing shows what an assertion that fails says."""
-    command = [sys.executable, "-m", "pytest", "failing_test.py", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    # Without the settings of this repository, as somebody else would run it.
-    command += ["--config-file", "/dev/null", "--rootdir", str(EXAMPLES)]
+@pytest.mark.parametrize("name, options", [("failing_test", []), ("failing_cut", ["--show-capture=no"])])
+def test_failing_test(name: str, options: list[str], request: pytest.FixtureRequest) -> None:
+    """The page about testing shows what a test that fails says."""
+    command = [sys.executable, "-m", "pytest", f"{name}.py", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    # Without the settings of this repository, as another project runs it.
+    command += ["--config-file", "/dev/null", "--rootdir", str(EXAMPLES), *options]
     done = subprocess.run(command, check=False, cwd=EXAMPLES, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stdout + done.stderr
-    begin, end = done.stdout.index("failing_test.py:"), done.stdout.index("=== short test summary")
-    compare("failing_test.txt", done.stdout[begin:end].rstrip("=\n") + "\n", request)
+    begin, end = done.stdout.index(f"{name}.py:"), done.stdout.index("=== short test summary")
+    compare(f"{name}.txt", done.stdout[begin:end].rstrip("=\n") + "\n", request)
 
 
 LEVELS = {"critical", "error", "exception", "info", "log", "warning"}

@@ -3,6 +3,7 @@
 # --8<-- [start:app]
 from collections.abc import AsyncIterator, Iterator
 
+import anyio
 import pytest
 from asgi_lifespan import LifespanManager
 from fastapi import FastAPI, HTTPException
@@ -32,7 +33,7 @@ async def create_order(order_id: int, address: str, tasks: Tasks) -> None:
     if not address:
         raise HTTPException(422, "where to?")
     again = retry(attempts=5, on=ConnectionError)
-    tasks.after_response.task(on_error=again).schedule(charge, order_id, cents=4200)
+    tasks.after_response.task(on_error=again, timeout=30).schedule(charge, order_id, cents=4200)
     tasks.after_response.schedule(send_receipt, order_id, address)
 
 
@@ -121,6 +122,21 @@ def test_retries(client: TestClient, tasks_recorder: TasksRecorder) -> None:
 
 
 # --8<-- [end:retry]
+
+
+# --8<-- [start:timeout]
+@pytest.mark.tasks_recorder(virtual_time=True)
+def test_gateway_does_not_answer(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    async def answer_never(order_id: int, cents: int) -> None:
+        await anyio.sleep_forever()
+
+    tasks_recorder.stub(charge, answer_never)
+    client.post("/orders/1?address=ann@example.org")
+    tasks_recorder.clock.advance(30, while_running=True)
+    tasks_recorder.assert_failed(charge, TimeoutError)
+
+
+# --8<-- [end:timeout]
 
 
 # --8<-- [start:failure]

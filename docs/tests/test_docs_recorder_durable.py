@@ -27,7 +27,7 @@ async def create_payment(order_id: int, tasks: Tasks) -> None:
 def test_payment_is_made_once(tasks_recorder: TasksRecorder) -> None:
     with TestClient(app) as client:
         client.post("/payments/1")
-    tasks_recorder.after_response.assert_ran(call(pay, 1))  # it was handed over
+    tasks_recorder.after_response.assert_ran(call(pay, 1))  # it was submitted
     assert paid == []
 
     tasks_recorder.run_durable(times=2)
