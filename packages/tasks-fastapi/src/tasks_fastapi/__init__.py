@@ -8,7 +8,7 @@ Start reading at `_app.py` (`add_tasks()`), then `_asgi.py` (the middleware arou
 exceptions  _unavailable
 _spans ── _metrics ── _telemetry
 _request ── _schedulers ── _access ── _dependencies ── _provider
-_handlers, _asgi ── _app
+_handlers, _asgi ── _app    _worker
 ```
 """
 

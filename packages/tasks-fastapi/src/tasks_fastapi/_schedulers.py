@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -27,7 +27,16 @@ class AppSchedulers:
     process or in nested test clients. Each has a scheduler of its own.
     """
 
-    __slots__ = ("_created", "_logged", "_options", "_running", "_state_key", "_worker_concurrency", "telemetry")
+    __slots__ = (
+        "_created",
+        "_logged",
+        "_options",
+        "_running",
+        "_state_key",
+        "_worker_concurrency",
+        "telemetry",
+        "worker_ended",
+    )
 
     def __init__(self, options: SchedulerOptions, telemetry: Telemetry, worker_concurrency: int | None) -> None:
         TaskScheduler.check_options(**options)
@@ -36,6 +45,8 @@ class AppSchedulers:
         self._options = options
         self._worker_concurrency = worker_concurrency
         self.telemetry = telemetry
+        # Called when the worker of this process has ended, with what it raised.
+        self.worker_ended: Callable[[Exception | None], object] = lambda _error: None
         self._created: WeakSet[TaskScheduler] = WeakSet()
         self._running: dict[TaskScheduler, str] = {}  # those of lifespans, and the names of their event loops
         self._state_key = f"tasks_fastapi:{id(self):x}"  # another application may have the same lifespan state
@@ -92,6 +103,16 @@ class AppSchedulers:
         """The schedulers of all lifespans that run."""
         return list(self._running)
 
+    @property
+    def has_engine(self) -> bool:
+        """Whether `add_tasks()` was given an engine."""
+        return self._options.get("engine") is not None
+
+    def set_worker_concurrency(self, concurrency: int) -> None:
+        """Replace the `worker_concurrency` of `add_tasks()`."""
+        Worker.check_options(concurrency=concurrency)
+        self._worker_concurrency = concurrency
+
     def start_worker(self, scheduler: TaskScheduler) -> None:
         """Run durable tasks in this process as well, if `worker_concurrency` asks for it."""
         engine = self._options.get("engine")
@@ -104,7 +125,18 @@ class AppSchedulers:
             worker = Worker(
                 engine, concurrency=self._worker_concurrency, provider=self._options.get("provider"), **bounds
             )
-            scheduler.task(name="durable worker", shield=True).schedule(worker.run, scheduler.stopping)
+            scheduler.task(name="durable worker", shield=True).schedule(self._run_worker, worker, scheduler)
+
+    async def _run_worker(self, worker: Worker, scheduler: TaskScheduler) -> None:
+        error = None
+        try:
+            await worker.run(scheduler.stopping)
+        except Exception as raised:
+            error = raised
+            raise
+        finally:
+            self.worker_ended(error)
+            del error  # the frame is in its traceback: a cycle
 
     def log_bound_request(self) -> None:
         """Log once why a request waits for its own tasks."""

@@ -7,11 +7,11 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 import anyio.abc
@@ -22,6 +22,9 @@ from tasks_core.exceptions import EngineUnavailableError, TasksError
 from .engine import Engine
 from .worker import Worker
 
+Work: TypeAlias = Callable[[anyio.Event], Awaitable[None]]
+"""The coroutine function of a worker: it returns when the event is set and what runs has ended."""
+
 _logger = logging.getLogger("tasks_core")
 
 # Seconds between two attempts to reach an engine that is away.
@@ -31,14 +34,34 @@ _ENTER_AGAIN = 2.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, and return the exit status of the process."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def prepare() -> Work:
+        engine = _load_engine(options.engine)
+        lifespan = nullcontext if options.lifespan is None else load_target(options.lifespan)
+        return partial(_work, engine, lifespan, options)
+
+    return run_worker(prepare, options.import_modules, options.log_level)
+
+
+def run_worker(prepare: Callable[[], Work], import_modules: Sequence[str], log_level: str) -> int:
+    """
+    Run a worker until SIGTERM or SIGINT, and return the exit status of the process.
+
+    Args:
+        prepare: Loads what the worker needs and returns its coroutine function, which is called with an event that is
+            set when the worker must stop. Modules are found in the current directory as well.
+
+        import_modules: Names of modules that are imported before it runs.
+
+        log_level: The lowest level of log lines.
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        engine = _load_engine(options.engine)
-        lifespan = nullcontext if options.lifespan is None else _load(options.lifespan)
-        for module in options.import_modules:
+        work = prepare()
+        for module in import_modules:
             importlib.import_module(module)
-        return anyio.run(_work, engine, lifespan, options)
+        return anyio.run(_run_until_signal, work)
     except (TasksError, TargetError, ExceptionGroup) as caught:
         error = _only_error(caught)
         if not isinstance(error, (TasksError, TargetError)):
@@ -78,18 +101,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODULE:NAME",
         help="an async context manager function without parameters, entered around all tasks: it opens what they use",
     )
+    add_common_arguments(worker)
+    return parser
+
+
+def add_common_arguments(worker: argparse.ArgumentParser) -> None:
+    """Add the arguments that every worker command has."""
     worker.add_argument(
         "--import", action="append", default=[], dest="import_modules", metavar="MODULE", help="import this as well"
     )
     worker.add_argument("--log-level", default="info", metavar="LEVEL", help="least level of log lines (info)")
-    return parser
 
 
 class TargetError(Exception):
-    """The engine is not where the command line says."""
+    """What a command line names is not there, or is something else."""
 
 
-def _load(target: str) -> Any:
+def load_target(target: str) -> Any:
+    """
+    Return what `module:name` names.
+
+    Raises:
+        TargetError: the module does not have it.
+    """
     module_name, _, attribute = target.partition(":")
     if not attribute:
         raise TargetError(f"{target!r} names a module only. Write module:name, as in app.main:engine")
@@ -101,37 +135,44 @@ def _load(target: str) -> Any:
 
 
 def _load_engine(target: str) -> Engine:
-    engine = _load(target)
+    engine = load_target(target)
     if not isinstance(engine, Engine):
         raise TargetError(f"{target!r} is a {type(engine).__qualname__}, not an engine such as ProcrastinateEngine")
     return engine
 
 
+async def _run_until_signal(work: Work) -> int:
+    stop = anyio.Event()
+    async with anyio.create_task_group() as group:
+        await group.start(_wait_for_signals, stop, group.cancel_scope)
+        await work(stop)
+        group.cancel_scope.cancel()
+    return 0
+
+
 async def _work(
-    engine: Engine, lifespan: Callable[[], AbstractAsyncContextManager[object]], options: argparse.Namespace
-) -> int:
-    """Work until a signal comes, and return the exit status."""
+    engine: Engine,
+    lifespan: Callable[[], AbstractAsyncContextManager[object]],
+    options: argparse.Namespace,
+    stop: anyio.Event,
+) -> None:
+    """Work until *stop* is set."""
     worker = Worker(
         engine,
         concurrency=options.concurrency,
         **{name: getattr(options, name) for name in options_of(ShutdownOptions)},
     )
-    stop = anyio.Event()
-    async with anyio.create_task_group() as group:
-        await group.start(_wait_for_signals, stop, group.cancel_scope)
-        async with AsyncExitStack() as stack:
-            if await _enter(engine, stack, stop):
-                await stack.enter_async_context(lifespan())
-                await worker.run(stop)
-        group.cancel_scope.cancel()
-    return 0
+    async with AsyncExitStack() as stack:
+        if await when_engine_is_there(lambda: stack.enter_async_context(engine), stop):
+            await stack.enter_async_context(lifespan())
+            await worker.run(stop)
 
 
-async def _enter(engine: Engine, stack: AsyncExitStack, stop: anyio.Event) -> bool:
-    """Enter the engine as soon as it is there; false if the worker was stopped before."""
+async def when_engine_is_there(enter: Callable[[], Awaitable[object]], stop: anyio.Event) -> bool:
+    """Await `enter()` again until the engine is there; return false if *stop* was set before."""
     while not stop.is_set():
         try:
-            await stack.enter_async_context(engine)
+            await enter()
         except EngineUnavailableError as error:
             _logger.warning("The worker waits for its engine: %s", error)
             with anyio.move_on_after(_ENTER_AGAIN):

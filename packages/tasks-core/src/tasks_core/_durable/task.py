@@ -14,8 +14,10 @@ import anyio
 from tasks_core._config import Outcome, TaskConfig
 from tasks_core._retry import Retry, RetryPolicy, ask
 from tasks_core._run.ledger import log_fields, title
+from tasks_core._support.call import check_provided_call
 from tasks_core._support.log import logger
-from tasks_core._task import PhaseInfo, Task, TaskState
+from tasks_core._support.provider import ProvidedCall
+from tasks_core._task import PhaseInfo, ProvidedTask, Task, TaskState
 from tasks_core.exceptions import EngineCapabilityError, EngineNotConfiguredError, EngineUnavailableError
 
 from .calls import DurableCall, Receipt
@@ -127,14 +129,15 @@ class DurableTask(Task[Receipt]):
         runner: Runner = self._owner  # type: ignore[assignment]  # who else owns a task that was scheduled
         config = self.config.merge(function.config).merge(TaskConfig(on_error=_handler(function)))
         context = copy_context()
-        task: Task[Any] = Task(
+        kind = check_provided_call(function.func, self.args, self.kwargs, runner.provisions)
+        task: Task[Any] = (ProvidedTask if isinstance(kind, ProvidedCall) else Task)(
             runner,
             function.func,
             self.args,
             dict(self.kwargs),
             config,
             self._phase,
-            function.is_async,
+            kind,
             context,
             self._code,
             self._instruction,

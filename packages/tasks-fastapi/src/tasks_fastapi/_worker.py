@@ -1,0 +1,87 @@
+"""The command: `python -m tasks_fastapi worker app.main:app --concurrency 32`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.types import Message
+from tasks_core.frameworks import (
+    TargetError,
+    Work,
+    add_common_arguments,
+    load_target,
+    run_worker,
+    when_engine_is_there,
+)
+
+from ._schedulers import AppSchedulers, schedulers_of
+
+if TYPE_CHECKING:
+    from anyio import Event
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, and return the exit status of the process."""
+    options = _parser().parse_args(arguments)
+
+    def prepare() -> Work:
+        app = load_target(options.app)
+        if not isinstance(app, Starlette):
+            raise TargetError(f"{options.app!r} is a {type(app).__qualname__}, not an application of FastAPI")
+        schedulers = schedulers_of(app)
+        if schedulers is None or not schedulers.has_engine:
+            raise TargetError(f"{options.app!r} has no engine for durable tasks. Write: add_tasks(app, engine=...)")
+        schedulers.set_worker_concurrency(options.concurrency)
+        return partial(_work, app, schedulers)
+
+    return run_worker(prepare, options.import_modules, options.log_level)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tasks_fastapi", description="Durable tasks of tasks-fastapi.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    worker = commands.add_parser(
+        "worker",
+        help="run durable tasks",
+        description="Run the durable tasks of an application until SIGTERM or SIGINT: inside of its lifespan, with its "
+        "engine, its dependencies and the options of add_tasks(), and without serving requests.",
+    )
+    worker.add_argument("app", metavar="MODULE:NAME", help="where the application is: app.main:app")
+    worker.add_argument("--concurrency", type=int, default=32, metavar="N", help="how many tasks at once (32)")
+    add_common_arguments(worker)
+    return parser
+
+
+async def _work(app: Starlette, schedulers: AppSchedulers, stop: Event) -> None:
+    """Run the lifespan of the application, in which its durable worker runs, until *stop* is set."""
+    errors: list[Exception | None] = []
+
+    def worker_ended(error: Exception | None) -> None:
+        errors.append(error)
+        stop.set()  # a process whose worker has failed must not stay there idle
+
+    schedulers.worker_ended = worker_ended
+    await when_engine_is_there(partial(_run_lifespan, app, stop), stop)
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+async def _run_lifespan(app: Starlette, stop: Event) -> None:
+    messages: list[Message] = [{"type": "lifespan.startup"}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await stop.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def send(_message: Message) -> None:
+        """Ignore the message: what startup raises leaves the application as an exception."""
+
+    state: dict[str, Any] = {}
+    await app({"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}, receive, send)
