@@ -26,6 +26,7 @@ AGAIN = {
         "tasks_core.engines",
         "tasks_core.engines.procrastinate",
         "tasks_core.exceptions",
+        "tasks_core.frameworks",
         "tasks_core.testing",
         "tasks_fastapi",
         "tasks_testing",

@@ -21,11 +21,11 @@ from tasks_core import (
     TaskPhase,
     TaskScheduler,
     TaskState,
-    announce,
     current_task,
     observe,
     retry,
 )
+from tasks_core.frameworks import announce
 from tasks_core.testing import release_task
 from tasks_testing import VirtualClock
 

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import anyio
 import pytest
-from tasks_core import Provided, Provider, RunAttempt, Task, TaskObserver, TaskScheduler, TaskState, observe
+from tasks_core import Provided, RunAttempt, Task, TaskObserver, TaskScheduler, TaskState, observe
 from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
+from tasks_core.frameworks import Provider
 
 pytestmark = pytest.mark.anyio
 

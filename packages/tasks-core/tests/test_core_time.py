@@ -10,8 +10,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 from core_support import messages, noop, states
-from tasks_core import Clock, MonotonicClock, TaskPhase, TaskScheduler, TaskState, retry
-from tasks_core.testing import override_clock
+from tasks_core import Clock, TaskPhase, TaskScheduler, TaskState, retry
+from tasks_core.testing import MonotonicClock, override_clock
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,8 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tasks_core import TaskPhase, TaskScheduler, announce, retry
+from tasks_core import TaskPhase, TaskScheduler, retry
+from tasks_core.frameworks import announce
 from tasks_testing import EventKind, RecordedTask, TasksRecorder, record_tasks
 
 PHASES = ("immediate", "after_route", "after_response", None)

@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 import anyio
 import pytest
-from tasks_core import TaskPhase, TaskScheduler, announce, retry
+from tasks_core import TaskPhase, TaskScheduler, retry
+from tasks_core.frameworks import announce
 from tasks_testing import (
     RequestMoment,
     TaskEvent,

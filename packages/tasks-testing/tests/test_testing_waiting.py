@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
-from tasks_core import TaskPhase, TaskScheduler, announce, retry
+from tasks_core import TaskPhase, TaskScheduler, retry
+from tasks_core.frameworks import announce
 from tasks_testing import TasksRecorder, VirtualClock, call, finished, record_tasks, started
 
 

@@ -14,7 +14,7 @@ Durable tasks, which another process runs, stand above that: `_durable/function.
 `_durable/engine.py` (the seam) and `_durable/worker.py`. The program that uses an engine imports it from `engines/`.
 """
 
-from ._clock import Clock, MonotonicClock
+from ._clock import Clock
 from ._config import Outcome, TaskConfig, TaskErrorHandler, When
 from ._durable.calls import Receipt
 from ._durable.context import DurableContext, durable_context
@@ -22,7 +22,7 @@ from ._durable.function import DurableFunction, durable
 from ._durable.phase import DurablePhase
 from ._durable.task import DurableTask
 from ._durable.worker import Worker
-from ._observer import RunAttempt, TaskObserver, announce, observe
+from ._observer import RunAttempt, TaskObserver, observe
 from ._options import SchedulerOptions, ShutdownOptions
 from ._phase import TaskPhase
 from ._retry import Retry, RetryPolicy, by_exception, chain, retry
@@ -31,13 +31,9 @@ from ._run.shutdown import ShutdownReport
 from ._schedule import ScheduleTarget, transparent
 from ._scheduler import TaskScheduler, current_scheduler
 from ._support.overrides import Subscription
-from ._support.provider import Provided, Provider
+from ._support.provider import Provided
 from ._task import PhaseInfo, Task, TaskState, current_task
-from .exceptions import (
-    SchedulerClosedError,
-    TaskQueueFullError,
-    TasksError,
-)
+from .exceptions import SchedulerClosedError, TaskQueueFullError, TasksError
 
 __all__ = (
     "Clock",
@@ -46,11 +42,9 @@ __all__ = (
     "DurablePhase",
     "DurableTask",
     "LostTask",
-    "MonotonicClock",
     "Outcome",
     "PhaseInfo",
     "Provided",
-    "Provider",
     "Receipt",
     "Retry",
     "RetryPolicy",
@@ -73,7 +67,6 @@ __all__ = (
     "TasksError",
     "When",
     "Worker",
-    "announce",
     "by_exception",
     "chain",
     "current_scheduler",

@@ -10,8 +10,8 @@ from weakref import ref
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
-from tasks_core import DurableFunction, DurablePhase, Outcome, Task, TaskConfig, TaskScheduler, announce
-from tasks_core.frameworks import CURRENT
+from tasks_core import DurableFunction, DurablePhase, Outcome, Task, TaskConfig, TaskScheduler
+from tasks_core.frameworks import CURRENT, announce
 
 from ._unavailable import ResponseReplaced
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
-from tasks_core import Provider, Receipt, Worker, current_task
+from tasks_core import Receipt, Worker, current_task
 from tasks_core.engines import Delivery, DurableCall, DurableState, DurableStatus, Json, Redeliver, RunDelivery
 from tasks_core.exceptions import ArgumentCodecError
+from tasks_core.frameworks import Provider
 
 from ._in_memory_engine import InMemoryEngine
 from ._recording.cut import Cut, WorkerKilled

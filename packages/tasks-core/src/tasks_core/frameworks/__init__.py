@@ -2,8 +2,9 @@
 What the integration of a framework needs of tasks-core, and applications do not.
 
 A framework that serves requests, messages or jobs makes each of them the current `Origin` while it runs, so that
-`current_scheduler()` finds its scheduler, and so that it may schedule tasks while the scheduler drains. A command that
-runs its durable tasks has the arguments, signals and exit status of `python -m tasks_core worker`.
+`current_scheduler()` finds its scheduler, and so that it may schedule tasks while the scheduler drains. It announces
+what happens to an origin, which observers can follow. A `Provider` supplies arguments that a framework knows. A command
+that runs its durable tasks has the arguments, signals and exit status of `python -m tasks_core worker`.
 """
 
 from tasks_core._current import CURRENT, Origin, current
@@ -15,13 +16,17 @@ from tasks_core._durable.command import (
     run_worker,
     when_engine_is_there,
 )
+from tasks_core._observer import announce
+from tasks_core._support.provider import Provider
 
 __all__ = (
     "CURRENT",
     "Origin",
+    "Provider",
     "TargetError",
     "Work",
     "add_common_arguments",
+    "announce",
     "current",
     "load_target",
     "run_worker",

@@ -9,9 +9,9 @@ with override_clock(my_clock):
 ```
 """
 
-from tasks_core._clock import override_clock
+from tasks_core._clock import MonotonicClock, override_clock
 from tasks_core._durable.host import override_engine
 from tasks_core._support.call import function_name
 from tasks_core._task import release_task
 
-__all__ = ("function_name", "override_clock", "override_engine", "release_task")
+__all__ = ("MonotonicClock", "function_name", "override_clock", "override_engine", "release_task")
