@@ -4,14 +4,26 @@ What a type checker knows about `tasks: Tasks` in an endpoint: read by mypy, pyr
 A line that has to be an error carries the `type: ignore` for it; one that is not needed is an error.
 """
 
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import assert_type
+from typing import Annotated, assert_type
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from tasks_core import DurablePhase, ScheduleTarget, TaskScheduler
-from tasks_fastapi import RequestTasks, Task, TaskConfig, Tasks, add_tasks, get_scheduler, get_tasks, retry
+from tasks_fastapi import (
+    Provided,
+    RequestTasks,
+    Task,
+    TaskConfig,
+    Tasks,
+    add_tasks,
+    current_tasks,
+    get_scheduler,
+    get_tasks,
+    retry,
+)
 
 app = FastAPI()
 add_tasks(app, config=TaskConfig(shield=True), grace_period=10)
@@ -74,6 +86,46 @@ async def configured(order: int, tasks: Tasks) -> None:
     tasks.task(delay=1).schedule(render, order)  # type: ignore[call-overload]
     tasks.after_route.task(when="error").schedule(charge)  # type: ignore[call-overload]
     tasks.after_response.task(when="sometimes")  # type: ignore[arg-type]
+
+
+class Session:
+    pass
+
+
+async def get_session() -> AsyncIterator[Session]:
+    yield Session()
+
+
+SessionDep = Annotated[Session, Depends(get_session)]
+
+
+async def send_receipt(order: int, session: SessionDep = Provided) -> str:
+    return f"{order} {session}"
+
+
+def send_the_old_way(order: int, session: Session = Depends(get_session)) -> str:  # noqa: B008
+    return f"{order} {session}"
+
+
+@app.post("/orders/{order}/provided")
+async def provided(order: int, tasks: Tasks) -> None:
+    assert_type(tasks.after_response.schedule(send_receipt, order), Task[str])
+    assert_type(tasks.after_response.schedule(send_receipt, order, Session()), Task[str])
+    assert_type(tasks.after_response.schedule(send_the_old_way, order), Task[str])
+    tasks.after_response.schedule(send_receipt, "1")  # type: ignore[call-overload]
+    tasks.after_response.schedule(send_receipt)  # type: ignore[call-overload]
+    tasks.after_response.schedule(send_receipt, order, "session")  # type: ignore[call-overload]
+    tasks.after_response.schedule(send_the_old_way, "1")  # type: ignore[call-overload]
+
+
+@app.post("/orders/{order}/background")
+async def background(order: int, tasks: Tasks) -> None:
+    assert_type(tasks.add_task(charge, order), Task[bool])
+    assert_type(tasks.add_task(render, order, scale=2.0), Task[bytes])
+    assert_type(current_tasks(), RequestTasks)
+    assert_type(current_tasks().after_response.schedule(charge, order), Task[bool])
+    tasks.add_task(charge, "1")  # type: ignore[call-overload]
+    tasks.add_task(render, order)  # type: ignore[call-overload]
 
 
 def outside_of_an_endpoint(connection: HTTPConnection) -> None:
