@@ -112,10 +112,10 @@ def _record(text: str) -> None:
 class EngineContract:
     """Subclass it as `class TestMyEngine(EngineContract)`, with a fixture `engine`; see the module."""
 
-    patience = 30.0
+    patience: float = 30.0
     """Seconds that a test waits for an engine to deliver, at most. No test waits for as long if the engine delivers."""
 
-    pytestmark = pytest.mark.anyio
+    pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
     @pytest.fixture
     def engine(self) -> Engine:

@@ -98,7 +98,7 @@ class ProvidedCall:
     def __init__(self, provider: Provider, names: frozenset[str], is_async: bool) -> None:
         self._provider = provider
         self._names = names
-        self.is_async = is_async
+        self.is_async: bool = is_async
 
     async def run(self, func: Callable[..., Any], run: Callable[[Mapping[str, Any]], Awaitable[T]]) -> T:
         """Acquire the arguments, call *run* with them, and release them."""
