@@ -10,9 +10,11 @@ from typing import Any
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from core_support import in_thread, messages, noop
 from tasks_core import Retry, Task, TaskPhase, TaskScheduler, TaskState
+from tasks_core.testing import event_loop_runs
 
 BACKENDS = ("asyncio", "trio")
 
@@ -110,3 +112,17 @@ async def test_threads_without_the_package_in_which_anyio_notes_the_event_loop(
         await scheduler.schedule(lambda: None)
         task: Task[None] = in_thread(lambda: scheduler.schedule(noop))
         await task
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_whether_the_event_loop_of_a_task_runs(backend: str) -> None:
+    task: list[Task[None]] = []
+
+    async def main() -> None:
+        async with TaskScheduler() as scheduler:
+            task.append(scheduler.schedule(noop))
+            assert event_loop_runs(task[0])
+            assert await anyio.to_thread.run_sync(event_loop_runs, task[0])
+
+    anyio.run(main, backend=backend)
+    assert not event_loop_runs(task[0])

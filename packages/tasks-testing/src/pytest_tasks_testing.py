@@ -9,12 +9,14 @@ beside the package, and has no hook around tests, because a run that records not
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from tasks_core import TaskScheduler
     from tasks_testing import TasksRecorder
 
 _MARKER = (
@@ -88,6 +90,20 @@ def tasks_recorder(request: pytest.FixtureRequest) -> TasksRecorder:
     __tracebackhide__ = True
     recorder: TasksRecorder = _hooks(request.config).recorder_of(request.node)
     return recorder
+
+
+@pytest.fixture
+def tasks_scheduler(request: pytest.FixtureRequest) -> Iterator[TaskScheduler]:
+    """
+    Run a scheduler during the test, for code that is called without its app.
+
+    `current_scheduler()` finds it in the test, and in what the test calls. In an async test, the scheduler runs on the
+    event loop of the test. It starts when the body of the test starts, after the fixtures. In any other test, it runs
+    on an event loop of its own in another thread.
+    """
+    from tasks_testing._pytest.scheduler import scheduler_of
+
+    yield from scheduler_of(request.node)
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:

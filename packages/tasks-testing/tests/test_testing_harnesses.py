@@ -437,3 +437,99 @@ def test_sync_endpoint(client, tasks_recorder):
         *NO_ASYNCIO,
     )
     result.assert_outcomes(passed=3)
+
+
+WITHOUT_APP = """
+import anyio
+import pytest
+from fastapi import FastAPI
+from tasks_core import TaskScheduler, current_scheduler, current_task
+from tasks_fastapi import Tasks, add_tasks, current_tasks
+from tasks_testing import call
+
+ran = []
+
+async def mail(to):
+    ran.append(to)
+
+class Orders:
+    def create(self, to):
+        current_scheduler().schedule(mail, to)
+
+async def create_order(to: str, tasks: Tasks):
+    tasks.schedule(mail, "now")
+    tasks.after_response.schedule(mail, to)
+
+def test_a_service(tasks_scheduler, tasks_recorder):
+    Orders().create("ann")
+    tasks_recorder.assert_ran(call(mail, "ann"), times=1)
+    assert current_scheduler() is tasks_scheduler
+
+ASYNC
+class TestMethods:
+    async def test_a_service_on_an_event_loop(self, tasks_scheduler, tasks_recorder):
+        Orders().create("ann")
+        await tasks_recorder.adrain()
+        tasks_recorder.assert_ran(call(mail, "ann"), times=1)
+        assert current_scheduler() is tasks_scheduler
+
+    async def test_an_endpoint_that_is_called_directly(self, tasks_scheduler, tasks_recorder):
+        await create_order("ann", current_tasks())
+        await tasks_recorder.adrain()
+        tasks_recorder.immediate.assert_ran(call(mail, "now"), times=1)
+        tasks_recorder.after_response.assert_ran(call(mail, "ann"), times=1)
+
+    async def test_the_end_waits_for_tasks(self, tasks_scheduler):
+        tasks_scheduler.schedule(mail, "late")
+
+def test_they_have_ended():
+    assert ran[-1] == "late"
+    with pytest.raises(RuntimeError):
+        current_scheduler()
+"""
+
+
+def test_a_scheduler_without_an_app_under_anyio(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(WITHOUT_APP.replace("ASYNC", "@pytest.mark.anyio"))
+    pytester.runpytest("-p", "no:cacheprovider", "-W", "error", *NO_ASYNCIO).assert_outcomes(passed=8)
+
+
+@pytest.mark.parametrize("mode", ["auto", "strict"])
+def test_a_scheduler_without_an_app_under_pytest_asyncio(pytester: pytest.Pytester, mode: str) -> None:
+    pytester.makeini(
+        f"[pytest]\nasyncio_mode = {mode}\nasyncio_default_fixture_loop_scope = session\naddopts = -p no:anyio"
+    )
+    pytester.makepyfile(WITHOUT_APP.replace("ASYNC", "@pytest.mark.asyncio"))
+    pytester.runpytest("-p", "no:cacheprovider", "-W", "error").assert_outcomes(passed=5)
+
+
+def test_an_event_loop_that_does_not_run_is_named(pytester: pytest.Pytester) -> None:
+    pytester.makeini(
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = session\naddopts = -p no:anyio"
+    )
+    pytester.makepyfile("""
+import pytest
+import pytest_asyncio
+from tasks_core import TaskScheduler
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def scheduler():
+    async with TaskScheduler(grace_period=0) as scheduler:
+        yield scheduler
+
+async def work(): ...
+
+@pytest.mark.tasks_recorder(timeout=0.1)
+@pytest.mark.asyncio(loop_scope="function")
+async def test_one(scheduler, tasks_recorder):
+    scheduler.schedule(work)
+    await tasks_recorder.adrain()
+""")
+    result = pytester.runpytest("-p", "no:cacheprovider", "-W", "ignore::tasks_testing.TaskLostWarning")
+    result.stdout.fnmatch_lines(
+        [
+            "E * AssertionError: adrain() waited 0.1 s, and 1 task not ended",
+            "E * #1 work()  pending, scheduled at *",
+            "E *     the event loop of its scheduler does not run: start the scheduler on the event loop of *",
+        ]
+    )

@@ -128,6 +128,7 @@ class TaskOwner(Protocol):
     def scheduler(self) -> Any: ...  # the TaskScheduler
     def now(self) -> float: ...
     def here(self) -> bool: ...
+    def loop_runs(self) -> bool: ...
     def cancel(self, task: Task[Any]) -> bool: ...
     def release(self, task: Task[Any]) -> None: ...
     async def call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any: ...
@@ -439,6 +440,15 @@ def current_task() -> Task[Any] | None:
     if not task._state.finished:
         return task
     return task if THREAD.attempt is not None and THREAD.attempt.task is task else None
+
+
+def event_loop_runs(task: Task[Any]) -> bool:
+    """
+    Return whether the event loop of the scheduler of *task* runs. While it does not, the task cannot go on.
+
+    May be called from any thread.
+    """
+    return task._owner.loop_runs()
 
 
 def release_task(task: Task[Any]) -> None:

@@ -39,6 +39,10 @@ class Backend(Protocol):
         """Return whether this event loop runs the caller."""
         ...
 
+    def runs(self) -> bool:
+        """Return whether this event loop runs at all, in any thread."""
+        ...
+
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         """Run *callback* on the loop; call from any thread. Raises `RuntimeError` when the loop is gone."""
         ...
@@ -75,6 +79,9 @@ class AsyncioBackend:
         except RuntimeError:
             return False
         return running is self._loop and not _in_trio()
+
+    def runs(self) -> bool:
+        return self._loop.is_running()
 
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(callback, context=for_another_thread(copy_context()))
@@ -118,6 +125,13 @@ class TrioBackend:
 
     def runs_caller(self) -> bool:
         return _in_trio() and self._trio.lowlevel.current_trio_token() is self._token
+
+    def runs(self) -> bool:
+        try:
+            self._token.run_sync_soon(_do_nothing, idempotent=True)
+        except RuntimeError:  # it has ended
+            return False
+        return True
 
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         self._token.run_sync_soon(callback)
@@ -185,6 +199,9 @@ def _in_context(context: Context, start: Callable[..., None]) -> Callable[..., N
         context.run(start, *args, name=name)
 
     return start_in_context
+
+
+def _do_nothing() -> None: ...
 
 
 def _raise_signal() -> None:

@@ -49,6 +49,10 @@ class Loop:
         assert self._backend is not None
         await self._backend.close()
 
+    def runs(self) -> bool:
+        """Return whether the event loop runs, in any thread; false if it was never opened."""
+        return self._backend is not None and self._backend.runs()
+
     def here(self) -> bool:
         """Whether the caller is on the thread of the loop."""
         return threading.get_ident() == self.thread_id

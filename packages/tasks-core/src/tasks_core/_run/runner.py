@@ -128,6 +128,9 @@ class Runner:
     def here(self) -> bool:
         return self.loop.here()
 
+    def loop_runs(self) -> bool:
+        return self.loop.runs()
+
     async def call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any:
         return await self.attempts.call_in_thread(task, func)
 

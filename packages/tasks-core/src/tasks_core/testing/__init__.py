@@ -12,6 +12,13 @@ with override_clock(my_clock):
 from tasks_core._clock import MonotonicClock, override_clock
 from tasks_core._durable.host import override_engine
 from tasks_core._support.call import function_name
-from tasks_core._task import release_task
+from tasks_core._task import event_loop_runs, release_task
 
-__all__ = ("MonotonicClock", "function_name", "override_clock", "override_engine", "release_task")
+__all__ = (
+    "MonotonicClock",
+    "event_loop_runs",
+    "function_name",
+    "override_clock",
+    "override_engine",
+    "release_task",
+)

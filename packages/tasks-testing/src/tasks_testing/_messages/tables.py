@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tasks_core.testing import event_loop_runs
+
 from tasks_testing._recording.record import RecordedTask, code_for
 from tasks_testing._recording.recording import Recording
 from tasks_testing._text import number_of, shorten, show_where
@@ -48,6 +50,11 @@ def list_unsettled(recording: Recording, tasks: Sequence[RecordedTask[Any]]) -> 
 
 def waits_for(recording: Recording, task: RecordedTask[Any]) -> str:
     """Return the event that the task waits for and that needs the test; "" if there is none."""
+    if not event_loop_runs(task.task):
+        return (
+            "the event loop of its scheduler does not run: start the scheduler on the event loop of the test, "
+            "as the fixture tasks_scheduler does"
+        )
     name = code_for(task)
     due = recording.queue.due_at(task.task)
     if task.state == "held":
