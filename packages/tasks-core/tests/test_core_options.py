@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 import pytest
-from tasks_core import SchedulerOptions, ShutdownOptions, TaskConfig, TaskObserver, TaskScheduler
+from tasks_core import SchedulerOptions, ShutdownOptions, TaskConfig, TaskObserver, TaskScheduler, durable
 from tasks_core._durable.command import main
+from tasks_core._durable.task import OF_THE_RUN, OF_THE_SUBMIT
 from tasks_core._observer import Hooks
 from tasks_core._options import Option, complete, options_of, text_of
 from tasks_core._support.overrides import OverrideStack
@@ -32,6 +33,14 @@ def test_a_field_without_a_rule_is_refused() -> None:
 
     with pytest.raises(KeyError, match="rule"):
         Forgotten()
+
+
+def test_each_field_has_a_meaning_for_a_durable_call() -> None:
+    """A field that is added to `TaskConfig` must not be ignored for a durable function in silence."""
+    assert not OF_THE_SUBMIT & OF_THE_RUN.keys()
+    assert OF_THE_SUBMIT | OF_THE_RUN.keys() == {option.name for option in fields(TaskConfig)}
+    taken = inspect.signature(durable).parameters
+    assert [option for option, of_function in OF_THE_RUN.items() if of_function != (option in taken)] == []
 
 
 def test_each_field_of_a_policy_is_checked() -> None:

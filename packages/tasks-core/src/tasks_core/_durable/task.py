@@ -61,6 +61,12 @@ class CallOptions:
     transaction: Any = None
 
 
+# What an option of `.task(...)` means for a durable call. Each is in one of the two.
+OF_THE_SUBMIT = frozenset(("name", "shield", "when", "delay"))
+"""It is about the submit, or about when the call is submitted; a submit is always shielded."""
+OF_THE_RUN = {"on_error": True, "timeout": True, "limiter": False, "on_end": False}
+"""It would be about the run, in another process: an error at the call. The value is whether `@durable()` takes it."""
+
 # Seconds that an engine has to acknowledge.
 _TIME_LIMIT = 5.0
 
@@ -189,8 +195,8 @@ def submit_call(
         function,
         scheduled.args,
         scheduled.kwargs,
-        # Errors are raised where the acknowledgement is awaited; a handler, a timeout and a limit are for the run.
-        replace(config, shield=True, on_error=None, timeout=None, limiter=None),
+        # Errors are raised where the acknowledgement is awaited; what belongs to the run has no effect on the submit.
+        replace(config, shield=True, **dict.fromkeys(OF_THE_RUN)),
         phase,
         False,
         copy_context(),
@@ -227,9 +233,9 @@ def check_submitted(task: DurableTask) -> None:
 
 def _check_capabilities(function: FunctionInfo, engine: Engine, target: ScheduleTarget, options: CallOptions) -> None:
     config, inherited = target.config, target._inherited
-    for option in ("on_error", "timeout", "limiter"):
+    for option, of_function in OF_THE_RUN.items():
         if getattr(config, option) is not getattr(inherited, option):
-            where = "" if option == "limiter" else f". Give it to the function: @durable({option}=...)"
+            where = f". Give it to the function: @durable({option}=...)" if of_function else ""
             raise EngineCapabilityError(
                 f"{function!r} runs in another process, where {option}= of this call has no effect{where}"
             )
