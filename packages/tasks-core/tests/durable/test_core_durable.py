@@ -302,7 +302,7 @@ async def test_what_belongs_to_the_run_cannot_be_said_at_the_call() -> None:
     config = TaskConfig(timeout=0.001, on_error=functions.report, limiter=anyio.CapacityLimiter(1))
     async with TaskScheduler(engine=ListEngine(), config=config) as scheduler:
         await scheduler.schedule(note, "inherited options are for others")
-        for option in ({"timeout": 1.0}, {"on_error": print}, {"limiter": anyio.CapacityLimiter(1)}):
+        for option in ({"timeout": 1.0}, {"on_error": print}, {"limiter": anyio.CapacityLimiter(1)}, {"on_end": print}):
             with pytest.raises(EngineCapabilityError, match=f"another process, where {next(iter(option))}="):
                 scheduler.task(**option).schedule(note, "x")
 
