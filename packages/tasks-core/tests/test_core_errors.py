@@ -115,7 +115,7 @@ async def test_a_task_that_awaits_what_was_cancelled_is_cancelled_and_says_so(
     async with TaskScheduler() as scheduler:
         task = scheduler.schedule(await_something_cancelled)
         await task.wait()
-    reason = "what it waited for was cancelled, or somebody cancelled it from outside"
+    reason = "what it waited for was cancelled, or it was cancelled through the event loop"
     assert (task.state, task.reason) == (TaskState.CANCELLED, reason)
     (line,) = messages(caplog, logging.WARNING)
     assert line.startswith("Task 'test_a_task_that_awaits_what_was_cancelled_is_cancelled_and_says_so.await_something")
@@ -351,7 +351,8 @@ E = ValueError("again")
         (retry(attempts=6, backoff=3, max_delay=10), [E] * 6, (6, [3, 6, 10, 10, 10], TaskState.FAILED)),
         (retry(attempts=4, backoff=0), [E] * 4, (4, [0, 0, 0], TaskState.FAILED)),
         (retry(attempts=3, backoff=lambda n: n * 7.0), [E] * 3, (3, [7, 14], TaskState.FAILED)),
-        (retry(attempts=3, backoff=lambda n: 1e9), [E] * 3, (3, [60, 60], TaskState.FAILED)),
+        (retry(attempts=3, backoff=lambda n: 1e9), [E] * 3, (3, [1e9, 1e9], TaskState.FAILED)),
+        (retry(attempts=3, backoff=lambda n: 1e9, max_delay=60), [E] * 3, (3, [60, 60], TaskState.FAILED)),
         (retry(on=OSError), [E], (1, [], TaskState.FAILED)),
         (retry(on=(OSError, ValueError)), [E, None], (2, [1.0], TaskState.SUCCEEDED)),
         (chain(retry(on=OSError), retry(backoff=5)), [OSError(), E, None], (3, [1.0, 10.0], TaskState.SUCCEEDED)),

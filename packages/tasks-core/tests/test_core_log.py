@@ -48,4 +48,4 @@ async def test_a_record_names_the_line_that_logs(caplog: pytest.LogCaptureFixtur
     async with TaskScheduler() as scheduler:
         await scheduler.schedule(fail).wait()
     record = next(record for record in caplog.records if record.levelno == logging.ERROR)
-    assert (record.filename, record.funcName) == ("attempt.py", "_fail")
+    assert (record.filename, record.funcName) == ("attempt.py", "_log_failure")

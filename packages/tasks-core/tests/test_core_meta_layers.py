@@ -57,8 +57,8 @@ def used_attributes(tree: ast.AST) -> Iterator[str]:
     """List the attributes that a module reads or writes, also those that it names in a string."""
     for node in ast.walk(tree):
         match node:
-            case ast.Attribute(value=ast.Name(id="sys"), attr="_getframe"):
-                pass  # documented, in spite of its name
+            case ast.Attribute(value=ast.Name(id="sys"), attr="_getframe" | "_current_frames"):
+                pass  # documented, in spite of their names
             case ast.Attribute(attr="_name_" | "_value_"):
                 pass  # documented, of enums
             case ast.Attribute(attr=name):

@@ -190,7 +190,7 @@ def test_asyncio_tasks_cancelled_from_outside_before_their_first_step(caplog: py
     assert time.monotonic() - began < 30
     assert scheduler.report is not None
     assert [lost.reason for lost in scheduler.report.discarded] == [
-        "somebody cancelled it from outside of the scheduler before it started"
+        "it was cancelled through the event loop before it started"
     ] * 2
 
 
@@ -208,8 +208,8 @@ def test_asyncio_tasks_cancelled_from_outside_while_they_wait_or_run() -> None:
     report = asyncio.run(main()).report
     assert report is not None
     assert {lost.reason for lost in report.lost} == {
-        "what it waited for was cancelled, or somebody cancelled it from outside",
-        "somebody cancelled it from outside of the scheduler while it waited for its turn",
+        "what it waited for was cancelled, or it was cancelled through the event loop",
+        "it was cancelled through the event loop while it waited for its turn",
     }
 
 

@@ -234,7 +234,7 @@ async def test_a_clock_that_raises_loses_no_task(caplog: pytest.LogCaptureFixtur
     assert (task.state, task.reason) == (TaskState.DISCARDED, "waiting for its delay or its limiter raised OSError")
     assert (again.state, again.attempts) == (TaskState.CANCELLED, 1)
     assert isinstance(task.exception, OSError)
-    assert len([line for line in messages(caplog, logging.WARNING) if "raised OSError" in line]) == 2
+    assert len([line for line in messages(caplog, logging.WARNING) if "limiter raised OSError" in line]) == 2
 
 
 async def _fail() -> None:

@@ -122,6 +122,9 @@ class TaskConfig(_Derived):
                 rule.refuse(option.name, value)
         is_plain = not self.delay and self.limiter is None and self.on_end is None
         object.__setattr__(self, "is_plain", is_plain)
+        if self.name is not None and type(self.name) is not str:
+            # The `__str__` of a subclass may raise, and would do so in the middle of a log line.
+            object.__setattr__(self, "name", str.__str__(self.name))
 
     @property
     def shielded(self) -> bool:

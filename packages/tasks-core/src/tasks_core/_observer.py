@@ -1,12 +1,15 @@
-"""Watching tasks, and stepping in before an attempt: the seam for tracing, metrics and tests."""
+"""Observers: what tracing, metrics and tests hear of tasks, and how they act on an attempt."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ._support.call import function_name
 from ._support.log import logger
 from ._support.overrides import OverrideStack, Subscription
+from .exceptions import InvalidConfigError
 
 if TYPE_CHECKING:
     from ._config import Outcome
@@ -21,18 +24,19 @@ class RunAttempt(Protocol):
 
 class TaskObserver:
     """
-    Something that wants to know what happens to tasks. Override what you need; the rest costs nothing.
+    The base class of observers. Override the methods that you need; the others cost nothing.
 
     Every method may be called from the event loop of any scheduler in the process, and `task_scheduled` also from the
-    thread that called `schedule()`; none may block. An exception raised by an observer is logged and harms nobody; only
-    `around_attempt` is part of the attempt itself, and what it raises is the failure of that attempt.
+    thread that called `schedule()`. None may block, and only `around_attempt` is a coroutine function. An exception
+    that an observer raises is logged, and changes nothing for the task; only `around_attempt` is part of the attempt
+    itself, and what it raises is the failure of that attempt.
     """
 
     def task_scheduled(self, task: Task[Any]) -> None:
         """`schedule()` accepted the task; called before `schedule()` returns and before the task can start."""
 
     def task_started(self, task: Task[Any]) -> None:
-        """An attempt begins; `task.attempts` says which."""
+        """An attempt begins; `task.attempts` is its number."""
 
     def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
         """An attempt failed with *exception*, and the task runs again after *delay* seconds."""
@@ -48,7 +52,7 @@ class TaskObserver:
 
     def origin_event(self, origin: object, event: str) -> None:
         """
-        Something happened to what phases belong to (`TaskPhase.origin`), as `announce()` was told.
+        `announce(origin, event)` was called: *event* happened to what phases belong to (`TaskPhase.origin`).
 
         For a request, tasks-fastapi announces `request_started`, `route_returned`, `response_started`, `response_sent`
         and `request_finished`, in this order; its origin has the attributes `method`, `path`, `status` and `error`.
@@ -59,9 +63,9 @@ class TaskObserver:
 
     def hold_task(self, task: Task[Any]) -> bool:
         """
-        Say whether to keep the task from starting although its phase is open.
+        Return whether to keep the task from starting although its phase is open.
 
-        Asked once for each task. A held task stays pending until `tasks_core.testing.release_task(task)`; one that is
+        Called once for each task. A held task stays pending until `tasks_core.testing.release_task(task)`; one that is
         still held when shutdown begins is discarded.
         """
         return False
@@ -71,7 +75,9 @@ class TaskObserver:
         Run one attempt of the task: return `await run()`, with whatever is wanted around it.
 
         `run(func)` calls *func* with the task's arguments in place of the task's own function. Returning without `run`
-        replaces the result; raising makes the attempt fail. Runs in the context of the task.
+        replaces the result; raising makes the attempt fail. Runs in the context of the task. If the attempt fails, the
+        line that logs the failure is written with the context variables that this method has set around `run()`: an
+        isolation scope of an error tracker, or the span that the line belongs to.
         """
         return await run()
 
@@ -99,9 +105,12 @@ class Hooks:
     def update(self, observers: tuple[TaskObserver, ...]) -> None:
         """Replace the tuples by the overridden methods of *observers*."""
         for hook in HOOKS:
-            default = getattr(TaskObserver, hook)
-            listening = [o for o in observers if getattr(type(o), hook, default) is not default]
-            setattr(self, hook, tuple(getattr(observer, hook) for observer in listening))
+            setattr(self, hook, tuple(getattr(observer, hook) for observer in observers if _overrides(observer, hook)))
+
+
+def _overrides(observer: TaskObserver, hook: str) -> bool:
+    default = getattr(TaskObserver, hook)
+    return getattr(type(observer), hook, default) is not default
 
 
 hooks = Hooks()
@@ -110,19 +119,28 @@ _observers: OverrideStack[TaskObserver] = OverrideStack(hooks.update)
 
 def observe(observer: TaskObserver) -> Subscription:
     """
-    Tell *observer* about the tasks of every scheduler in this process, until the subscription is closed.
+    Call the methods of *observer* for the tasks of every scheduler in this process, until the subscription is closed.
 
-    Observers are looked up at the moment of each event, so it does not matter which was there first, the scheduler or
-    the observer. They are called in the order in which they came.
+    Observers are looked up at the moment of each event, so that it does not matter whether the scheduler or the
+    observer was made first. They are called in the order of their `observe()` calls.
+
+    Raises:
+        InvalidConfigError: a method other than `around_attempt` is a coroutine function, which nothing would await.
     """
+    for hook in HOOKS:
+        if hook != "around_attempt" and inspect.iscoroutinefunction(getattr(observer, hook, None)):
+            raise InvalidConfigError(
+                f"observe({type(observer).__qualname__}()): {hook} is a coroutine function, which nothing would "
+                f"await. Write `def {hook}(self, ...)`, without `async`"
+            )
     return _observers.add(observer)
 
 
 def announce(origin: object, event: str) -> bool:
     """
-    Tell observers that *event* happened to *origin*, something that phases belong to; return whether anybody listens.
+    Call `origin_event(origin, event)` of all observers; return whether there is one.
 
-    Free if nobody does.
+    *origin* is what phases belong to. Costs nothing if no observer overrides `origin_event`.
     """
     if not hooks.origin_event:
         return False
@@ -131,13 +149,13 @@ def announce(origin: object, event: str) -> bool:
 
 
 def notify(callbacks: tuple[Callable[..., object], ...], *args: object) -> None:
-    """Call every callback, whatever the others do."""
+    """Call every callback, also when one before it has raised."""
     for callback in callbacks:
         _ask(callback, *args)
 
 
 def is_held(task: Task[Any]) -> bool:
-    """Ask all observers whether one of them holds the task."""
+    """Ask all observers; return whether one of them holds the task."""
     answers = [_ask(hold_task, task) for hold_task in hooks.hold_task]
     return any(answers)
 
@@ -147,6 +165,11 @@ def _ask(callback: Callable[..., object], *args: object) -> object:
         return callback(*args)
     except KeyboardInterrupt:
         raise  # meant for the process
-    except BaseException:  # SystemExit too: the observer is a guest in somebody else's task
-        logger.exception("An observer raised in %s; the task is not affected", callback.__name__)
+    except BaseException as error:  # SystemExit too: the task is not the observer's to end
+        # By its own name if it has one: a partialmethod or a mock has none.
+        logger.error("An observer raised in %s; the task is not affected", _name(callback), exc_info=error)
         return None
+
+
+def _name(callback: Callable[..., object]) -> str:
+    return function_name(callback).rpartition(".")[2]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from ._config import Outcome, TaskConfig
@@ -71,7 +69,7 @@ class TaskPhase(ScheduleTarget):
         self._immediate = opened
         self._outcome: Outcome | None = "success" if opened else None
         self._discarded: str | None = None
-        self.name = name
+        self.name = str.__str__(name)  # the `__str__` of a subclass may raise
         self.origin = origin
 
     config: TaskConfig
@@ -132,10 +130,7 @@ class TaskPhase(ScheduleTarget):
         """
         if outcome not in ("success", "error"):
             raise InvalidConfigError(f"open({outcome!r}): outcome must be 'success' or 'error'")
-        if get_ident() == self._runner.loop.thread_id:  # Loop.here(), without the call
-            self._open(outcome)
-        else:
-            self._runner.loop.post(partial(self._open, outcome))
+        self._runner.loop.call(self._open, outcome)
 
     def discard(self, reason: str) -> None:
         """Discard the tasks, and those that are scheduled here later; each is logged with *reason*, at INFO."""

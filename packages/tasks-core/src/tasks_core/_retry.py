@@ -1,9 +1,11 @@
-"""Running a failed task again: the policy, the error handlers that follow it, and ways to combine handlers."""
+"""How a failed task runs again: the policy, the error handlers that follow it, and ways to combine handlers."""
 
 from __future__ import annotations
 
+import inspect
 import random
-from collections.abc import Callable, Coroutine, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 ExceptionTypes: TypeAlias = type[Exception] | tuple[type[Exception], ...]
 
 _SECONDS = must_be(is_finite_seconds, "a finite number of seconds, 0 or more")
+_LONGEST = 60.0
+_UNBOUNDED = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class RetryPolicy:
             do not come back together.
 
         on: The exceptions after which the task runs again, as classes or as names (`"module:Class"`). Subclasses count.
+            A group counts if every exception in it does, because a task group raises its failures as a group.
 
     Raises:
         InvalidConfigError: an argument has a value that it cannot have, or *backoff* is longer than *max_delay*.
@@ -65,7 +70,7 @@ class RetryPolicy:
 
     attempts: int = field(default=3, metadata=must_be(is_count, "a whole number, 1 or more"))
     backoff: float = field(default=1.0, metadata=_SECONDS)
-    max_delay: float = field(default=60.0, metadata=_SECONDS)
+    max_delay: float = field(default=_LONGEST, metadata=_SECONDS)
     jitter: float = field(
         default=0.0, metadata=must_be(lambda v: is_finite_seconds(v) and v <= 1, "a number from 0 to 1")
     )
@@ -92,9 +97,12 @@ class RetryPolicy:
 
     def pause(self, exception: BaseException, failures: int) -> float | None:
         """Return the seconds to wait after the *failures*-th failure, or `None` when it was the last attempt."""
-        if failures >= self.attempts or not any(_class_name(cls) in self._names for cls in type(exception).__mro__):
+        if failures >= self.attempts or not _fits(exception, self._names_fit):
             return None
         return self._pause_after(failures)
+
+    def _names_fit(self, exception: BaseException) -> bool:
+        return any(_class_name(cls) in self._names for cls in type(exception).__mro__)
 
     def _pause_after(self, failures: int) -> float:
         # 2.0 ** 1024 overflows; max_delay has cut the pause off long before
@@ -118,6 +126,13 @@ class RetryPolicy:
         return cls(**{**data, "on": tuple(data["on"])})
 
 
+def _fits(exception: BaseException, fits: Callable[[BaseException], bool]) -> bool:
+    """Return whether an exception fits, or is a group in which every exception does."""
+    if fits(exception):
+        return True
+    return isinstance(exception, BaseExceptionGroup) and all(_fits(inner, fits) for inner in exception.exceptions)
+
+
 def _class_name(cls: object) -> str:
     return cls if isinstance(cls, str) else f"{cls.__module__}:{cls.__qualname__}"  # type: ignore[attr-defined]  # a class
 
@@ -127,7 +142,7 @@ def retry(
     attempts: int = 3,
     on: ExceptionTypes = Exception,
     backoff: float | Callable[[int], float] = 1.0,
-    max_delay: float = 60.0,
+    max_delay: float | None = None,
     jitter: float = 0.0,
 ) -> TaskErrorHandler:
     """
@@ -136,12 +151,12 @@ def retry(
     Args:
         attempts: As in `RetryPolicy`.
 
-        on: The exceptions after which the task runs again. All others end the task.
+        on: The exceptions after which the task runs again, or a group of only such. All others end the task.
 
         backoff: As in `RetryPolicy`; or a function that takes the number of the attempt that failed (from 1) and
             returns the seconds to wait.
 
-        max_delay: As in `RetryPolicy`.
+        max_delay: As in `RetryPolicy`. Default: 60; no bound for what a function returns.
 
         jitter: As in `RetryPolicy`.
 
@@ -154,9 +169,10 @@ def retry(
             "retry(on=...): on must be an exception class or a tuple of them, as in on=(OSError, TimeoutError)"
         )
     if callable(backoff):
-        policy = _HandlerPolicy(attempts, 0.0, max_delay, jitter)
-        return _RetryHandler(policy, types, backoff)
-    return _RetryHandler(_HandlerPolicy(attempts, backoff, max_delay, jitter), types, None)
+        longest = _UNBOUNDED if max_delay is None else max_delay
+        return _RetryHandler(_HandlerPolicy(attempts, 0.0, longest, jitter), types, backoff)
+    longest = _LONGEST if max_delay is None else max_delay
+    return _RetryHandler(_HandlerPolicy(attempts, backoff, longest, jitter), types, None)
 
 
 class _HandlerPolicy(RetryPolicy):
@@ -175,11 +191,14 @@ class _RetryHandler:
     backoff: Callable[[int], float] | None
 
     async def __call__(self, task: Task[Any], exception: Exception) -> object:
-        if not isinstance(exception, self.on) or task.attempts >= self.policy.attempts:
+        if not _fits(exception, self._is_wanted) or task.attempts >= self.policy.attempts:
             return None
         if self.backoff is None:
             return Retry(self.policy._pause_after(task.attempts))
         return Retry(self.policy._with_jitter(min(self.backoff(task.attempts), self.policy.max_delay)))
+
+    def _is_wanted(self, exception: BaseException) -> bool:
+        return isinstance(exception, self.on)
 
 
 def chain(*handlers: TaskErrorHandler) -> TaskErrorHandler:
@@ -230,7 +249,7 @@ async def ask(handler: Callable[..., Any], task: Task[Any], *args: object) -> ob
         if is_async
         else await task._owner.call_in_thread(task, partial(handler, task, *args))
     )
-    return await answer if isinstance(answer, Coroutine) else answer
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 def _check_handlers(where: str, handlers: tuple[object, ...]) -> None:

@@ -139,6 +139,7 @@ class TaskScheduler(ScheduleTarget):
         """
         if self._runner.stage <= Stage.STARTING:
             raise RuntimeError("resume() goes with a scheduler that was started: await scheduler.start(paused=True)")
+        self._runner.paused = False  # at once, so that the caller may wait for its tasks
         self._runner.loop.call(self._runner.resume)
 
     async def aclose(self) -> ShutdownReport:
@@ -248,7 +249,7 @@ class TaskScheduler(ScheduleTarget):
 
     def on_event_loop(self) -> bool:
         """Return whether the caller runs on the event loop on which the scheduler was started."""
-        return self._runner.loop.runs_caller()
+        return self._runner.here()
 
     @property
     def tasks(self) -> tuple[Task[Any], ...]:

@@ -129,6 +129,7 @@ class TaskOwner(Protocol):
     def now(self) -> float: ...
     def here(self) -> bool: ...
     def loop_runs(self) -> bool: ...
+    def check_wait(self, task: Task[Any]) -> None: ...
     def cancel(self, task: Task[Any]) -> bool: ...
     def release(self, task: Task[Any]) -> None: ...
     async def call_in_thread(self, task: Task[Any], func: Callable[[], object]) -> Any: ...
@@ -149,6 +150,7 @@ class Task(Generic[T]):
         "_cancel_reason",
         "_code",
         "_context",
+        "_failed_in",
         "_finished",
         "_instruction",
         "_is_async",
@@ -190,7 +192,10 @@ class Task(Generic[T]):
     scheduled_at: float
     """When `schedule()` was called, by the clock of the scheduler."""
 
+    # Set when there is something to keep, and missing otherwise: most tasks need neither.
     _lost: bool
+    _failed_in: Context
+    """The context variables inside of all observers, at the end of the last attempt."""
     _provided: ProvidedCall | None = None
     """How to call the function, if a provider supplies arguments; see `ProvidedTask`."""
 
@@ -319,8 +324,9 @@ class Task(Generic[T]):
         Cancellation: cancelling the waiter does not cancel the task.
 
         Raises:
-            RuntimeError: the caller runs on another event loop than the scheduler, which could not wake it; or the
-                phase of the task waits for the caller.
+            RuntimeError: the caller runs on another event loop than the scheduler, which could not wake it; or the wait
+                could never end: the caller is the task itself, the phase of the task waits for the caller, or the
+                scheduler is paused.
         """
         if self._state.finished:
             await anyio.lowlevel.checkpoint()
@@ -330,6 +336,7 @@ class Task(Generic[T]):
                 "task.wait() and `await task` work on the event loop of the scheduler only. "
                 "From a worker thread of that loop write: anyio.from_thread.run(task.wait)"
             )
+        self._owner.check_wait(self)
         phase = self._phase
         if phase is not None and phase.origin is not None and current() is phase.origin and phase._holds(self):
             raise RuntimeError(
@@ -358,7 +365,7 @@ class Task(Generic[T]):
                 assert self.exception is not None
                 try:
                     # As asyncio.Future does, because the traceback would grow with each call otherwise.
-                    raise self.exception.with_traceback(self._traceback)
+                    raise BaseException.with_traceback(self.exception, self._traceback)
                 finally:
                     del self  # the traceback refers to this frame, which would be a reference cycle
             case TaskState.CANCELLED:

@@ -7,6 +7,7 @@ TasksError
 ├── InvalidConfigError      (ValueError)    an option has a value that it cannot have
 ├── SchedulerNotStartedError (RuntimeError) `schedule()` before `async with scheduler`
 ├── SchedulerClosedError    (RuntimeError)  `schedule()` after shutdown began
+├── WrongEventLoopError     (RuntimeError)  `schedule()` where the event loop of the scheduler cannot be reached
 ├── TaskQueueFullError      (RuntimeError)  `max_pending` tasks are waiting already
 ├── TaskNotFinishedError    (RuntimeError)  `result()` of a task that has not ended
 ├── TaskCancelledError      (RuntimeError)  the result of a task that was cancelled
@@ -42,6 +43,7 @@ __all__ = (
     "TaskQueueFullError",
     "TasksError",
     "UnknownTaskError",
+    "WrongEventLoopError",
 )
 
 
@@ -63,6 +65,14 @@ class SchedulerNotStartedError(TasksError, RuntimeError):
 
 class SchedulerClosedError(TasksError, RuntimeError):
     """Raised by `schedule()` after shutdown has begun, except inside a task that still runs."""
+
+
+class WrongEventLoopError(TasksError, RuntimeError):
+    """
+    Raised by `schedule()` on another event loop than that of the scheduler, if that loop does not run at the moment.
+
+    If it runs, in another thread, the task is accepted and starts there.
+    """
 
 
 class TaskQueueFullError(TasksError, RuntimeError):

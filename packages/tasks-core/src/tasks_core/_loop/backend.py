@@ -1,4 +1,4 @@
-"""The seam to the event loop: all that this package needs of asyncio and trio, and the only place that names them."""
+"""All that this package needs of an event loop; the only module that imports asyncio or trio."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import anyio
 
@@ -25,15 +27,49 @@ class Spawn(Protocol):
     def __call__(self, context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> NativeTask: ...
 
 
+class Interruption(Protocol):
+    """A block that can be cancelled, so that the program goes on behind it."""
+
+    @property
+    def cancel_called(self) -> bool: ...
+
+    def cancel(self) -> object: ...
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool: ...
+
+
 class Backend(Protocol):
-    """An event loop that runs. Tasks belong to the loop, not to whoever happens to run the scheduler."""
+    """An event loop. Tasks belong to the loop, and not to the task that entered the scheduler."""
 
     thread_id: int
     """Identifies the thread of the loop, as `threading.get_ident()` does."""
+    native: object
+    """What `running()` returns while the loop runs the caller."""
+
+    def running(self) -> object:
+        """Return the loop that runs the caller. Raises `RuntimeError` if none does."""
+        ...
 
     def spawn(self, context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> NativeTask:
-        """Start *coroutine* at the next turn of the loop; it must not raise. Call on the thread of the loop."""
+        """
+        Start *coroutine* at the next turn of the loop; it must not raise. Call on the loop.
+
+        With a *context*, it is a task of the application, for the task factory of the loop to see.
+        """
         ...
+
+    def interruption(self) -> Interruption:
+        """Return a block for the running coroutine."""
+        ...
+
+    def cancels_behind_shields(self, native: NativeTask) -> object:
+        """Return the coroutine of *native* if a cancellation also reaches what it awaits behind shields of anyio."""
+        ...
+
+    can_be_cancelled_singly: ClassVar[bool]
+    """Whether code that knows nothing of a task can cancel it: by `asyncio.all_tasks()`."""
 
     def runs_caller(self) -> bool:
         """Return whether this event loop runs the caller."""
@@ -44,11 +80,11 @@ class Backend(Protocol):
         ...
 
     def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
-        """Run *callback* on the loop; call from any thread. Raises `RuntimeError` when the loop is gone."""
+        """Run *callback* on the loop; call from any thread. Raises `RuntimeError` when the loop is closed."""
         ...
 
     def interrupt(self, error: KeyboardInterrupt) -> None:
-        """Raise *error*, or one like it, where Ctrl-C would raise it: no task may, being nobody's child."""
+        """Raise *error*, or one like it, where Ctrl-C would raise it, because no task of a scheduler may raise it."""
         ...
 
     async def open(self) -> None:
@@ -61,24 +97,55 @@ class Backend(Protocol):
 
 
 class AsyncioBackend:
-    """Native tasks: a third of the price of an anyio task group, and no parent whose cancellation they share."""
+    """
+    Starts native tasks.
 
-    __slots__ = ("_loop", "thread_id")
+    They cost a third of what the tasks of an anyio task group cost, and have no parent whose cancellation they share.
+    """
+
+    __slots__ = ("_creating", "_loop", "native", "running", "thread_id")
+    can_be_cancelled_singly: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._creating = False
         self.thread_id = threading.get_ident()
+        self.native: object = self._loop
+        self.running: Callable[[], object] = asyncio.get_running_loop
 
     def spawn(self, context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        # Not loop.create_task(): with an eager task factory that would run the task inside of schedule().
+        if context is not None and self._loop.get_task_factory() is not None:
+            return self._create_task(context, name, coroutine)
         return asyncio.Task(coroutine, loop=self._loop, name=name, context=context)
+
+    def _create_task(self, context: Context, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        # By the factory, because that is where error trackers give each task a scope of its own.
+        self._creating = True
+        try:
+            return context.run(self._loop.create_task, self._not_at_once(coroutine), name=name)
+        finally:
+            self._creating = False
+
+    async def _not_at_once(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            if self._creating:  # an eager factory: the task would run inside schedule()
+                await asyncio.sleep(0)
+            await coroutine
+        finally:
+            coroutine.close()  # if it has not begun
+            del coroutine  # the task is in it, and the frame of a function that failed keeps this one: a cycle
+
+    def interruption(self) -> Interruption:
+        return AsyncioInterruption()
+
+    def cancels_behind_shields(self, native: NativeTask) -> object:
+        return native.get_coro() if isinstance(native, asyncio.Task) else None
 
     def runs_caller(self) -> bool:
         try:
-            running = asyncio.get_running_loop()
+            return asyncio.get_running_loop() is self._loop and not _in_trio()
         except RuntimeError:
             return False
-        return running is self._loop and not _in_trio()
 
     def runs(self) -> bool:
         return self._loop.is_running()
@@ -96,6 +163,46 @@ class AsyncioBackend:
         pass
 
 
+class AsyncioInterruption:
+    """
+    Cancels the block once, as `asyncio.timeout()` does.
+
+    Not an anyio scope, which cancels every wait of the block until it is left: no clean-up that waits would complete.
+    """
+
+    __slots__ = ("_before", "_task", "cancel_called")
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._before = 0
+        self.cancel_called = False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self._before = self._task.cancelling()
+
+    def cancel(self) -> None:
+        if self._task is not None and not self.cancel_called:
+            self.cancel_called = True
+            self._task.cancel()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        task, self._task = self._task, None
+        assert task is not None
+        if not self.cancel_called or task.uncancel() > self._before:
+            return False  # also the task itself was cancelled, which goes on
+        return exc is not None and _is_cancellation(exc)
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancellation, error.exceptions))
+    return isinstance(error, asyncio.CancelledError)
+
+
 class TrioBackend:
     """
     A nursery that a system task holds open.
@@ -104,7 +211,8 @@ class TrioBackend:
     scheduler is cancelled.
     """
 
-    __slots__ = ("_host", "_nursery", "_token", "_trio", "thread_id")
+    __slots__ = ("_host", "_nursery", "_token", "_trio", "native", "thread_id")
+    can_be_cancelled_singly: ClassVar[bool] = False
 
     def __init__(self) -> None:
         import trio
@@ -114,11 +222,22 @@ class TrioBackend:
         self._host: trio.CancelScope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self.thread_id = threading.get_ident()
+        self.native: object = self._token
+
+    def running(self) -> object:
+        self._trio.lowlevel.current_task()  # raises between the turns of a guest, when its host runs the caller
+        return self._trio.lowlevel.current_trio_token()
+
+    def interruption(self) -> Interruption:
+        return self._trio.CancelScope()
+
+    def cancels_behind_shields(self, native: NativeTask) -> object:
+        return None  # trio waits for the threads of what it cancels
 
     def spawn(self, context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> TrioTask:
         assert self._nursery is not None
         task = TrioTask(self._trio.CancelScope(), self.interrupt)
-        # trio copies the context of whoever calls start_soon()
+        # trio copies the context of the caller of start_soon()
         start = self._nursery.start_soon if context is None else _in_context(context, self._nursery.start_soon)
         start(task.run, coroutine, name=name)
         return task
@@ -176,7 +295,7 @@ class TrioTask:
         except KeyboardInterrupt as error:  # Ctrl-C, between two lines of this package
             self._interrupt(error)
         except Exception:  # would cancel the nursery, and every task with it
-            logger.exception("Something that must not raise did so; other tasks are not affected")
+            logger.exception("The machinery of a task raised; other tasks are not affected")
         finally:
             self._done = True
             del coroutine  # the task is in it, and the frame of a function that failed keeps this one: a cycle
@@ -189,9 +308,13 @@ class TrioTask:
 
 
 def _in_trio() -> bool:
-    """Return whether trio runs the caller; it can be a guest on the event loop of asyncio."""
+    """Return whether a task of trio runs the caller; trio can be a guest on the event loop of asyncio."""
     trio = sys.modules.get("trio")
-    return trio is not None and trio.lowlevel.in_trio_run()
+    if trio is not None:
+        with suppress(RuntimeError):
+            trio.lowlevel.current_task()
+            return True
+    return False
 
 
 def _in_context(context: Context, start: Callable[..., None]) -> Callable[..., None]:
@@ -215,7 +338,17 @@ def _raise(error: BaseException) -> None:
 def current_backend() -> Backend:
     """Return a backend for the loop that runs the caller."""
     # Not whether a loop of asyncio runs in this thread: trio can be a guest on one.
-    return AsyncioBackend() if anyio.get_cancelled_exc_class() is asyncio.CancelledError else TrioBackend()
+    if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
+        return AsyncioBackend()
+    return TrioBackend()
+
+
+def is_on_a_loop() -> bool:
+    """Return whether any event loop runs the caller."""
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return True
+    return _in_trio()
 
 
 def for_another_thread(context: Context) -> Context:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import ParamSpec
 
-import anyio
-
 from tasks_core._clock import Clock
 from tasks_core._support.log import logger
+from tasks_core._task import NativeTask
 
-from .backend import Backend, Spawn, current_backend
+from .backend import Backend, Interruption, Spawn, current_backend, is_on_a_loop
 
 P = ParamSpec("P")
 
@@ -26,7 +24,7 @@ class Loop:
     What is posted is done in the order of posting; one wake-up of the loop serves all that has arrived by then.
     """
 
-    __slots__ = ("_backend", "_posts", "_woken", "spawn", "thread_id")
+    __slots__ = ("_backend", "_posts", "_woken", "native", "running", "spawn", "thread_id")
 
     spawn: Spawn
     """`Backend.spawn` of the loop; there when it is open."""
@@ -36,6 +34,8 @@ class Loop:
         self._posts: deque[Callable[[], object]] = deque()
         self._woken = False
         self.thread_id = -1
+        self.native: object = None
+        self.running: Callable[[], object] = _no_loop
 
     async def open(self) -> None:
         """Bind to the running event loop."""
@@ -43,9 +43,10 @@ class Loop:
         await self._backend.open()
         self.spawn = self._backend.spawn
         self.thread_id = self._backend.thread_id
+        self.native, self.running = self._backend.native, self._backend.running
 
     async def close(self) -> None:
-        """Let go of the event loop. Posting and spawning have no effect any more."""
+        """Release the event loop. Posting and spawning have no effect any more."""
         assert self._backend is not None
         await self._backend.close()
 
@@ -54,24 +55,38 @@ class Loop:
         return self._backend is not None and self._backend.runs()
 
     def here(self) -> bool:
-        """Whether the caller is on the thread of the loop."""
-        return threading.get_ident() == self.thread_id
+        """Return whether a call from here reaches the loop at once: a thread may have several loops, one at a time."""
+        try:
+            return self.running() is self.native
+        except RuntimeError:
+            return False
+
+    def stands_still(self) -> bool:
+        """Return whether the loop does not run while another one runs the caller, which may go on for as long."""
+        assert self._backend is not None
+        return is_on_a_loop() and not self._backend.runs()
 
     def runs_caller(self) -> bool:
-        """Return whether this event loop runs the caller; another one may run on the same thread."""
+        """Return whether the caller may wait on this loop: also not as a guest of it, in a task of trio."""
         return self._backend is not None and self._backend.runs_caller()
 
     def interrupt(self, error: KeyboardInterrupt) -> None:
-        """Have the process interrupted, as Ctrl-C does."""
+        """Interrupt the process, as Ctrl-C does."""
         assert self._backend is not None
         self._backend.interrupt(error)
 
-    def deadline(self, clock: Clock, at: float) -> Deadline:
-        """Cancel the block when *clock* says *at*; go on behind the block."""
-        return Deadline(self, clock, at)
+    def cancels_behind_shields(self, native: NativeTask) -> object:
+        """Return what the method of `Backend` returns."""
+        assert self._backend is not None
+        return self._backend.cancels_behind_shields(native)
+
+    def deadline(self, clock: Clock, at: float, before: Callable[[], object] | None = None) -> Deadline:
+        """Cancel the block when *clock* says *at*, after a call of *before*; go on behind the block."""
+        assert self._backend is not None
+        return Deadline(self._backend, clock, at, before)
 
     def call(self, func: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call on the thread of the loop: at once if this is it, else soon."""
+        """Call on the loop: at once if it runs the caller, else soon."""
         if self.here():
             func(*args, **kwargs)
         else:
@@ -79,16 +94,19 @@ class Loop:
 
     def post(self, callback: Callable[[], object]) -> bool:
         """
-        Have *callback* called on the loop; from any thread, without waiting for it.
+        Call *callback* on the loop soon; from any thread, without waiting for it.
 
-        Return false where that cannot be, because there is no loop any more.
+        Return whether that is possible: false if the loop is closed.
         """
         self._posts.append(callback)
         if self._woken or self._backend is None:
             return True
+        return self._wake(self._backend)
+
+    def _wake(self, backend: Backend) -> bool:
         self._woken = True
         try:
-            self._backend.call_soon_threadsafe(self._take_posts)
+            backend.call_soon_threadsafe(self._take_posts)
         except RuntimeError:
             # A loop that was closed under a scheduler that was not left, or a thread that outlived both.
             self._woken = False
@@ -100,36 +118,64 @@ class Loop:
     def _take_posts(self) -> None:
         self._woken = False  # first: what is appended from here on wakes the loop again
         while self._posts:
-            self._posts.popleft()()
+            try:
+                self._posts.popleft()()
+            except Exception:
+                logger.exception("A request of another thread to the scheduler raised; the others are not affected")
+            except BaseException:
+                if self._posts and self._backend is not None:
+                    self._wake(self._backend)
+                raise
+
+
+def _no_loop() -> object:
+    raise RuntimeError("the scheduler was not started")
 
 
 class Deadline:
     """
-    What `Loop.deadline()` returns: a cancel scope, and a timer for it.
+    What `Loop.deadline()` returns: an interruption, and a timer for it.
 
     Not a `contextlib.contextmanager`: from Python 3.12 on, what is thrown into a generator is in a cycle afterwards.
     """
 
-    __slots__ = ("_at", "_clock", "_loop", "_scope", "_timer")
+    __slots__ = ("_at", "_backend", "_before", "_clock", "_interruption", "_open", "_timer")
 
-    def __init__(self, loop: Loop, clock: Clock, at: float) -> None:
-        self._loop = loop
+    def __init__(self, backend: Backend, clock: Clock, at: float, before: Callable[[], object] | None) -> None:
+        self._backend = backend
         self._clock = clock
         self._at = at
+        self._before = before
+        self._open = False
 
-    def __enter__(self) -> anyio.CancelScope:
-        self._scope = anyio.CancelScope()
-        self._scope.__enter__()
-        self._timer = self._loop.spawn(None, "deadline", _cancel_at(self._clock, self._at, self._scope))
-        return self._scope
+    def __enter__(self) -> Interruption:
+        self._interruption = self._backend.interruption()
+        self._interruption.__enter__()
+        self._open = True
+        self._start_timer()
+        return self._interruption
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        self._open = False
         self._timer.cancel()
-        return bool(self._scope.__exit__(exc_type, exc, traceback))
+        del self._timer  # a cycle: the timer keeps its cancellation, and that the frames which lead back to here
+        self._before = None
+        return bool(self._interruption.__exit__(exc_type, exc, traceback))
 
+    def _start_timer(self) -> None:
+        self._timer = self._backend.spawn(None, "deadline", self._wait())
 
-async def _cancel_at(clock: Clock, deadline: float, scope: anyio.CancelScope) -> None:
-    await clock.sleep_until(deadline)
-    scope.cancel()
+    async def _wait(self) -> None:
+        try:
+            await self._clock.sleep_until(self._at)
+        except BaseException:
+            if self._open and self._backend.can_be_cancelled_singly:
+                # Cancelled through the event loop, with all its tasks: the block still needs its bound.
+                self._start_timer()
+            raise
+        if self._open:
+            if self._before is not None:
+                self._before()
+            self._interruption.cancel()

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from tasks_core._clock import Clock, clock_in_force
+from tasks_core._clock import Clock, clock_in_force, steady
 from tasks_core._loop.loop import Loop
 from tasks_core._retry import ask
 from tasks_core._support.log import logger
@@ -52,17 +52,23 @@ class Endings:
         if task._finished is not None:
             task._finished.set()
         context = None if task._context is None else task._context.copy()
-        task._native = self._runner.loop.spawn(context, "on_end", self._run(task))
+        coroutine = self._run(task)
+        try:
+            task._native = self._runner.loop.spawn(context, "on_end", coroutine)
+        except Exception as error:  # of the task factory of the event loop, for example
+            coroutine.close()
+            _log(task, "could not be started", error)
+            return False
         return True
 
     async def _run(self, task: Task[Any]) -> None:
-        clock = clock_in_force(self._runner.clock)
+        clock = steady(clock_in_force(self._runner.clock))
         try:
-            with self._runner.loop.deadline(clock, clock.now() + _LIMIT) as scope:
+            with self._runner.loop.deadline(clock, clock.now() + _LIMIT):
                 assert task.config.on_end is not None
                 await ask(task.config.on_end, task)
-            if scope.cancelled_caught:
-                _log(task, f"took longer than {_LIMIT:g} s and was cancelled")
+                return
+            _log(task, f"took longer than {_LIMIT:g} s and was cancelled")
         except anyio.get_cancelled_exc_class():
             _log(task, "was cancelled")
         except BaseException as error:  # a handler is a guest: SystemExit does not leave it

@@ -1,4 +1,4 @@
-"""The books: which tasks are alive, how the others ended, and a line for each one that was lost."""
+"""The ledger: which tasks are not finished, how the others ended, and a line for each one that was lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks_core._task import Task, TaskState
 from tasks_core.exceptions import TaskQueueFullError
 
 CANCEL_CALLED = "task.cancel() was called"
-"""The one reason for a cancellation that is no loss: somebody wanted it."""
+"""The one reason for a cancellation that is no loss, because the application asked for it."""
 
 
 class Ticket(IntFlag):
@@ -46,7 +46,7 @@ LAUNCHED, SLOT, THREAD, LIMITER, HELD, ENDING = map(int, Ticket)
 @dataclass(frozen=True, slots=True)
 class SchedulerStatistics:
     """
-    What a scheduler has at the moment, and what it has had. Ready for a health endpoint; see `as_dict()`.
+    How many tasks a scheduler has at the moment, and how those before have ended; `as_dict()` is for JSON.
 
     `scheduled` is always the sum of all the others but `oldest_age` and `by_phase`.
     """
@@ -66,7 +66,7 @@ class SchedulerStatistics:
     """Seconds since the oldest task that is not finished was scheduled; 0 if there is none."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the numbers in a form that JSON can carry; the phase `None` is called `"none"`."""
+        """Return the numbers in a form that can be written as JSON; the phase `None` is called `"none"`."""
         numbers: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         numbers["by_phase"] = {phase or "none": number for phase, number in self.by_phase.items()}
         return numbers
@@ -96,7 +96,7 @@ class Ledger:
     """
     Every task that is not finished, by id, and the totals of those that are.
 
-    Entered and counted from any thread; everything else happens on the thread of the loop.
+    Tasks are entered and counted from any thread; everything else happens on the event loop.
     """
 
     __slots__ = (
@@ -124,10 +124,10 @@ class Ledger:
         self.get = self._tasks.get
         self._totals = {state: 0 for state in TaskState if state.finished}
         self._launched = 0  # Invariant: how many of _tasks have the bit LAUNCHED
-        self._unannounced: set[int] = set()  # tasks that observers are just being told about
+        self._unannounced: set[int] = set()  # tasks whose `task_scheduled` is being called
         # Called when a task ends that is not plain. When that returns true, settle() is called once more later.
         self._begin_ending = begin_ending
-        self._waiters: list[tuple[Callable[[], bool], anyio.Event]] = []  # what is waited for, and who waits
+        self._waiters: list[tuple[Callable[[], bool], anyio.Event]] = []  # the conditions, and the events to set
         self.closed = False
         self.losses: LossReport | None = None  # set while shutting down
 
@@ -140,9 +140,9 @@ class Ledger:
 
     def enter(self, task: Task[Any], here: bool, announcing: bool) -> bool:
         """
-        Accept a task; false when the books are closed. *here*: on the thread of the loop.
+        Accept a task; return false if the ledger is closed. *here*: the caller runs on the event loop.
 
-        With *announcing*, the caller owes a call of `announced()`; observers do not hear of the task's end before.
+        With *announcing*, the caller has to call `announced()`; `task_finished` is not called before that.
         """
         if here and self.max_pending == inf and not self.closed:  # the short way, without the lock
             if announcing:
@@ -164,12 +164,12 @@ class Ledger:
         return True
 
     def announced(self, task: Task[Any]) -> None:
-        """Note that observers know the task."""
+        """Note that `task_scheduled` has been called."""
         if not self._take_unannounced(task):  # it has ended meanwhile: by another thread, or by one of the observers
             notify(hooks.task_finished, task)
 
     def _take_unannounced(self, task: Task[Any]) -> bool:
-        """Whether the caller is the first of `announced()` and `settle()`; the second tells of the end of the task."""
+        """Return whether the caller is the first of `announced()` and `settle()`; the second calls `task_finished`."""
         try:
             self._unannounced.remove(task.id)
         except KeyError:
@@ -182,7 +182,7 @@ class Ledger:
             self.closed = True
 
     def launch(self, task: Task[Any]) -> None:
-        """Note that the limits have let the task through."""
+        """Note that the limits have admitted the task."""
         if not task._tickets & LAUNCHED:
             task._tickets |= LAUNCHED
             self._launched += 1
@@ -201,20 +201,22 @@ class Ledger:
         self._totals[state] += 1
         task._context = None
         task._native = None
-        if task._finished is not None:
-            task._finished.set()
-        if hooks.task_finished and not (self._unannounced and self._take_unannounced(task)):
-            notify(hooks.task_finished, task)
-        if self._waiters:
-            self._wake()
+        try:
+            if task._finished is not None:
+                task._finished.set()
+            if hooks.task_finished and not (self._unannounced and self._take_unannounced(task)):
+                notify(hooks.task_finished, task)
+        finally:
+            if self._waiters:
+                self._wake()
 
     def drop(self, task: Task[Any], reason: str) -> None:
-        """Note that a task is not wanted, for a reason that lies in the ordinary course of things."""
+        """Note that a task will not run, for a reason that is no loss: its phase had the other outcome."""
         self.settle(task, TaskState.DISCARDED, reason)
         logger.info("%s was discarded: %s", title(task), reason, extra=log_fields(task))
 
     def record_loss(self, task: Task[Any], state: TaskState, reason: str) -> None:
-        """Note that a task was cancelled, or dropped unwillingly: a loss, unless somebody called `cancel()`."""
+        """Note that a task was cancelled or discarded: a loss, unless the reason is a call of `cancel()`."""
         lost = describe_loss(task, state, reason)
         task._lost = reason != CANCEL_CALLED
         self.settle(task, state, reason)
@@ -251,7 +253,7 @@ class Ledger:
                 event.set()
 
     def statistics(self) -> SchedulerStatistics:
-        """Count. Walks over the live tasks."""
+        """Count the tasks; walks over those that are not finished."""
         # Without a lock: to another thread, a task that ends right now may be neither alive nor counted.
         live = [(task, state) for task in self.live() if not (state := task._state).finished]
         states = Counter(state for _, state in live)
@@ -283,7 +285,7 @@ class LossReport:
         self.tasks: list[LostTask] = []
 
     def add(self, lost: LostTask) -> bool:
-        """Keep a loss, and say whether it gets a line of its own."""
+        """Keep a loss; return whether it gets a line of its own."""
         self.tasks.append(lost)
         return len(self.tasks) <= _SINGLE_LINES
 
@@ -322,6 +324,6 @@ def log_fields(task: Task[Any]) -> dict[str, object]:
 
 
 def title(task: Task[Any]) -> str:
-    """How log lines begin."""
+    """Return the beginning of a log line about *task*."""
     phase = "" if task.phase is None else f"{task.phase.name}, "
     return f"Task {task.name!r} #{task.id} ({phase}scheduled at {task.where})"

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context
 from enum import IntEnum
 from functools import partial
-from threading import get_ident
 from typing import Any, TypeVar
 from weakref import ref
 
 import anyio
 
-from tasks_core._clock import Clock, clock_in_force
+from tasks_core._clock import Clock, clock_in_force, steady
 from tasks_core._current import CURRENT, current
 from tasks_core._loop.backend import for_another_thread
 from tasks_core._loop.loop import Loop
 from tasks_core._observer import hooks, is_held, notify
+from tasks_core._support.call import function_name
 from tasks_core._support.log import logger
 from tasks_core._support.provider import Provisions
 from tasks_core._task import PENDING, Task, TaskState
-from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError
+from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError, WrongEventLoopError
 
 from .attempt import Attempts
 from .endings import Endings
@@ -56,7 +57,7 @@ class Runner:
     """
     What stands behind a `TaskScheduler`, its phases and its tasks.
 
-    The state of a task changes on the thread of the loop only; other threads hand over what they want done.
+    The state of a task changes on the event loop only; other threads post to the loop what is to be done.
     """
 
     __slots__ = (
@@ -70,6 +71,7 @@ class Runner:
         "paused",
         "provisions",
         "stage",
+        "steady_clock",
     )
 
     def __init__(
@@ -84,6 +86,7 @@ class Runner:
         self.find_scheduler = find_scheduler  # a weak reference, because the scheduler refers to the runner
         self.clock = clock
         self.provisions = provisions
+        self.steady_clock = steady(clock)
         self.extensions: tuple[Extension, ...] = ()
         self.stage = Stage.NEW
         self.paused = True
@@ -95,6 +98,7 @@ class Runner:
     async def open(self) -> None:
         """Bind to the running event loop, and accept tasks; they start after `resume()`."""
         self.stage = Stage.STARTING
+        self.steady_clock.now()  # the time from which it can go on
         self.attempts.open()
         try:
             await self.loop.open()
@@ -113,7 +117,6 @@ class Runner:
 
     def resume(self) -> None:
         """Begin to start tasks."""
-        self.paused = False
         self.start_all(self.limits.resume())
 
     # ---- for the tasks: TaskOwner ----
@@ -123,10 +126,23 @@ class Runner:
         return self.find_scheduler()
 
     def now(self) -> float:
-        return self.clock.now()
+        return self.steady_clock.now()
 
     def here(self) -> bool:
-        return self.loop.here()
+        return self.loop.runs_caller()
+
+    def check_wait(self, task: Task[Any]) -> None:
+        if current() is task:
+            raise RuntimeError(
+                f"{task.name!r} waits for itself, which would never end. `await task` belongs into the code that "
+                "scheduled the task, or into another task"
+            )
+        if self.paused and self.stage is _OPEN:
+            raise RuntimeError(
+                f"{task.name!r} does not start before the scheduler is resumed, which is after the start of the "
+                f"application: to wait for it here would never end. Call the function itself: "
+                f"await {function_name(task.func)}(...)"
+            )
 
     def loop_runs(self) -> bool:
         return self.loop.runs()
@@ -138,14 +154,19 @@ class Runner:
 
     def accept(self, task: AnyTask, then: Callable[[AnyTask], object]) -> None:
         """
-        Take a task into the books, or raise and keep nothing of it.
+        Enter a task into the ledger; if this raises, the task will not run.
 
-        *then* is called with it on the thread of the loop: `ready()`, or what leads there.
+        *then* is called with it on the loop: `ready()`, or what leads there.
         """
         if self.stage is not _OPEN:
             self._check_stage(task)
-        here = get_ident() == self.loop.thread_id  # Loop.here(), without the call
+        try:
+            here = self.loop.running() is self.loop.native  # Loop.here(), without the call
+        except RuntimeError:
+            here = False
         if not here:
+            if self.loop.stands_still():
+                raise _out_of_reach(task)
             assert task._context is not None
             for_another_thread(task._context)
         if hooks.task_scheduled:
@@ -153,17 +174,27 @@ class Runner:
         elif not self.ledger.enter(task, here, False):
             raise _closed(task)
         if here:
-            then(task)
-        elif not self.loop.post(partial(then, task)):
+            try:
+                then(task)
+            except BaseException as error:
+                self.end_anyhow(task, error)
+                raise
+        elif not self.loop.post(partial(self._take, task, then)):
             self.ledger.record_loss(task, TaskState.DISCARDED, "the event loop of its scheduler was closed")
+
+    def _take(self, task: AnyTask, then: Callable[[AnyTask], object]) -> None:
+        try:
+            then(task)
+        except Exception as error:
+            self.end_anyhow(task, error)
 
     def _enter_and_announce(self, task: Task[Any], here: bool) -> None:
         if not self.ledger.enter(task, here, True):
             raise _closed(task)
         try:
             notify(hooks.task_scheduled, task)
-        except BaseException:  # Ctrl-C, say: the caller gets no handle, so nobody will miss the task
-            self.loop.call(self.stop, task, "an observer was interrupted when it was told of the task")
+        except BaseException:  # Ctrl-C, for example: the caller gets no handle
+            self.loop.call(self.stop, task, "an observer was interrupted in task_scheduled()")
             raise
         finally:
             self.ledger.announced(task)
@@ -181,7 +212,7 @@ class Runner:
             raise _closed(task)
 
     def ready(self, task: Task[Any]) -> None:
-        """Start a task whose phase is open as soon as nothing else is in the way. On the thread of the loop."""
+        """Start a task whose phase is open, when the limits and its delay allow it. Call on the loop."""
         if task._state is not PENDING:
             return  # cancelled, or ended by shutdown, before its turn
         if self.stage is not _OPEN and (reason := self._too_late(task)):
@@ -202,7 +233,7 @@ class Runner:
         return held or task._state.finished  # an observer that was asked may have cancelled it
 
     def _too_late(self, task: Task[Any]) -> str | None:
-        """Say why shutdown has no more time for an attempt of the task, if so."""
+        """Return why shutdown leaves no time for another attempt of the task; `None` if it does."""
         if self.stage >= Stage.ENDING:
             return SHIELD_OVER
         if self.stage is Stage.SHIELDED_ONLY and not task.config.shielded:
@@ -221,7 +252,7 @@ class Runner:
 
     def _wait_or_start(self, task: Task[Any], delay: float) -> None:
         if delay or task.config.limiter is not None:
-            task._native = self.loop.spawn(None, task.name, self._wait_then_start(task, delay))
+            self._spawn(task, None, task.name, self._wait_then_start(task, delay))
         elif self.limits.admit(task):
             self.start(task)
 
@@ -229,11 +260,43 @@ class Runner:
         """Start an attempt at the next turn of the loop."""
         config, context = task.config, task._context
         if config.on_error is not None and context is not None:
-            # Another attempt is to see what this one saw; but not the task that scheduled this one, if there was one.
+            # Another attempt gets the same variables; but its current task is not the one that scheduled this one.
             context.run(CURRENT.set, ref(task))
             context = context.copy()
-        name = config.name or getattr(task.func, "__name__", None) or "task"
-        task._native = self.loop.spawn(context, name, self.attempts.run(task))
+        try:
+            name = config.name or getattr(task.func, "__name__", None)
+        except Exception:  # a proxy may raise anything
+            name = None
+        if type(name) is not str:
+            name = "task"
+        self._spawn(task, context, name, self.attempts.run(task))
+
+    def _spawn(self, task: Task[Any], context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            task._native = self.loop.spawn(context, name, coroutine)
+        except Exception as error:  # of the task factory of the loop, for example
+            coroutine.close()
+            self.end_anyhow(task, error)
+
+    def end_anyhow(self, task: Task[Any], error: BaseException) -> None:
+        """Bring a task to its terminal state although a step on the way there has raised *error*."""
+        if task._state.finished:
+            logger.error("%s has ended, and a step after that raised", title(task), exc_info=error)
+            return
+        if task.exception is None:
+            task.exception = error
+        try:
+            logger.error(
+                "%s failed in attempt %d, and a step on the way to its end raised %s",
+                title(task),
+                task.attempts,
+                type(error).__name__,
+                exc_info=error,
+                extra=log_fields(task),
+            )
+            self.release_limits(task)
+        finally:
+            self.ledger.settle(task, TaskState.FAILED)
 
     def start_all(self, tasks: list[Task[Any]]) -> None:
         """Start the tasks that the limits have admitted."""
@@ -245,13 +308,15 @@ class Runner:
         self.start_all(self.limits.release(task))
 
     async def _wait_then_start(self, task: Task[Any], delay: float) -> None:
-        CURRENT.set(ref(task))  # a clock can tell who sleeps
+        CURRENT.set(ref(task))  # for clocks that ask which task sleeps
         try:
             await self._wait(task, delay)
         except BaseException as error:
             # Cancelled from outside, for `stop()` leaves nothing to do here; or the clock or the limiter is broken.
             if not task._state.finished:
                 self._give_up_waiting(task, error)
+            if isinstance(error, KeyboardInterrupt):
+                self.loop.interrupt(error)
             return
         if task._state.finished:  # stopped at the very moment at which the wait was over
             self.release_limits(task)
@@ -269,7 +334,7 @@ class Runner:
             task._tickets |= LIMITER
 
     def _give_up_waiting(self, task: Task[Any], error: BaseException) -> None:
-        reason = "somebody cancelled it from outside of the scheduler while it waited for its turn"
+        reason = "it was cancelled through the event loop while it waited for its turn"
         if isinstance(error, Exception):
             task.exception = error
             reason = f"waiting for its delay or its limiter raised {type(error).__name__}"
@@ -309,15 +374,20 @@ class Runner:
         return True
 
     def stop(self, task: Task[Any], reason: str) -> None:
-        """Cancel a task that runs; a task that does not will not. On the thread of the loop."""
+        """Cancel a task if it runs, and keep it from running if it does not. Call on the loop."""
         if task._state.finished:
             return
-        task._cancel_reason = task._cancel_reason or reason
         native = task._native
         if task._state is TaskState.RUNNING:
+            if task._cancel_reason == CANCEL_CALLED != reason:
+                # It went on in spite of that: asyncio.wait_for() of Python 3.11 loses a cancellation now and then.
+                task._cancel_reason = f"{reason}; it had gone on after task.cancel()"
+            task._cancel_reason = task._cancel_reason or reason
             assert native is not None
+            self.attempts.name_thread_left(task, reason)
             native.cancel()
             return
+        task._cancel_reason = task._cancel_reason or reason
         self.release_limits(task)
         self.ledger.record_loss(task, TaskState.CANCELLED if reason == CANCEL_CALLED else unstarted(task), reason)
         if native is not None:
@@ -330,6 +400,14 @@ async def _acquire_token(limiter: anyio.CapacityLimiter, task: Task[Any]) -> Non
         limiter.acquire_on_behalf_of_nowait(task)
         return
     await limiter.acquire_on_behalf_of(task)
+
+
+def _out_of_reach(task: Task[Any]) -> WrongEventLoopError:
+    return WrongEventLoopError(
+        f"{task.name!r} was scheduled on another event loop than that of the scheduler, which does not run now: the "
+        "task would not start. Enter a scheduler on this loop: async with TaskScheduler() as scheduler: "
+        "scheduler.schedule(...). In pytest-asyncio, give the test and its fixtures the same loop_scope"
+    )
 
 
 def _closed(task: Task[Any]) -> SchedulerClosedError:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 import anyio
 
+from tasks_core._loop.awaits import may_run_in_a_thread
+from tasks_core._loop.backend import Interruption
 from tasks_core._observer import hooks, notify
 from tasks_core._support.log import logger
 from tasks_core._task import Task, TaskState
@@ -18,8 +20,8 @@ from .ledger import HELD, LossReport, LostTask, describe_loss, title, unstarted
 from .runner import GRACE_OVER, SHIELD_OVER, Runner, Stage
 
 # Seconds between two lines that name what is being waited for, and how many tasks such a line names.
-_TELL_EVERY = 5.0
-_TELL_AT_MOST = 10
+_LOG_EVERY = 5.0
+_NAME_AT_MOST = 10
 # Seconds that cancelled coroutines have to clean up when there is no shield_timeout, and no shielded task either.
 _CLEAN_UP = 5.0
 # The same, once everything is over: the excess over the two bounds that shutdown may take.
@@ -30,7 +32,7 @@ LOOP_STOPPED = "the event loop was stopped"
 
 @dataclass(frozen=True, slots=True)
 class ShutdownReport:
-    """What became of the tasks that were alive when shutdown began. `str(report)` is a one-line summary."""
+    """How the tasks ended that were not finished when shutdown began. `str(report)` is a summary in one line."""
 
     duration: float
     """Seconds."""
@@ -41,7 +43,7 @@ class ShutdownReport:
     lost: tuple[LostTask, ...]
     """Every task that shutdown cancelled or discarded, in the order in which that happened."""
     abandoned: tuple[LostTask, ...]
-    """Tasks whose code still runs although they have ended: threads, and coroutines that ignore cancellation."""
+    """Tasks whose code still runs although they have ended: in threads, or in coroutines that ignore cancellation."""
 
     @property
     def cancelled(self) -> tuple[LostTask, ...]:
@@ -66,8 +68,8 @@ class ShutdownReport:
             "discarded": len(self.discarded),
             "abandoned": len(self.abandoned),
         }
-        told = ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "nothing to wait for"
-        return f"Tasks drained in {self.duration:.2f} s: {told}"
+        summary = ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "nothing to wait for"
+        return f"Tasks drained in {self.duration:.2f} s: {summary}"
 
 
 class Shutdown:
@@ -89,11 +91,11 @@ class Shutdown:
         self._runner = runner
         self._grace_period = grace_period
         self._shield_timeout = shield_timeout
-        self._began = runner.clock.now()
+        self._began = runner.now()
         self._totals = runner.ledger.statistics()
         self._losses = runner.ledger.losses = LossReport()
         self._hurried = False
-        self._wait: anyio.CancelScope | None = None
+        self._wait: Interruption | None = None
         self.report: ShutdownReport | None = None
 
     def hurry(self) -> None:
@@ -110,12 +112,17 @@ class Shutdown:
                 await self._drain()
             except anyio.get_cancelled_exc_class():
                 self._end(LOOP_STOPPED)
+            except Exception:
+                logger.exception("A step of the shutdown raised; what still runs is cancelled")
+                self._end("a step of the shutdown raised")
             await self._clean_up()
         except anyio.get_cancelled_exc_class():
             pass  # trio: nothing that waits will be woken any more
         finally:
-            self.finish()
-            await self._runner.close()
+            try:
+                self.finish()
+            finally:
+                await self._runner.close()
 
     async def _drain(self) -> None:
         runner = self._runner
@@ -128,25 +135,25 @@ class Shutdown:
 
         runner.stage = Stage.SHIELDED_ONLY
         # Before the next line, which may take its time; and from when the grace period was over, seen late or not.
-        bound = min(runner.clock.now(), self._began + self._grace_period) + self._shield_timeout
+        bound = min(runner.now(), self._began + self._grace_period) + self._shield_timeout
         self._stop(_is_not_shielded, GRACE_OVER)
         await self._wait_for_shielded(bound)
         self._end(SHIELD_OVER)
 
     async def _wait_for_shielded(self, bound: float) -> None:
         runner = self._runner
-        while runner.ledger and runner.clock.now() < bound:
+        while runner.ledger and runner.now() < bound:
             live = runner.ledger.live()
             waiting = [task for task in live if task.config.shielded and not self._is_stuck(task)]
             if not waiting:
-                # What is left are coroutines that clean up behind their cancellation, and tasks that wait for something
+                # What is left are coroutines that clean up after their cancellation, and tasks that wait for something
                 # that no task can do any more.
                 self._stop(self._is_stuck, "its phase had not opened when everything else had ended")
-                bound = min(bound, runner.clock.now() + _CLEAN_UP)
+                bound = min(bound, runner.now() + _CLEAN_UP)
             await self._wait_until(bound, few=len(live) - len(waiting) if waiting else 0)
 
     def _is_stuck(self, task: Task[Any]) -> bool:
-        """Whether the task could wait for ever: for somebody to let it start, where there is no other bound."""
+        """Return whether the task waits without a bound: for a phase or an observer that may never let it start."""
         return self._shield_timeout == inf and _has_not_begun(task)
 
     def _end(self, reason: str) -> None:
@@ -163,25 +170,25 @@ class Shutdown:
         """
         Return at *deadline*, or earlier: when no more than *few* tasks are alive, or the grace period is cut short.
 
-        Meanwhile, say what is being waited for.
+        Meanwhile, log which tasks are being waited for.
         """
         runner = self._runner
         while len(runner.ledger) > few and not (self._hurried and runner.stage is Stage.DRAINING):
             self._settle_dead_tasks()
-            now = runner.clock.now()
+            now = runner.now()
             if now >= deadline:
                 return
-            with runner.loop.deadline(runner.clock, min(deadline, now + _TELL_EVERY)) as self._wait:
+            with runner.loop.deadline(runner.steady_clock, min(deadline, now + _LOG_EVERY)) as self._wait:
                 await runner.ledger.wait_at_most(few)
             waited = self._wait.cancel_called and len(runner.ledger) > few
-            if waited and runner.clock.now() < deadline and not self._hurried:
-                self._tell(deadline)
+            if waited and runner.now() < deadline and not self._hurried:
+                self._log_wait(deadline)
 
-    def _tell(self, deadline: float) -> None:
+    def _log_wait(self, deadline: float) -> None:
         live = self._runner.ledger.live()
-        named = ", ".join(str(describe_loss(task, task.state, "")) for task in live[:_TELL_AT_MOST])
-        more = f", and {len(live) - _TELL_AT_MOST} more" if len(live) > _TELL_AT_MOST else ""
-        left = "" if deadline == inf else f" for at most {deadline - self._runner.clock.now():.1f} s"
+        named = ", ".join(str(describe_loss(task, task.state, "")) for task in live[:_NAME_AT_MOST])
+        more = f", and {len(live) - _NAME_AT_MOST} more" if len(live) > _NAME_AT_MOST else ""
+        left = "" if deadline == inf else f" for at most {deadline - self._runner.now():.1f} s"
         noun = "task" if len(live) == 1 else "tasks"
         logger.info("Shutdown waits%s for %d %s: %s%s", left, len(live), noun, named, more)
 
@@ -191,21 +198,29 @@ class Shutdown:
                 self._runner.stop(task, reason)
 
     def _settle_dead_tasks(self) -> None:
-        """Find the tasks that somebody cancelled through the event loop before their first step: they cannot tell."""
+        """
+        End the tasks whose coroutine has ended without ending them.
+
+        Such a coroutine was cancelled through the event loop before its first step.
+        """
         for task in self._runner.ledger.live():
             if task._native is None or not task._native.done():
                 continue
             if task._state.finished:
                 self._runner.ledger.settle(task, task._state, task._reason)
+            elif task._state is TaskState.RUNNING:
+                self._runner.release_limits(task)
+                self._runner.ledger.record_loss(task, TaskState.CANCELLED, "its coroutine ended without a result")
             else:
-                self._runner.stop(task, "somebody cancelled it from outside of the scheduler before it started")
+                self._runner.stop(task, "it was cancelled through the event loop before it started")
 
     def finish(self) -> None:
-        """Close the books. Whatever is still in them now is abandoned."""
+        """Close the ledger. The tasks that are not finished now are abandoned."""
         runner, ledger = self._runner, self._runner.ledger
         ledger.close()
         runner.stage = Stage.CLOSED
-        abandoned = list(runner.attempts.stray.values())
+        abandoned = [*runner.attempts.stray.values(), *_still_running(runner.attempts.left.values())]
+        strays = tuple(abandoned)
         for task in ledger.live():
             reason = "it ignored its cancellation and was abandoned"
             if task._state.finished:
@@ -218,14 +233,14 @@ class Shutdown:
         runner.attempts.close()
         totals = ledger.statistics()
         self.report = ShutdownReport(
-            duration=runner.clock.now() - self._began,
+            duration=runner.now() - self._began,
             succeeded=totals.succeeded - self._totals.succeeded,
             failed=totals.failed - self._totals.failed,
             lost=tuple(self._losses.tasks),
             abandoned=tuple(abandoned),
         )
         self._losses.log_rest()
-        for stray in runner.attempts.stray.values():
+        for stray in strays:
             logger.warning("Task %s was abandoned: %s", stray, stray.reason)
         logger.log(logging.INFO if self.report.clean else logging.WARNING, "%s", self.report)
 
@@ -235,6 +250,10 @@ class Shutdown:
         self._runner.ledger.settle(task, task._state, task._reason)
         if native is not None:
             native.cancel()
+
+
+def _still_running(left: Iterable[tuple[LostTask, Callable[..., object]]]) -> list[LostTask]:
+    return [lost for lost, func in left if may_run_in_a_thread(func)]
 
 
 def _is_any(_task: Task[Any]) -> bool:

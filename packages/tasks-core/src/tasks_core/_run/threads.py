@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import copy_context
-from threading import Lock, Thread
+from threading import Lock, RLock, Thread
 from typing import Any
 
 import anyio
 
 from tasks_core._loop.backend import for_another_thread
 from tasks_core._loop.loop import Loop
+from tasks_core._support.log import traceback_of
 from tasks_core._task import THREAD, Task
 
 # Seconds an idle thread waits for its next call before it ends.
@@ -21,14 +22,14 @@ class WorkerThreads:
     """
     Threads that are started when there is work and no idle one, and end when idle or closed.
 
-    They are daemons: a function that hangs for ever does not keep the process from exiting. That rules out
-    `concurrent.futures`, whose threads are joined at exit. How many run at once is for the caller to limit.
+    They are daemons, so that a function that never returns does not keep the process from exiting. That rules out
+    `concurrent.futures`, whose threads are joined at exit. The caller limits how many run at once.
     """
 
     __slots__ = ("_closed", "_idle", "_lock")
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()  # reentrant, because a finalizer may use the scheduler while the lock is held
         self._idle: list[_Worker] = []  # the last to become idle is the first to be used, so that the others may end
         self._closed = False
 
@@ -36,7 +37,7 @@ class WorkerThreads:
         """
         Run the call on a thread and return its result, or raise its exception.
 
-        Cancellation: the thread is left to itself; `call.ended` is called when it leaves the function.
+        Cancellation: the thread runs on; the `ended` of the call is called when the function has returned.
         """
         try:
             self._submit(call)
@@ -65,14 +66,14 @@ class WorkerThreads:
             worker.join()
 
     def rest(self, worker: _Worker) -> bool:
-        """Take back a worker that has nothing to do; false if there will be nothing more."""
+        """Keep a worker that has nothing to do; return false if it is to end instead."""
         with self._lock:
             if not self._closed:
                 self._idle.append(worker)
             return not self._closed
 
     def retire(self, worker: _Worker) -> bool:
-        """Let an idle worker end; false if it has been handed something at this very moment."""
+        """Remove an idle worker, which may then end; return false if it has just been given a call."""
         with self._lock:
             if worker not in self._idle:
                 return False
@@ -81,7 +82,7 @@ class WorkerThreads:
 
 
 class _Worker(Thread):
-    """A thread and the call that it was handed last."""
+    """A thread, and the call that it was given last."""
 
     def __init__(self, pool: WorkerThreads, call: ThreadCall) -> None:
         super().__init__(name="tasks worker thread", daemon=True)
@@ -90,7 +91,7 @@ class _Worker(Thread):
         self._handed = Lock()  # locked while there is nothing to take
 
     def hand(self, call: ThreadCall | None) -> None:
-        """Give the idle worker something to do, or `None`: the end."""
+        """Give the idle worker a call, or `None` to end it."""
         self._call = call
         self._handed.release()
 
@@ -99,7 +100,7 @@ class _Worker(Thread):
         resting = True
         while resting and (call := self._take()) is not None:
             call.run()
-            # Idle before anybody hears of the result, so that whoever comes next needs no other thread.
+            # Idle before the result is known, so that what is called because of it needs no other thread.
             resting = self._pool.rest(self)
             call.report()
             del call  # an idle thread must not keep the arguments of the last call alive
@@ -111,7 +112,7 @@ class _Worker(Thread):
         return call
 
     def _wait(self) -> bool:
-        """Wait until there is something to take; false if it has been too long."""
+        """Wait until there is something to take; return false if that took too long."""
         while not self._handed.acquire(timeout=_IDLE):
             if self._pool.retire(self):
                 return False
@@ -146,18 +147,17 @@ class ThreadCall:
         try:
             self._result = self._context.run(self._func)
         except BaseException as error:
-            # Without this frame, which would make a cycle of the error and the call.
-            self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+            self._error = _without_first_frame(error)  # that of this method, which would make a cycle with the call
         finally:
             THREAD.attempt = None
             del self  # those that are left lead back to it, by f_back
 
     def report(self) -> None:
-        """Tell the event loop; on the thread."""
+        """Have the event loop call `finish()`; on the thread."""
         self._loop.post(self.finish)
 
     def finish(self) -> None:
-        """Wake whoever waits; on the event loop."""
+        """Wake the coroutine that waits for the call; on the event loop."""
         self.finished.set()
         self._ended(self)
 
@@ -170,3 +170,8 @@ class ThreadCall:
             raise error
         finally:
             del error, self  # the traceback has this frame: a cycle
+
+
+def _without_first_frame(error: BaseException) -> BaseException:
+    traceback = traceback_of(error)
+    return BaseException.with_traceback(error, traceback and traceback.tb_next)

@@ -62,9 +62,13 @@ def check_fields(instance: Any, where: str) -> None:
 
 def is_seconds(value: object, *, zero: bool) -> bool:
     """Return whether *value* is a usable length of time: a number, not NaN, positive (or zero, if *zero* is true)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return value > 0 or (zero and value == 0)
+    try:
+        seconds = float(value)
+    except OverflowError:  # a whole number of several hundred digits
+        return False
+    return seconds > 0 or (zero and seconds == 0)
 
 
 def is_finite_seconds(value: object) -> bool:
@@ -85,4 +89,7 @@ def is_text(value: object) -> bool:
 def show(value: object) -> str:
     """Show plain values as they are and all others by their type, because their repr may contain a secret."""
     plain = value is None or isinstance(value, (str, int, float, bool))
-    return repr(value) if plain else f"<{type(value).__qualname__}>"
+    try:
+        return repr(value) if plain else f"<{type(value).__qualname__}>"
+    except ValueError:  # a whole number of more digits than Python converts to text
+        return f"<{type(value).__qualname__}>"
