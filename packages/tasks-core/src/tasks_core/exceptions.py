@@ -15,6 +15,7 @@ TasksError
 ├── NotAddressableError     (TypeError)     another process could not find the function
 ├── ArgumentCodecError      (TypeError)     an argument of a durable task cannot be serialized
 ├── UnknownTaskError        (LookupError)   no durable function has this name in this process
+├── DurableTaskGivenUpError (RuntimeError)  what `on_error` gets for a call that is not run any more
 └── EngineError
     ├── EngineNotConfiguredError (RuntimeError) a durable task was scheduled without an engine
     ├── EngineCapabilityError (ValueError)      the engine has not the capability that the call needs
@@ -27,6 +28,7 @@ An exception raised *by a task* is never wrapped: it arrives as the object that 
 
 __all__ = (
     "ArgumentCodecError",
+    "DurableTaskGivenUpError",
     "EngineCapabilityError",
     "EngineError",
     "EngineNotConfiguredError",
@@ -105,6 +107,10 @@ class ArgumentCodecError(TasksError, TypeError):
 
 class UnknownTaskError(TasksError, LookupError):
     """Raised on a worker for a name that no durable function is registered under; the call stays in the queue."""
+
+
+class DurableTaskGivenUpError(TasksError, RuntimeError):
+    """Passed to `on_error` on a worker when a call is not run any more: its workers died, or did not understand it."""
 
 
 class EngineError(TasksError):

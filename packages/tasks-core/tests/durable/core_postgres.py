@@ -69,6 +69,10 @@ async def working(engine: ProcrastinateEngine, **options: Any) -> AsyncIterator[
         stop.set()
 
 
+# The end of what the server says about a statement that was executed and committed.
+_READY = b"Z\x00\x00\x00\x05I"
+
+
 class Wire:
     """Leads to the server, and can be cut: for those who come through it, the server is away then."""
 
@@ -128,8 +132,8 @@ class Wire:
                 if self._text is not None and self._text in data:
                     self._doomed.add(client)
                     self._text = None
-                if client in self._doomed and b"COMMIT\x00" in data and writer.transport is client:
-                    self.lost.set()  # the server has done it, and nobody is told
+                if client in self._doomed and data.endswith(_READY) and writer.transport is client:
+                    self.lost.set()  # the server has done it, and the client does not learn of it
                     break
                 writer.write(data)
         except ConnectionError:

@@ -28,8 +28,8 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers look again soon."""
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 0.1)
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._POLL", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._reports.RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work.POLL", 0.1)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ async def producer(direct: ProcrastinateEngine) -> AsyncIterator[TaskScheduler]:
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What was logged about reports; by asyncio, about an exception that nobody has looked at."""
     gc.collect()
-    return [line for name, _, line in caplog.record_tuples if name == "asyncio" or "could not be told" in line]
+    return [line for name, _, line in caplog.record_tuples if name == "asyncio" or "could not be stored" in line]
 
 
 @durable(retry=RetryPolicy(attempts=3, backoff=0.0))
@@ -71,7 +71,7 @@ async def test_of_a_task_that_has_ended(
 ) -> None:
     caplog.set_level(logging.WARNING)
     async with engine, working(engine):
-        wire.lose(b"SELECT procrastinate_finish_job")
+        wire.lose(b"WITH reported AS")
         receipt = await producer.schedule(note, "x")
         await wire.lost.wait()
         await ends(await producer.schedule(note, "y"), DurableState.SUCCEEDED)
@@ -83,7 +83,7 @@ async def test_of_a_task_that_has_ended(
 async def test_of_an_attempt_that_is_counted(engine: ProcrastinateEngine, producer: TaskScheduler, wire: Wire) -> None:
     """Counted once, or the task would have one attempt less."""
     async with engine, working(engine):
-        wire.lose(b"jsonb_set(args, ARRAY")
+        wire.lose(b"WITH reported AS")
         receipt = await producer.schedule(always_fails)
         await ends(receipt, DurableState.FAILED)
     assert wire.lost.is_set()
@@ -107,7 +107,7 @@ async def test_of_a_task_that_is_to_be_tried_again(
         stopped.set()
 
     async with direct, engine, anyio.create_task_group() as group:
-        wire.lose(b"SELECT procrastinate_retry_job")
+        wire.lose(b"WITH reported AS")
         group.start_soon(first_worker)
         receipt = await producer.schedule(waits_in_its_second_attempt)
         await wire.lost.wait()

@@ -43,9 +43,8 @@ async def test_worker_comes_back_by_itself(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._PATIENCE", 0.3)
     # Long: the watch over stalled tasks sees the database again before the task that has ended meanwhile is reported.
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 1.5)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._reports.RECONNECT", 1.5)
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
     async with engine, working(engine):
         during = await producer.schedule(shielded, "x")
@@ -94,8 +93,7 @@ async def test_task_that_outlasts_an_outage_is_run_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The worker that takes the place of one which has lost its database does not take that for dead."""
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._PATIENCE", 0.3)
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._reports.RECONNECT", 0.1)
     async with cut_off(engine, producer, wire):
         await until(lambda: is_stale(postgres, queue))
         await wire.mend()
@@ -122,9 +120,8 @@ async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 0.1)
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._PATIENCE", 0.1)
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._LAST_WORDS", 0.3)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._reports.RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._reports.LAST_WORDS", 0.3)
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
     with anyio.fail_after(60):
         async with engine, working(engine) as stop:
@@ -138,7 +135,7 @@ async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
     [line] = [line for line in caplog.messages if "has ended" in line]
     assert line == (
         f"Task '{shielded.name}', key {receipt.idempotency_key}, job {receipt.id}, has ended and is delivered again: "
-        "the database could not be told (PoolTimeout)"
+        "its end could not be stored (OperationalError)"
     )
 
 
@@ -198,10 +195,10 @@ async def test_worker_that_fails_starts_again(
     postgres: str, queue: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Somebody works at the tables: this is no outage, and no reason to end either."""
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._reports.RECONNECT", 0.1)
 
     async def failed() -> bool:
-        return "The worker failed, and starts again" in caplog.text
+        return "The worker cannot claim tasks, and tries again" in caplog.text
 
     async with database(postgres) as (address, _):
         engine = ProcrastinateEngine(address, queue=queue, pool_size=2, heartbeat=0.2)
@@ -210,10 +207,10 @@ async def test_worker_that_fails_starts_again(
             working(engine),
             await psycopg.AsyncConnection.connect(address, autocommit=True) as works,
         ):
-            await works.execute("ALTER FUNCTION procrastinate_fetch_job_v2 RENAME TO gone")
+            await works.execute("ALTER TABLE procrastinate_jobs RENAME worker_id TO gone")
             receipt = await engine.submit(DurableCall(note.name, {"text": "x"}, "k"))
             await until(failed)
-            await works.execute("ALTER FUNCTION gone RENAME TO procrastinate_fetch_job_v2")
+            await works.execute("ALTER TABLE procrastinate_jobs RENAME gone TO worker_id")
             await ends(receipt, DurableState.SUCCEEDED)
 
 
@@ -221,8 +218,8 @@ async def test_server_that_only_reads_is_away(
     postgres: str, queue: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has become a standby, and its successor is not known yet."""
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._RECONNECT", 0.1)
-    monkeypatch.setattr("tasks_core.engines.procrastinate._work._POLL", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._reports.RECONNECT", 0.1)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work.POLL", 0.1)
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
 
     async def lost() -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -14,7 +16,7 @@ import anyio
 import core_durable_functions as functions
 import psycopg
 import pytest
-from core_durable_functions import flaky, forget, hands_on, note, plain, shielded, unshielded
+from core_durable_functions import flaky, forget, hands_on, note, shielded, unshielded
 from core_postgres import ends, postgres, queue, until, working
 from psycopg.rows import dict_row
 from sqlalchemy import text
@@ -329,35 +331,108 @@ async def test_connection_that_is_in_no_transaction(engine: ProcrastinateEngine,
             await scheduler.schedule(note.configure(transaction=connection), "x")
 
 
-# ---- queues that others write to ----
+# ---- calls that a worker does not understand ----
 
 
-async def test_tampered_row_is_refused_and_unknown_names_go_back(
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of workers are short."""
+    monkeypatch.setattr("tasks_core.engines.procrastinate._housekeeping.PAUSE", 0.05)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._work._MISFIT_PAUSE", 0.05)
+    monkeypatch.setattr("tasks_core.engines.procrastinate._liveness.SUSPECT_PAUSE", 0.05)
+
+
+async def test_calls_of_unknown_functions_are_not_claimed(
     engine: ProcrastinateEngine, postgres: str, queue: str, tmp_path: Path
 ) -> None:
     target = tmp_path / "pwned"
     async with TaskScheduler(engine=engine) as scheduler:
-        await engine.submit(DurableCall("os:system", {"command": f"touch {target}"}, "1"))
-        receipt = await engine.submit(DurableCall("plain", {"number": 1, "nonsense": 2}, "2"))
+        await engine.submit_many(
+            [DurableCall("os:system", {"command": f"touch {target}"}, f"{queue} {n}") for n in range(200)]
+        )
+        async with working(engine, concurrency=1):
+            await ends(await scheduler.schedule(note, "behind them"), DurableState.SUCCEEDED)
+    assert not target.exists()
+    assert {(row["status"], row["attempts"]) for row in (await rows(postgres, queue))[:200]} == {("todo", 0)}
+
+
+@pytest.mark.parametrize("delay", [None, 0.01])
+async def test_call_of_a_function_that_no_worker_knows_fails_in_the_end(
+    postgres: str, queue: str, soon: None, caplog: pytest.LogCaptureFixture, delay: float | None
+) -> None:
+    engine = ProcrastinateEngine(postgres, queue=queue, unknown_for=0.2, heartbeat=0.2)
+    async with engine, working(engine):
+        due = None if delay is None else time.time() + delay
+        receipt = await engine.submit(DurableCall("gone", {}, "k-1", not_before=due))
+        await ends(receipt, DurableState.FAILED)
+        await until_logged(caplog, f"Task 'gone', key k-1, job {receipt.id}, has failed: no worker knew its function")
+    assert caplog.text.count("knows the function 'gone'") == 1
+
+
+async def test_a_call_that_another_worker_knows_does_not_fail(
+    postgres: str, queue: str, soon: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ProcrastinateEngine(postgres, queue=queue, unknown_for=0.0, heartbeat=0.2)
+    async with engine:
+        async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as other:
+            await other.execute(
+                "WITH worker AS (INSERT INTO procrastinate_workers DEFAULT VALUES RETURNING id)"
+                " INSERT INTO tasks_workers_v1 SELECT id, %s, '{elsewhere}' FROM worker",
+                [queue],
+            )
+        elsewhere = await engine.submit(DurableCall("elsewhere", {}, "k-1"))
+        nowhere = await engine.submit(DurableCall("nowhere", {}, "k-2"))
+        monkeypatch.setattr("tasks_core.engines.procrastinate._housekeeping.MISSED", 1000)
         async with working(engine):
-            await ends(await scheduler.schedule(note, "x"), DurableState.SUCCEEDED)
-            await ends(receipt, DurableState.FAILED)
+            await ends(nowhere, DurableState.FAILED)
+        assert (await elsewhere.status()).state is DurableState.PENDING
+
+
+async def test_arguments_that_do_not_fit_wait_for_another_release(
+    engine: ProcrastinateEngine, postgres: str, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with engine:
+        receipt = await engine.submit(DurableCall("plain", {"number": 1, "secret": "SECRET"}, "k"))
+        async with working(engine):
+            await until_logged(caplog, "is not understood by this worker")
 
             async def back() -> bool:
                 return bool((await rows(postgres, queue))[0]["attempts"])
 
             await until(back)
-    assert not target.exists()
-    row = (await rows(postgres, queue))[0]
-    assert (row["status"], row["args"]["returns"]) == ("todo", 1)
+    [row] = await rows(postgres, queue)
+    assert (row["status"], row["priority"], row["args"]["misfits"]) == ("todo", -1, 1)
+    assert row["scheduled_at"] is not None
+    assert f"Task 'plain', key k, job {receipt.id}, is not understood" in caplog.text
+    assert "SECRET" not in caplog.text
 
 
-async def test_row_that_is_no_call_is_failed(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
+async def test_arguments_that_never_fit_are_given_up(
+    postgres: str, queue: str, soon: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ProcrastinateEngine(postgres, queue=queue, unknown_for=0.3, heartbeat=0.2)
+    async with engine, working(engine):
+        receipt = await engine.submit(DurableCall(flaky.name, {"nonsense": 1}, "k"))
+        await ends(receipt, DurableState.FAILED)
+    assert functions.reported == [(flaky.name, 1, "DurableTaskGivenUpError")]
+    assert f"job {receipt.id}, has failed for good in attempt 1 (DurableTaskGivenUpError)" in caplog.text
+    [row] = await rows(postgres, queue)
+    assert row["attempts"] > 2
+    assert row["args"]["given_up"].startswith("no worker understood it for")
+
+
+async def test_row_that_is_no_call_is_failed(
+    postgres: str, queue: str, soon: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ProcrastinateEngine(postgres, queue=queue, unknown_for=0.0, heartbeat=0.2)
     async with TaskScheduler(engine=engine):
         async with await psycopg.AsyncConnection.connect(postgres) as connection:
             await connection.execute(
                 "INSERT INTO procrastinate_jobs (queue_name, task_name, args) VALUES (%s, 'tasks_core.run', %s)",
-                [queue, json.dumps({"name": "plain", "args": 7})],
+                [
+                    queue,
+                    json.dumps({"name": "plain", "args": 7, "returns": "x", "deaths": {"a": 1}, "failures": 1e300}),
+                ],
             )
         async with working(engine):
 
@@ -365,6 +440,14 @@ async def test_row_that_is_no_call_is_failed(engine: ProcrastinateEngine, postgr
                 return [row["status"] for row in await rows(postgres, queue)] == ["failed"]
 
             await until(failed)
+    assert "has failed: this worker cannot read it" in caplog.text
+
+
+async def until_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    async def logged() -> bool:
+        return text in caplog.text
+
+    await until(logged)
 
 
 # ---- workers that stop, and workers that die ----
@@ -399,7 +482,7 @@ async def test_worker_stops_when_its_cancellation_gets_lost_in_a_query(
 
     async def execute_and_lose_cancellation(self: Any, query: Any, *args: Any, **options: Any) -> Any:
         cursor = await execute(self, query, *args, **options)
-        if "SET last_heartbeat = now()" in str(query) and not lost.is_set():
+        if "reltuples" in str(query) and not lost.is_set():  # the first that housekeeping asks
             answer.set()
             with suppress(asyncio.CancelledError):
                 await anyio.sleep_forever()
@@ -429,7 +512,7 @@ async def _die(address: str, receipt: Receipt) -> None:
 
 
 async def test_task_of_a_dead_worker_is_taken_over(
-    engine: ProcrastinateEngine, postgres: str, caplog: pytest.LogCaptureFixture
+    engine: ProcrastinateEngine, postgres: str, soon: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
         receipt = await scheduler.task(delay=3600).schedule(note, "x")
@@ -437,31 +520,127 @@ async def test_task_of_a_dead_worker_is_taken_over(
         async with working(engine):
             await ends(receipt, DurableState.SUCCEEDED)
     assert functions.contexts[0].attempt == 2
-    assert "is back in the queue: the worker that ran it died" in caplog.text
+    assert "is back in the queue, to run alone among such tasks: the worker that ran it died (1)" in caplog.text
 
 
 async def test_task_that_kills_its_workers_is_given_up(
-    postgres: str, queue: str, caplog: pytest.LogCaptureFixture
+    postgres: str, queue: str, soon: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = ProcrastinateEngine(postgres, queue=queue, heartbeat=0.2, max_deaths=2)
     async with TaskScheduler(engine=engine) as scheduler:
-        receipt = await scheduler.task(delay=3600).schedule(plain, 1)
+        receipt = await scheduler.task(delay=3600).schedule(flaky, 0)
         await _die(postgres, receipt)
         async with await psycopg.AsyncConnection.connect(postgres) as connection:
-            # One death before this one; failures and returns are no deaths.
+            # One death before this one, and one that is forgotten; failures and returns are no deaths.
             await connection.execute(
-                'UPDATE procrastinate_jobs SET attempts = 4, args = args || \'{"failures": 1, "returns": 2}\' '
-                "WHERE id = %s",
+                "UPDATE procrastinate_jobs SET attempts = 5, args = args || jsonb_build_object('failures', 1,"
+                " 'returns', 2, 'deaths', jsonb_build_array(1.0, extract(epoch FROM now()) - 3600)) WHERE id = %s",
                 [int(receipt.id)],
             )
         async with working(engine):
             await ends(receipt, DurableState.FAILED)
     assert functions.ran == []
-    assert "is failed: 2 workers died while they ran it" in caplog.text
+    assert functions.reported == [(flaky.name, 5, "DurableTaskGivenUpError")]
+    assert "is given up: 2 workers died while they ran it" in caplog.text
 
 
-async def test_finished_tasks_and_their_keys_are_forgotten_in_the_end(
-    engine: ProcrastinateEngine, postgres: str, queue: str
+async def test_operator_who_retries_a_task_that_was_given_up_has_it_begin_again(
+    postgres: str, queue: str, soon: None
+) -> None:
+    engine = ProcrastinateEngine(postgres, queue=queue, heartbeat=0.2, max_deaths=2)
+    async with TaskScheduler(engine=engine) as scheduler, working(engine) as stop:
+        receipt = await scheduler.schedule(flaky, 9, "KeyError")
+        await ends(receipt, DurableState.FAILED)
+        stop.set()
+        async with await psycopg.AsyncConnection.connect(postgres) as connection:
+            await connection.execute(
+                "UPDATE procrastinate_jobs SET args = jsonb_set(args, '{args,failures}', '0') WHERE id = %s",
+                [int(receipt.id)],
+            )
+            await connection.execute(
+                "SELECT procrastinate_retry_job_v2(%s, now() + interval '1 hour', NULL, NULL, NULL)", [int(receipt.id)]
+            )
+        await _die(postgres, receipt)
+        async with working(engine):
+            await ends(receipt, DurableState.SUCCEEDED)  # one death is not two
+    [row] = await rows(postgres, queue)
+    assert len(row["args"]["deaths"]) == 1
+
+
+async def test_success_wins_over_a_presumed_death(postgres: str, queue: str, soon: None) -> None:
+    """The worker was stopped by the system, its task was given up, and it goes on and ends the task."""
+    engine = ProcrastinateEngine(postgres, queue=queue, heartbeat=0.2)
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+        receipt = await scheduler.schedule(shielded, "x")
+        await functions.waiting["x"].wait()
+        async with await psycopg.AsyncConnection.connect(postgres) as connection:
+            await connection.execute(
+                "UPDATE procrastinate_jobs SET status = 'failed', attempts = 7,"
+                ' args = args || \'{"given_up": "5 workers died while they ran it"}\' WHERE id = %s',
+                [int(receipt.id)],
+            )
+        functions.released["x"].set()
+        await ends(receipt, DurableState.SUCCEEDED)
+
+
+async def test_tasks_that_were_running_when_a_worker_died_do_not_run_together(
+    engine: ProcrastinateEngine, postgres: str, queue: str, soon: None
+) -> None:
+    for name in ("a", "b"):
+        functions.waiting[name], functions.released[name] = anyio.Event(), anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipts = [await scheduler.task(delay=3600).schedule(shielded, name) for name in ("a", "b")]
+        for receipt in receipts:
+            await _die(postgres, receipt)
+        async with working(engine, concurrency=4, grace_period=10.0):
+            await functions.waiting["a"].wait()
+            await ends(await scheduler.schedule(note, "neighbour"), DurableState.SUCCEEDED)
+            assert not functions.waiting["b"].is_set()
+            functions.released["a"].set()
+            functions.released["b"].set()
+            for receipt in receipts:
+                await ends(receipt, DurableState.SUCCEEDED)
+    assert functions.ran == ["neighbour", "a", "b"]
+
+
+async def test_blocked_event_loop_is_a_warning_and_no_death(
+    postgres: str, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ProcrastinateEngine(postgres, queue=queue, heartbeat=0.1, max_deaths=1)
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.schedule(blocks, 1.5)
+        stop = threading.Event()
+        other = threading.Thread(target=anyio.run, args=(_work_until, postgres, queue, stop))
+        other.start()
+        try:
+            async with working(engine):
+                await ends(receipt, DurableState.SUCCEEDED)
+        finally:
+            stop.set()
+            await anyio.to_thread.run_sync(other.join)
+        assert (await receipt.status()).attempts == 1
+    assert functions.ran == ["blocked"]
+    assert "The event loop of the worker has been blocked for" in caplog.text
+    assert f"by '{blocks.name}'" in caplog.text
+
+
+@durable
+async def blocks(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251  what the test is about
+    functions.ran.append("blocked")
+
+
+async def _work_until(address: str, queue: str, stop: threading.Event) -> None:
+    """A second worker that takes over what seems to belong to a dead one."""
+    engine = ProcrastinateEngine(address, queue=queue, heartbeat=0.1, max_deaths=1)
+    async with engine, working(engine):
+        await anyio.to_thread.run_sync(stop.wait)
+
+
+@pytest.mark.parametrize("kept", [0.0, 3600.0])
+async def test_ended_tasks_and_their_keys_are_kept_for_their_time(
+    engine: ProcrastinateEngine, postgres: str, queue: str, soon: None, kept: float
 ) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
         async with working(engine):
@@ -469,32 +648,13 @@ async def test_finished_tasks_and_their_keys_are_forgotten_in_the_end(
             failed = await scheduler.schedule(flaky, 9, "KeyError")
             await ends(done, DurableState.SUCCEEDED)
             await ends(failed, DurableState.FAILED)
-        async with await psycopg.AsyncConnection.connect(postgres) as connection:
-            await connection.execute(  # what a worker does every ten minutes
-                "INSERT INTO procrastinate_jobs (queue_name, task_name, args) "
-                "VALUES (%s, 'tasks_core.purge', '{\"timestamp\": 0}')",
-                [queue],
-            )
-        async with working(ProcrastinateEngine(postgres, queue=queue, keep_finished=0.0)):
+        async with working(ProcrastinateEngine(postgres, queue=queue, keep_finished=0.0, keep_failed=kept)):
             await ends(done, DurableState.UNKNOWN)
-        assert (await failed.status()).state is DurableState.FAILED
+            if not kept:
+                await ends(failed, DurableState.UNKNOWN)
+        if kept:
+            assert (await failed.status()).state is DurableState.FAILED
         assert (await scheduler.schedule(note.configure(idempotency_key=queue), "again")).created
-
-
-async def test_cleaning_up_of_a_dead_worker_is_no_task(
-    engine: ProcrastinateEngine, postgres: str, queue: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with TaskScheduler(engine=engine):
-        query = (
-            "INSERT INTO procrastinate_jobs (queue_name, task_name, args, status) "
-            "VALUES (%s, 'tasks_core.purge', '{\"timestamp\": 0}', 'doing') RETURNING id"
-        )
-        async with await psycopg.AsyncConnection.connect(postgres) as connection:
-            row = await (await connection.execute(query, [queue])).fetchone()
-        assert row is not None
-        async with working(engine):
-            await ends(Receipt(engine.name, str(row[0]), "k", True, engine.status), DurableState.SUCCEEDED)
-    assert "the worker that ran it died" not in caplog.text
 
 
 # ---- the schema, and a server that is not there ----

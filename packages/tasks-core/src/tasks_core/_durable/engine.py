@@ -33,6 +33,8 @@ class Delivery:
     failures: int
     """How many attempts before this one have ended in an exception."""
     report_progress: Callable[[Json], Awaitable[None]]
+    give_up: str | None = None
+    """Why the engine does not have the call run any more. The worker reports it to `on_error`, and runs nothing."""
 
 
 class Redeliver(Exception):  # noqa: N818  a request, not an error
@@ -42,6 +44,15 @@ class Redeliver(Exception):  # noqa: N818  a request, not an error
         self.delay = delay
         self.failed = failed
         super().__init__(f"deliver again in {delay:g} s")
+
+
+class NotUnderstood(Redeliver):
+    """
+    Raised to an engine, like `Redeliver`, for a call whose name or arguments this worker does not understand.
+
+    Another worker may run another release, so an engine keeps the call for a while. In the end it delivers the call
+    with `Delivery.give_up`.
+    """
 
 
 RunDelivery: TypeAlias = Callable[[Delivery], Awaitable[None]]

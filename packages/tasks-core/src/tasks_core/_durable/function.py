@@ -179,6 +179,11 @@ registry = Registry()
 """All durable functions of the process."""
 
 
+def registered_names() -> list[str]:
+    """Return the names, and former names, of the durable functions of this process: a worker claims no other calls."""
+    return list(registry._functions)
+
+
 @overload
 def durable(func: Callable[P, T], /) -> DurableFunction[P, T]: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Unpack
 from weakref import ref
 
@@ -14,10 +15,10 @@ from tasks_core._support.log import logger
 from tasks_core._support.provider import Provider
 from tasks_core._support.rules import Rule, is_count
 from tasks_core._task import Task, TaskState
-from tasks_core.exceptions import UnknownTaskError
+from tasks_core.exceptions import ArgumentCodecError, DurableTaskGivenUpError, UnknownTaskError
 
 from .context import DurableContext, set_context
-from .engine import Delivery, Engine, Redeliver
+from .engine import Delivery, Engine, NotUnderstood, Redeliver
 from .function import DurableFunction, registry
 from .host import engine_in_force
 from .trace import continued_span
@@ -115,7 +116,7 @@ class Worker:
             function = registry.get(call.name)
         except UnknownTaskError as error:
             self._log_unknown_once(error)
-            raise Redeliver(_UNKNOWN, failed=False) from None
+            raise NotUnderstood(_UNKNOWN, failed=False) from error
         attributes = {"task.name": call.name, "task.key": call.idempotency_key, "task.attempt": delivery.attempt}
         with continued_span(f"run {call.name}", call.headers, attributes):
             await _Attempt(self._scheduler, function, delivery).run()
@@ -139,7 +140,7 @@ class _Attempt:
 
     async def run(self) -> None:
         call, function = self._delivery.call, self._function
-        arguments = function.codec.decode(call.args)
+        func, args, kwargs = self._what_to_run()
         if self._scheduler.stopping.is_set():
             raise Redeliver(0.0, failed=False)  # delivered at the very moment of the stop
         set_context(
@@ -157,7 +158,7 @@ class _Attempt:
             shield=function.config.shield,
             timeout=function.config.timeout,
             on_error=self._on_error,
-        ).schedule(function.func, *arguments.args, **arguments.kwargs)
+        ).schedule(func, *args, **kwargs)
         task.attempts = self._delivery.attempt - 1  # for logs and handlers: those of other processes count
         try:
             await task.wait()
@@ -166,13 +167,24 @@ class _Attempt:
             raise
         self._raise_outcome(task)
 
+    def _what_to_run(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """Return the function and its arguments; for a call that is given up, what raises the reason in its place."""
+        call = self._delivery.call
+        if self._delivery.give_up is not None:
+            return _raise, (DurableTaskGivenUpError(f"{call.name!r} is given up: {self._delivery.give_up}"),), {}
+        try:
+            arguments = self._function.codec.decode(call.args)
+        except ArgumentCodecError as error:
+            raise NotUnderstood(_UNKNOWN, failed=False) from error
+        return self._function.func, arguments.args, arguments.kwargs
+
     def _raise_outcome(self, task: Task[Any]) -> None:
         match task.state:
             case TaskState.SUCCEEDED:
                 return
             case TaskState.FAILED:
                 if self._again is not None:
-                    raise Redeliver(self._again, failed=True)
+                    raise Redeliver(self._again, failed=True) from task.exception
             case _ if self._scheduler.stopping.is_set():
                 raise Redeliver(0.0, failed=False)
         task.result()  # raises
@@ -180,7 +192,8 @@ class _Attempt:
     async def _on_error(self, task: Task[Any], exception: Exception) -> object:
         """Decide whether there is another attempt, which the engine delivers: never retry here."""
         policy = self._delivery.call.retry
-        pause = None if policy is None else policy.pause(exception, self._delivery.failures + 1)
+        given_up = self._delivery.give_up is not None
+        pause = None if policy is None or given_up else policy.pause(exception, self._delivery.failures + 1)
         answer: object = None
         if pause is None and self._function.config.on_error is not None:
             answer = await ask(self._function.config.on_error, task, exception)
@@ -197,3 +210,7 @@ class _Attempt:
             pause,
         )
         return True
+
+
+async def _raise(error: Exception) -> None:
+    raise error

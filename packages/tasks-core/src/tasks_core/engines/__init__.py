@@ -7,7 +7,16 @@ The seam between durable tasks and an engine, and the engines, each behind an ex
 
 from tasks_core._durable.calls import DurableCall, DurableState, DurableStatus
 from tasks_core._durable.codec import Json
-from tasks_core._durable.engine import Capability, Delivery, Engine, EngineFallback, Redeliver, RunDelivery
+from tasks_core._durable.engine import (
+    Capability,
+    Delivery,
+    Engine,
+    EngineFallback,
+    NotUnderstood,
+    Redeliver,
+    RunDelivery,
+)
+from tasks_core._durable.function import registered_names
 from tasks_core._durable.host import engine_of
 from tasks_core.exceptions import (
     EngineCapabilityError,
@@ -32,8 +41,10 @@ __all__ = (
     "EngineSchemaError",
     "EngineUnavailableError",
     "Json",
+    "NotUnderstood",
     "Redeliver",
     "RunDelivery",
     "UnknownTaskError",
     "engine_of",
+    "registered_names",
 )

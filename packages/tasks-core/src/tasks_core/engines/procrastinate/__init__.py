@@ -1,16 +1,22 @@
 """
-Durable tasks on PostgreSQL, by procrastinate: `pip install tasks-core[procrastinate]`.
+Durable tasks on PostgreSQL, in the tables of procrastinate: `pip install tasks-core[procrastinate]`.
 
 ```python
 engine = ProcrastinateEngine("postgresql://app@db/app")
 engine = ProcrastinateEngine.embedded("./tasks-db")  # on a laptop, with tasks-core[embedded]
 ```
 
-Start reading at `_engine.py` (what the scheduler and the worker call). Imports go one way:
+Start reading at `_engine.py` (what the scheduler and the worker call) and `_sql.py` (what is asked of the database).
+Imports go one way:
 
 ```text
-_embedded  _queries  _schema  _thread  _transaction
-_reports ── _work ── _bridge ── _engine
+_engine
+_trio
+_work
+_housekeeping
+_liveness | _reports
+_connection | _rows | _schema | _transaction | _embedded
+_errors | _options | _sql
 ```
 """
 

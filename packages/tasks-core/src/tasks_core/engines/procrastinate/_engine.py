@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, LiteralString, ParamSpec, Self, TypeVar
 
 import anyio
 import psycopg
-from procrastinate import App, PsycopgConnector
-from procrastinate.exceptions import ConnectorException
-from procrastinate.jobs import Job
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from tasks_core import Receipt
 from tasks_core.engines import (
@@ -23,32 +19,37 @@ from tasks_core.engines import (
     DurableState,
     DurableStatus,
     EngineCapabilityError,
-    EngineUnavailableError,
     RunDelivery,
 )
 
-from ._bridge import work_in_thread
 from ._embedded import EmbeddedPostgres
-from ._queries import STATUS, SUBMIT, SUBMIT_KEY
+from ._errors import engine_error, opening_error
+from ._options import WorkOptions
+from ._rows import stored_calls
 from ._schema import prepare_schema
-from ._thread import AsyncioThread, runs_asyncio
+from ._sql import STATUS, SUBMIT, SUBMIT_KEYS
 from ._transaction import Row, Statement, Transaction, join_transaction
-from ._work import TASK_NAME, WorkOptions, work
+from ._trio import AsyncioThread, runs_asyncio, work_in_thread
+from ._work import work
+
+logger = logging.getLogger("tasks_core")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+_DAY = 24 * 3600.0
+
 
 class ProcrastinateEngine:
     """
-    Keeps durable tasks in PostgreSQL, and has procrastinate's workers run them.
+    Keeps durable tasks in PostgreSQL, in the tables of procrastinate, and runs them by a worker of its own.
 
     A call is acknowledged when its row is committed: it survives a crash of this process and, with PostgreSQL's default
     settings, of the server. A task whose worker dies is taken over by another worker, after four missed heartbeats.
 
-    The engine is entered by the scheduler that uses it. Entering it connects, creates missing tables and checks those
-    that are there; it raises if the server cannot be reached. Later, the server may come and go: calls fail meanwhile,
-    workers wait.
+    The scheduler that uses the engine enters it. Entering it connects, creates missing tables and checks those that are
+    there; it raises if the server cannot be reached. Later, the server may come and go: calls fail meanwhile, workers
+    wait.
 
     On trio it keeps an asyncio event loop in a thread, from the time that it is entered until it is left, and has no
     `transaction=`. So does a worker, whose tasks run on trio then.
@@ -56,23 +57,29 @@ class ProcrastinateEngine:
     Args:
         conninfo: The address, as psycopg takes it.
 
-        queue: The queue of procrastinate; a worker takes tasks from the queue of its engine only.
+        queue: The queue of procrastinate; a worker claims tasks of the queue of its engine only.
 
         pool_size: How many connections a process keeps at most.
 
         apply_schema: Whether to create tables that are missing. Tables of an older procrastinate are never changed.
 
-        heartbeat: Seconds between two signs of life of a worker. A task that blocks the event loop of its worker for
-            four times as long is taken for dead, and run elsewhere.
+        heartbeat: Seconds between two signs of life of a worker. A thread gives them, so that a task that blocks the
+            event loop does not make the worker seem dead.
 
-        max_deaths: How often a task may kill its worker, or lose it otherwise, before it is failed.
+        max_deaths: How many workers may die while they run a task, within 72 hours, before it is given up: then it is
+            run no more, and the `on_error` of its function is called.
+
+        unknown_for: Seconds for which a call waits for a worker that knows its function, or understands its arguments,
+            before it is given up.
 
         keep_finished: Seconds for which tasks that succeeded are kept, with their keys.
+
+        keep_failed: Seconds for which tasks that failed are kept.
+
+        keep_cancelled: Seconds for which tasks that were cancelled are kept.
     """
 
     __slots__ = (
-        "_app",
-        "_connector",
         "_embedded",
         "_lock",
         "_pool",
@@ -96,8 +103,11 @@ class ProcrastinateEngine:
         pool_size: int = 10,
         apply_schema: bool = True,
         heartbeat: float = 4.0,
-        max_deaths: int = 3,
-        keep_finished: float = 7 * 24 * 3600.0,
+        max_deaths: int = 5,
+        unknown_for: float = 3600.0,
+        keep_finished: float = 7 * _DAY,
+        keep_failed: float = 90 * _DAY,
+        keep_cancelled: float = 7 * _DAY,
     ) -> None:
         self.conninfo: str = conninfo
         self.apply_schema: bool = apply_schema
@@ -105,12 +115,18 @@ class ProcrastinateEngine:
         self._queue = queue
         self._pool_size = pool_size
         self._pool: AsyncConnectionPool[Any] | None = None
-        self._users = 0  # those who have entered, and those who are about to
+        self._users = 0  # callers that have entered, and those that are about to
         self._lock = anyio.Lock()
         self._thread: AsyncioThread | None = None
-        self._work_options = WorkOptions(queue, heartbeat, max_deaths, keep_finished)
-        self._connector = PsycopgConnector()
-        self._app = App(connector=self._connector)
+        self._work_options = WorkOptions(
+            queue=queue,
+            heartbeat=heartbeat,
+            max_deaths=max_deaths,
+            unknown_for=unknown_for,
+            keep_finished=keep_finished,
+            keep_failed=keep_failed,
+            keep_cancelled=keep_cancelled,
+        )
 
     @classmethod
     def embedded(cls, path: str | Path, **options: Any) -> Self:
@@ -150,7 +166,7 @@ class ProcrastinateEngine:
                     if self._users == 1:
                         await self._leave()
                 finally:
-                    self._users -= 1  # last: who enters meanwhile waits for the same lock
+                    self._users -= 1  # last: a caller that enters meanwhile waits for the same lock
 
     async def _enter(self) -> None:
         if not runs_asyncio():
@@ -183,21 +199,24 @@ class ProcrastinateEngine:
         if self._embedded is not None:
             self.conninfo = await self._embedded.start()
         try:
-            async with await psycopg.AsyncConnection.connect(self.conninfo, autocommit=True) as connection:
+            async with await psycopg.AsyncConnection.connect(
+                self.conninfo, autocommit=True, prepare_threshold=None
+            ) as connection:
                 await prepare_schema(connection, apply=self.apply_schema)
             self._pool = AsyncConnectionPool(
                 self.conninfo,
                 min_size=min(4, self._pool_size),
                 max_size=self._pool_size,
                 open=False,
+                # A pooler in transaction mode gives each statement another session, which has nothing prepared.
+                kwargs={"autocommit": True, "prepare_threshold": None},
                 check=AsyncConnectionPool.check_connection,
                 name="tasks",
             )
             await self._pool.open(wait=True)
-            await self._connector.open_async(self._pool)
-        except psycopg.Error as error:
+        except (psycopg.Error, PoolTimeout, OSError) as error:
             await self._close()
-            raise EngineUnavailableError(f"PostgreSQL cannot be reached: {error}") from error
+            raise opening_error(error) from error
         except BaseException:
             await self._close()
             raise
@@ -207,83 +226,86 @@ class ProcrastinateEngine:
             pool, self._pool = self._pool, None
             if pool is not None:
                 await pool.close()
-            self._connector = PsycopgConnector()  # the old one would keep the closed pool
-            self._app = App(connector=self._connector)
             if self._embedded is not None:
                 await self._embedded.stop()
 
-    # ---- handing over ----
+    # ---- submitting ----
 
     def join(self, transaction: Any, call: DurableCall, wanted: Callable[[], bool], /) -> Transaction:
         """
         Take a SQLAlchemy `AsyncSession` or `AsyncConnection` (over psycopg or asyncpg), or a psycopg `AsyncConnection`.
 
-        A session that is committed before the response begins takes the task along. A connection tells nobody that it
+        The task is stored when a session is committed, if it is not stored yet. A connection does not announce that it
         is about to be committed: `await tasks.after_response.submit()` before that.
         """
         if self._thread is not None:
             raise EngineCapabilityError(
                 "transaction=: what this engine could join are connections that run on asyncio, and this is trio"
             )
-        return join_transaction(transaction, Statement(SUBMIT_KEY if call.dedup else SUBMIT, self._row(call)), wanted)
+        return join_transaction(transaction, self._statement([call]), wanted)
 
     async def submit(self, call: DurableCall, /, *, transaction: Transaction | None = None) -> Receipt:
         """Store the call in a row of its own, in the transaction if there is one."""
+        if transaction is None:
+            [receipt] = await self.submit_many([call])
+            return receipt
         try:
-            number, created = await self._on_asyncio(self._store, call, transaction)
-        except (ConnectorException, psycopg.OperationalError, OSError) as error:
-            raise _unavailable(error) from error
+            row = await self._on_asyncio(transaction.store)
+        except (psycopg.OperationalError, OSError) as error:
+            raise engine_error(error) from error
+        return self._receipt(call, row)
+
+    async def submit_many(self, calls: Sequence[DurableCall], /) -> list[Receipt]:
+        """Store the calls by one statement, together or not at all; the receipts have the order of *calls*."""
+        if not calls:
+            return []
+        statement = self._statement(calls)
+        try:
+            rows = await self._on_asyncio(self._fetch, statement.query, statement.parameters)
+        except (psycopg.Error, PoolTimeout, OSError) as error:
+            raise engine_error(error) from error
+        return [self._receipt(call, row) for call, row in zip(calls, rows, strict=True)]
+
+    def _statement(self, calls: Sequence[DurableCall]) -> Statement:
+        query = SUBMIT_KEYS if any(call.dedup for call in calls) else SUBMIT
+        return Statement(query, {"queue": self._queue, "calls": stored_calls(calls)})
+
+    async def _fetch(self, query: LiteralString, parameters: Any) -> list[Any]:
+        if self._pool is None:
+            raise psycopg.InterfaceError("the engine was not entered, or has been left")
+        async with self._pool.connection() as connection:
+            rows: list[Any] = await (await connection.execute(query, parameters)).fetchall()
+        return rows
+
+    def _receipt(self, call: DurableCall, row: Row) -> Receipt:
+        number, created, same = row
+        if not same:
+            logger.warning(
+                "%r was submitted with idempotency key %r, which belongs to job %s: that one has other arguments, and "
+                "no new task was made",
+                call.name,
+                call.idempotency_key,
+                number,
+            )
         return Receipt(self.name, str(number), call.idempotency_key, created, self.status)
-
-    async def _store(self, call: DurableCall, transaction: Transaction | None) -> Row:
-        if transaction is not None:
-            return await transaction.store()
-        if call.dedup:
-            found = await self._connector.execute_query_one_async(SUBMIT_KEY, **self._row(call))
-            return found["id"], found["created"]
-        job = await self._app.job_manager.defer_job_async(self._job(call))
-        assert job.id is not None
-        return job.id, True
-
-    def _job(self, call: DurableCall) -> Job:
-        return Job(
-            queue=self._queue,
-            task_name=TASK_NAME,
-            lock=None,
-            queueing_lock=None,
-            task_kwargs=_stored(call),
-            scheduled_at=_moment(call.not_before),
-        )
-
-    def _row(self, call: DurableCall) -> Mapping[str, Any]:
-        return {
-            "key": call.idempotency_key,
-            "queue": self._queue,
-            "task": TASK_NAME,
-            "args": json.dumps(_stored(call)),
-            "scheduled_at": _moment(call.not_before),
-        }
 
     async def status(self, receipt_id: str, /) -> DurableStatus:
         """Look a task up by the id of its receipt; an id that is none of this engine's is unknown."""
         if not _is_job_id(receipt_id):
             return DurableStatus(DurableState.UNKNOWN, 0)
         try:
-            rows = await self._on_asyncio(self._look_up, int(receipt_id))
-        except ConnectorException as error:
-            raise _unavailable(error) from error
+            rows = await self._on_asyncio(self._fetch, STATUS, {"id": int(receipt_id)})
+        except (psycopg.Error, PoolTimeout, OSError) as error:
+            raise engine_error(error) from error
         if not rows:
             return DurableStatus(DurableState.UNKNOWN, 0)
-        return DurableStatus(_STATES[rows[0]["status"]], rows[0]["attempts"], rows[0]["progress"])
-
-    async def _look_up(self, job_id: int) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = await self._connector.execute_query_all_async(STATUS, job_id=job_id)
-        return rows
+        [(state, attempts, progress)] = rows
+        return DurableStatus(_STATES[state], attempts, progress)
 
     # ---- running ----
 
     async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
-        """Run procrastinate's worker, and a reaper for tasks whose worker is dead."""
+        """Claim calls of the functions that this process knows, and take over those of workers that are dead."""
         start = work if runs_asyncio() else work_in_thread
         await start(self.conninfo, self._work_options, run, concurrency, stopping)
 
@@ -291,24 +313,6 @@ class ProcrastinateEngine:
 def _is_job_id(receipt_id: str) -> bool:
     """Return whether the text is a number that fits into the column `id`."""
     return receipt_id.isascii() and receipt_id.isdecimal() and len(receipt_id) < 19
-
-
-def _stored(call: DurableCall) -> dict[str, Any]:
-    stored: dict[str, Any] = {"name": call.name, "args": dict(call.args), "key": call.idempotency_key}
-    if call.retry is not None:
-        stored["retry"] = call.retry.as_json()
-    if call.headers:
-        stored["headers"] = dict(call.headers)
-    return stored
-
-
-def _moment(timestamp: float | None) -> datetime | None:
-    return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC)
-
-
-def _unavailable(error: Exception) -> EngineUnavailableError:
-    cause = error.__cause__ or error
-    return EngineUnavailableError(f"PostgreSQL did not acknowledge: {type(cause).__name__}")
 
 
 _STATES = {

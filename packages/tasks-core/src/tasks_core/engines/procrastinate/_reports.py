@@ -1,41 +1,131 @@
-"""What a worker tells the database about the end of a task, so that it may be told twice."""
+"""How deliveries ended, stored in batches: a report waits for no other, and those that come meanwhile go together."""
 
 from __future__ import annotations
 
-from datetime import datetime
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from time import monotonic
+from typing import Literal
 
-from procrastinate.jobs import Job, Status
-from procrastinate.manager import JobManager
+import anyio
 
-from ._queries import COUNT, FINISH, RETRY
+from ._connection import WorkerConnection
+from ._errors import is_outage
+from ._rows import Row
+from ._sql import REPORT
+
+logger = logging.getLogger("tasks_core")
+
+# Seconds between two attempts to reach a database that is away.
+RECONNECT = 1.0
+# Seconds for which a worker that is being stopped tries to report how its last tasks ended.
+LAST_WORDS = 10.0
+# Reports in one statement.
+_BATCH = 500
+
+ReportedState = Literal["succeeded", "failed", "aborted", "todo"]
 
 
-class Reports(JobManager):
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a delivery ended."""
+
+    row: Row
+    state: ReportedState
+    delay: float | None = None
+    """Seconds until a call that is put back is due; `None`: at once."""
+    priority: int = 0
+    """What is added to the priority of a call that is put back."""
+    note: str | None = None
+    """The history of the call as JSON; `None`: it remains as it is."""
+
+
+class Reports:
     """
-    Speaks for one delivery of a job, and not for the next.
+    Reports deliveries, one batch after the other, until all are stored.
 
-    procrastinate's own reports concern the job, whoever has it by now: one that is repeated after a connection broke
-    would fail, or take a task that is to be tried again away from the worker that tries it already.
+    The database may be away for any time; a worker that is stopped gives up after `LAST_WORDS`.
     """
 
-    async def finish_job(self, job: Job, status: Status, delete_job: bool) -> None:
-        assert not delete_job, "the worker keeps what has ended"
-        await self.connector.execute_query_async(FINISH, job_id=job.id, attempts=job.attempts, status=status.value)
-
-    async def retry_job(
-        self,
-        job: Job,
-        retry_at: datetime | None = None,
-        priority: int | None = None,
-        queue: str | None = None,
-        lock: str | None = None,
+    def __init__(
+        self, connection: WorkerConnection, when_stored: Callable[[Report], None], stopping: anyio.Event
     ) -> None:
-        await self.connector.execute_query_async(RETRY, job_id=job.id, attempts=job.attempts, retry_at=retry_at)
+        self._connection = connection
+        self._when_stored = when_stored
+        self._stopping = stopping
+        self._waiting: list[Report] = []
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._gives_up_at = inf
+        self.abandoned = 0
+        """Reports that could not be stored before the worker ended."""
 
-    async def count(self, job: Job, counter: str) -> None:
-        """Add one to what the job knows about its earlier deliveries."""
-        before = job.task_kwargs.get(counter, 0)
-        assert isinstance(before, int)
-        await self.connector.execute_query_async(
-            COUNT, job_id=job.id, attempts=job.attempts, counter=counter, count=before + 1
+    def add(self, report: Report) -> None:
+        self._waiting.append(report)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Let `run()` return as soon as all reports are stored."""
+        self._closed = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        while self._waiting or not self._closed:
+            if not self._waiting:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            batch = self._waiting[:_BATCH]
+            del self._waiting[:_BATCH]
+            await self._store(batch)
+
+    async def _store(self, batch: list[Report]) -> None:
+        while True:
+            try:
+                await self._send(batch)
+                break
+            except Exception as error:
+                if self._is_enough():
+                    self._abandon(batch, error)
+                    return
+                if not is_outage(error):
+                    if len(batch) > 1:  # one report must not keep the others from being stored
+                        for report in batch:
+                            await self._store([report])
+                        return
+                    logger.exception("%s: its end could not be stored, and is tried again", batch[0].row.title)
+            await asyncio.sleep(RECONNECT)
+        for report in batch:
+            self._when_stored(report)
+
+    async def _send(self, batch: list[Report]) -> None:
+        await self._connection.fetch(
+            REPORT,
+            {
+                "ids": [report.row.id for report in batch],
+                "attempts": [report.row.attempts for report in batch],
+                "states": [report.state for report in batch],
+                "delays": [report.delay for report in batch],
+                "priorities": [report.priority for report in batch],
+                "notes": [report.note for report in batch],
+            },
         )
+
+    def _is_enough(self) -> bool:
+        """Return whether a worker that is being stopped has tried for long enough, with all reports together."""
+        now = monotonic()
+        if self._stopping.is_set():
+            self._gives_up_at = min(self._gives_up_at, now + LAST_WORDS)
+        return now >= self._gives_up_at
+
+    def _abandon(self, batch: list[Report], error: Exception) -> None:
+        self.abandoned += len(batch)
+        for report in batch:
+            logger.warning(
+                "%s has ended and is delivered again: its end could not be stored (%s)",
+                report.row.title,
+                type(error).__name__,
+            )

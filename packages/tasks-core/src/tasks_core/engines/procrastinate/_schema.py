@@ -1,23 +1,32 @@
-"""The tables: procrastinate's own, and one of ours that makes keys unique."""
+"""The tables: procrastinate's own, and what the engine adds to them."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
+import anyio
+import psycopg
 from procrastinate.schema import SchemaManager
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
-from tasks_core.exceptions import EngineSchemaError
+from tasks_core.engines import EngineSchemaError
+
+from ._sql import FUNCTIONS, INDEXES, MISSING_FUNCTIONS, MISSING_INDEXES, SETTINGS, TABLES
 
 logger = logging.getLogger("tasks_core")
 
 # Two processes that start at once on an empty database take turns.
 _LOCK = SQL("SELECT pg_advisory_xact_lock(7459620183)")
+# A build of indexes that does not block writes waits for all transactions, also for one that waits for a lock: so
+# nothing waits for this lock.
+_INDEX_LOCK = SQL("SELECT pg_try_advisory_lock(7459620185)")
+_INDEX_UNLOCK = SQL("SELECT pg_advisory_unlock(7459620185)")
 
-# Functions of procrastinate that this engine or the installed procrastinate calls. There is no version in the database.
-_NEEDED = (
+# Functions of procrastinate that its tools of the installed release call. There is no version in the database: these
+# are how an older schema is recognized.
+_OF_PROCRASTINATE = (
     "procrastinate_cancel_job_v1",
     "procrastinate_defer_jobs_v1",
     "procrastinate_fetch_job_v2",
@@ -26,38 +35,6 @@ _NEEDED = (
     "procrastinate_register_worker_v1",
     "procrastinate_retry_job_v2",
     "procrastinate_update_heartbeat_v1",
-)
-_OURS = "tasks_submit_v1"
-
-_MISSING = SQL(
-    "SELECT name FROM unnest(%s::text[]) AS name WHERE NOT EXISTS (SELECT FROM pg_proc WHERE proname = name)"
-)
-
-# A key is taken once, for as long as its job is kept; a second call gets the job of the first. In a transaction of the
-# caller, others with the same key wait for its end. Inside of a function each statement sees what was committed since.
-_KEYS = SQL(
-    """
-CREATE TABLE tasks_keys (
-    key text PRIMARY KEY,
-    job_id bigint REFERENCES procrastinate_jobs (id) ON DELETE CASCADE
-);
-CREATE INDEX tasks_keys_job_id ON tasks_keys (job_id);
-
-CREATE FUNCTION tasks_submit_v1(new_key text, job procrastinate_job_to_defer_v1, OUT id bigint, OUT created boolean)
-    LANGUAGE plpgsql
-AS $$
-BEGIN
-    INSERT INTO tasks_keys (key) VALUES (new_key) ON CONFLICT DO NOTHING;
-    created := FOUND;
-    IF created THEN
-        id := (procrastinate_defer_jobs_v1(ARRAY[job]))[1];
-        UPDATE tasks_keys SET job_id = id WHERE key = new_key;
-    ELSE
-        SELECT job_id INTO id FROM tasks_keys WHERE key = new_key;
-    END IF;
-END;
-$$;
-"""
 )
 
 
@@ -73,14 +50,20 @@ async def prepare_schema(connection: AsyncConnection[Any], *, apply: bool) -> No
         if apply:
             await _apply(connection)
         await _check(connection)
+    await _prepare_indexes(connection, apply=apply)
 
 
 async def _apply(connection: AsyncConnection[Any]) -> None:
     if not await _exists(connection):
         await connection.execute(SchemaManager.get_schema())
         logger.info("Created the tables of procrastinate in the database of the durable tasks")
-    if await _missing(connection) == [_OURS]:
-        await connection.execute(_KEYS)
+    if await _missing(connection) == list(FUNCTIONS):
+        await connection.execute(TABLES)
+        try:
+            async with connection.transaction():
+                await connection.execute(SETTINGS)
+        except psycopg.errors.InsufficientPrivilege:
+            logger.warning("The tables of procrastinate belong to another role: their autovacuum remains as it is")
 
 
 async def _check(connection: AsyncConnection[Any]) -> None:
@@ -103,5 +86,37 @@ async def _exists(connection: AsyncConnection[Any]) -> bool:
 
 
 async def _missing(connection: AsyncConnection[Any]) -> list[str]:
-    cursor = await connection.execute(_MISSING, [[*_NEEDED, _OURS]])
+    cursor = await connection.execute(MISSING_FUNCTIONS, [[*_OF_PROCRASTINATE, *FUNCTIONS]])
     return [row[0] for row in await cursor.fetchall()]
+
+
+async def _prepare_indexes(connection: AsyncConnection[Any], *, apply: bool) -> None:
+    """Build missing indexes one by one, on a large table without blocking writes, which takes minutes."""
+    while missing := await _missing_indexes(connection):
+        if not apply:
+            logger.warning(
+                "The database lacks the indexes %s: workers are slow. Let the engine create them once: "
+                "ProcrastinateEngine(..., apply_schema=True)",
+                ", ".join(name for name, _, _ in missing),
+            )
+            return
+        cursor = await connection.execute(_INDEX_LOCK)
+        locked = await cursor.fetchone()
+        if locked is None or not locked[0]:
+            await anyio.sleep(0.2)
+            continue
+        try:
+            for name, invalid, large in await _missing_indexes(connection):
+                concurrently = SQL("CONCURRENTLY ") if large else SQL("")
+                if large:
+                    logger.info("Building the index %s while the table is in use: this takes a while", name)
+                if invalid:
+                    await connection.execute(SQL("DROP INDEX {}{}").format(concurrently, SQL(name)))
+                definition = SQL(INDEXES[name])
+                await connection.execute(SQL("CREATE INDEX {}{} ON {}").format(concurrently, SQL(name), definition))
+        finally:
+            await connection.execute(_INDEX_UNLOCK)
+
+
+async def _missing_indexes(connection: AsyncConnection[Any]) -> list[tuple[str, bool, bool]]:
+    return await (await connection.execute(MISSING_INDEXES, [list(INDEXES)])).fetchall()

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session, SessionTransaction
 
-Row: TypeAlias = "tuple[int, bool]"
+Row: TypeAlias = "tuple[int, bool, bool]"
+"""The id of the job, whether it is new, and whether its arguments are those of the call."""
 
 _OVER = (
     "transaction=: the transaction in which the task was scheduled is over, so that the task cannot become part of it. "
@@ -87,7 +88,7 @@ class _PsycopgTransaction:
             await cursor.execute(self._statement.query.encode(), self._statement.parameters)
             row = await cursor.fetchone()
         assert row is not None
-        return row[0], row[1]
+        return row[0], row[1], row[2]
 
 
 class _SqlalchemyTransaction:
@@ -151,7 +152,7 @@ class _SessionTransaction:
 
         if self._row is None and self._wanted() and self._is_current():
             row = session.connection().execute(text(_named(self._statement.query)), self._statement.parameters).one()
-            self._row = row[0], row[1]
+            self._row = row[0], row[1], row[2]
 
     def _after_commit(self, _session: Session) -> None:
         self._committed = self._row is not None
@@ -171,7 +172,7 @@ async def _execute(connection: SqlalchemyConnection, statement: Statement) -> Ro
         if error.connection_invalidated:
             raise EngineUnavailableError("The connection of the transaction was lost") from error
         raise
-    return row[0], row[1]
+    return row[0], row[1], row[2]
 
 
 def _named(query: str) -> str:

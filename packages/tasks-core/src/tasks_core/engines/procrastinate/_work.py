@@ -1,321 +1,336 @@
-"""Running procrastinate's worker so that it survives its database, and taking over from workers that are dead."""
+"""A worker: claims calls, has them run, and reports how they ended."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from math import inf
+from dataclasses import replace
 from time import monotonic
-from typing import Any, LiteralString
 
 import anyio
-import psycopg
-from procrastinate import App, BaseRetryStrategy, JobContext, PsycopgConnector, RetryDecision
-from procrastinate.connector import Notify
-from procrastinate.exceptions import ConnectorException
-from procrastinate.jobs import Job
-from procrastinate.worker import Worker as ProcrastinateWorker
-from psycopg_pool import AsyncConnectionPool
 
-from tasks_core import RetryPolicy
-from tasks_core.engines import Delivery, DurableCall, Json, Redeliver, RunDelivery
+from tasks_core import TasksError
+from tasks_core.engines import Delivery, Json, NotUnderstood, Redeliver, RunDelivery, registered_names
 
-from ._queries import KEEP_ALIVE, PROGRESS, PURGE, REAP
-from ._reports import Reports
+from . import _reports
+from ._connection import WorkerConnection, address_of_worker
+from ._errors import is_outage
+from ._housekeeping import Housekeeping
+from ._liveness import Liveness
+from ._options import WorkOptions
+from ._reports import Report, Reports
+from ._rows import History, Row
+from ._sql import CLAIM, NEXT_DUE, PROGRESS, REGISTER, UNREGISTER
 
 logger = logging.getLogger("tasks_core")
 
-TASK_NAME = "tasks_core.run"
-"""The one task that procrastinate knows: it runs calls, whatever they are named."""
-
-# A worker that misses this many heartbeats is dead.
-_MISSED = 4
-# Seconds after which procrastinate forgets a worker. Long: one that was only without a database comes back, and its
-# tasks, which it still runs, would belong to nobody.
-_FORGOTTEN = 24 * 3600.0
-# Seconds between two looks for tasks: those that are put back come without a notification.
-_POLL = 2.0
-# Seconds between two attempts to reach a database that is away.
-_RECONNECT = 1.0
-# Seconds after which a query that gets no connection takes the database to be away.
-_PATIENCE = 5.0
-# Seconds that a worker which is being stopped tries to say how its last tasks ended.
-_LAST_WORDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkOptions:
-    """What `ProcrastinateEngine` was told about workers."""
-
-    queue: str
-    heartbeat: float
-    max_deaths: int
-    keep_finished: float
+# Seconds between two looks for calls, for those of which the notification was lost.
+POLL = 2.0
+# Candidates for each call that is to be claimed: as many workers may claim at the same moment.
+_LOOK = 4
+# Seconds for which a registration is kept after the answer to a claim was lost: the server may execute it still.
+_FORMER = 60.0
+# Seconds until a call that was not understood is offered again: the first time, and at most.
+_MISFIT_PAUSE, _MISFIT_PAUSE_MAX = 5.0, 300.0
 
 
 async def work(conninfo: str, options: WorkOptions, run: RunDelivery, concurrency: int, stopping: anyio.Event) -> None:
     """Do what `Engine.work()` promises."""
-    _hide_arguments()
-    pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
-        conninfo,
-        min_size=2,
-        max_size=min(concurrency, 8) + 2,
-        open=False,
-        check=AsyncConnectionPool.check_connection,
-        timeout=_PATIENCE,
-        name="tasks worker",
-    )
-    async with pool:
-        await _Work(pool, options, run, concurrency, stopping).work()
+    await _Work(address_of_worker(conninfo), options, run, concurrency, stopping).work()
 
 
 class _Work:
     def __init__(
-        self,
-        pool: AsyncConnectionPool[Any],
-        options: WorkOptions,
-        run: RunDelivery,
-        concurrency: int,
-        stopping: anyio.Event,
+        self, conninfo: str, options: WorkOptions, run: RunDelivery, concurrency: int, stopping: anyio.Event
     ) -> None:
-        self._pool = pool
+        self._conninfo = conninfo
         self._options = options
         self._run = run
         self._concurrency = concurrency
         self._stopping = stopping
-        self._slots = asyncio.Semaphore(concurrency)
-        self._running: set[int] = set()
-        self._workers: dict[asyncio.Task[None], ProcrastinateWorker] = {}  # the last one takes tasks, the others leave
-        self._lost = asyncio.Event()
-        self._over = False
-        self._connector = _PatientConnector(self._lost.set, stopping)
-        self._reports = Reports(self._connector)
-        self._app = self._new_app()
-
-    def _new_app(self) -> App:
-        app = App(connector=self._connector)
-        app.job_manager = self._reports
-        queue = self._options.queue
-        app.task(name=TASK_NAME, queue=queue, pass_context=True, retry=_Again())(self._run_job)
-        # Also what keeps the worker's own watch over its side tasks going, which ends with the first that returns.
-        purge = app.task(name="tasks_core.purge", queue=queue, queueing_lock=f"tasks_core.purge {queue}")(self._purge)
-        app.periodic(cron="*/10 * * * *", periodic_id=queue)(purge)
-        return app
+        self._claims = WorkerConnection(conninfo)
+        self._writes = WorkerConnection(conninfo)
+        self._progress = WorkerConnection(conninfo)
+        self._reports = Reports(self._writes, self._when_stored, stopping)
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._held: dict[int, Row] = {}  # running, or ended and not yet reported
+        self._suspect: int | None = None  # the one that was running when a worker died
+        self._aborted: set[int] = set()
+        self._number: int | None = None  # of this worker in the database
+        self._names: list[str] = []
+        self._former: dict[int, float] = {}  # earlier numbers, and since when
+        self._lost: str | None = None  # the error because of which the worker cannot claim
+        self._wake = asyncio.Event()
 
     async def work(self) -> None:
-        await self._connector.open_async(self._pool)
-        watch = asyncio.create_task(self._watch(), name="tasks watch")
-        stop = asyncio.create_task(self._stopping.wait(), name="tasks stop")
-        try:
-            while not stop.done():
-                self._lost.clear()
-                worker = self._new_worker()
-                run = asyncio.create_task(self._run_worker(worker), name="tasks worker")
-                self._workers[run] = worker
-                lost = asyncio.create_task(self._lost.wait())
-                await asyncio.wait((run, lost, stop), return_when=asyncio.FIRST_COMPLETED)
-                lost.cancel()
-                # One that has lost the database ends when its tasks have; others take its place at once.
-                self._workers = {run: worker for run, worker in self._workers.items() if not run.done()}
-                if not stop.done():
-                    await asyncio.wait((stop,), timeout=_RECONNECT)
-        finally:
-            # A cancellation alone may get lost: when a query ends at that very moment, wait_for() of Python 3.11,
-            # in which older releases of psycopg wait, returns as if nothing had been. So each is told as well.
-            for run, worker in self._workers.items():
-                worker.stop()  # type: ignore[no-untyped-call]  # procrastinate does not say that it returns nothing
-                run.cancel()  # which it takes for another request to stop, and waits for its tasks
-            stop.cancel()
-            await asyncio.gather(*self._workers, return_exceptions=True)
-            self._over = True
-            watch.cancel()
-            await asyncio.gather(watch, stop, return_exceptions=True)
-
-    def _new_worker(self) -> ProcrastinateWorker:
-        return ProcrastinateWorker(
-            self._app,
-            queues=[self._options.queue],
-            name="tasks_core",
-            concurrency=self._concurrency,
-            fetch_job_polling_interval=_POLL,
-            install_signal_handlers=False,
-            update_heartbeat_interval=self._options.heartbeat,
-            stalled_worker_timeout=_FORGOTTEN,
-        )
-
-    async def _run_worker(self, worker: ProcrastinateWorker) -> None:
-        try:
-            await worker.run()  # type: ignore[no-untyped-call]  # as above
-        except Exception as error:
-            if _is_outage(error):
-                logger.warning("The worker lost its database (%s) and tries again", type(error.__cause__).__name__)
-            else:
-                logger.exception("The worker failed, and starts again")
-
-    # ---- one task ----
-
-    async def _run_job(self, context: JobContext, /, **fields: Any) -> None:
-        job_id = context.job.id
-        assert job_id is not None
-        self._running.add(job_id)
-        processing = asyncio.current_task()  # procrastinate's, which ends with the report
-        assert processing is not None
-        processing.add_done_callback(lambda ended: self._when_reported(context.job, ended))
-        try:
-            async with self._slots:
-                await self._run(self._delivery(context.job, job_id, fields))
-        except Redeliver as again:
-            await self._reports.count(context.job, "failures" if again.failed else "returns")
-            raise
-
-    def _when_reported(self, job: Job, processing: asyncio.Task[Any]) -> None:
-        """Stop the heartbeat of a job: its end is stored now, which may be long after the end of the function."""
-        assert job.id is not None
-        self._running.discard(job.id)
-        error = None if processing.cancelled() else processing.exception()
-        if error is not None:
-            logger.warning(
-                "Task %r, key %s, job %d, has ended and is delivered again: the database could not be told (%s)",
-                job.task_kwargs.get("name"),
-                job.task_kwargs.get("key"),
-                job.id,
-                type(error.__cause__ or error).__name__,
+        liveness = Liveness(self._conninfo, self._options, self, asyncio.get_running_loop())
+        reports = asyncio.create_task(self._reports.run(), name="tasks reports")
+        beside = [
+            asyncio.create_task(side, name=f"tasks {name}")
+            for name, side in (
+                ("listen", self._listen()),
+                ("housekeeping", Housekeeping(self._conninfo, self._options).run()),
+                ("stop", self._wake_when_stopped()),
             )
+        ]
+        liveness.start()
+        try:
+            await self._claim_until_stopped()
+        finally:
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            self._reports.close()
+            await reports
+            liveness.stop()
+            await self._end(beside)
+            await asyncio.to_thread(liveness.join)
+            await self._leave()
 
-    def _delivery(self, job: Job, job_id: int, fields: dict[str, Any]) -> Delivery:
-        retry = fields.get("retry")
-        call = DurableCall(
-            name=fields["name"],
-            args=fields["args"],
-            idempotency_key=fields["key"],
-            retry=None if retry is None else RetryPolicy.from_json(retry),
-            headers=fields.get("headers") or {},
-        )
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        # A cancellation may get lost: when a query ends at that very moment, wait_for() of Python 3.11, in which
+        # psycopg waits, returns as if nothing had happened. So it is repeated until the task has ended.
+        while pending := [task for task in tasks if not task.done()]:
+            for task in pending:
+                task.cancel()
+            await asyncio.wait(pending, timeout=1.0)
+        for task in tasks:
+            if not task.cancelled() and task.exception() is not None:
+                logger.error("The worker ended with an error beside its tasks", exc_info=task.exception())
 
-        async def report_progress(progress: Json) -> None:
-            await self._connector.execute_query_async(PROGRESS, job_id=job_id, progress=json.dumps(progress))
+    async def _leave(self) -> None:
+        """Sign off, unless there are calls that other workers have to miss this worker for."""
+        numbers = [*self._former, *([] if self._number is None else [self._number])]
+        if numbers and not self._reports.abandoned:
+            with suppress(Exception):
+                await self._claims.fetch(UNREGISTER, {"ids": numbers})
+        for connection in (self._claims, self._writes, self._progress):
+            await connection.close()
 
-        return Delivery(call, job.attempts - fields.get("returns", 0) + 1, fields.get("failures", 0), report_progress)
+    async def _wake_when_stopped(self) -> None:
+        await self._stopping.wait()
+        self.wake()
 
-    # ---- what has to be done beside ----
+    # ---- claims ----
 
-    async def _purge(self, timestamp: int) -> None:
-        await self._connector.execute_query_async(
-            PURGE, queue=self._options.queue, older_than=self._options.keep_finished
-        )
+    async def _claim_until_stopped(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            timeout = None
+            if len(self._running) < self._concurrency:
+                try:
+                    rows = await self._claim(self._concurrency - len(self._running))
+                    if rows:
+                        for row in rows:
+                            self._start(row)
+                        continue
+                    timeout = await self._next_due()
+                except Exception as error:
+                    self._when_claim_failed(error)
+                    self._wake.clear()
+                    timeout = _reports.RECONNECT
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), timeout)
 
-    async def _watch(self) -> None:
-        """Keep the own tasks from being taken for dead, and put back those of the dead."""
-        silence = self._options.heartbeat * _MISSED
-        # Those who were without the database, as this one may have been, get the time to show that they live.
-        judges_from = monotonic() + silence
-        while not self._over:
-            try:
-                async with self._pool.connection() as connection:
-                    await connection.execute(KEEP_ALIVE, {"running": list(self._running)})
-                    for row in await self._reap(connection, silence if monotonic() >= judges_from else None):
-                        _tell_of_death(*row)
-            except (psycopg.Error, OSError) as error:
-                judges_from = monotonic() + silence
-                logger.debug("The worker cannot look for stalled tasks: %s", type(error).__name__)
-            await asyncio.sleep(self._options.heartbeat)
-
-    async def _reap(self, connection: psycopg.AsyncConnection[Any], silence: float | None) -> list[Any]:
-        """Put back what nobody runs; *silence*: seconds after which others are dead, `None`: never."""
-        cursor = await connection.execute(
-            REAP,
+    async def _claim(self, free: int) -> list[Row]:
+        await self._register()
+        rows = await self._claims.fetch(
+            CLAIM,
             {
                 "queue": self._options.queue,
-                "silence": silence,
-                "max_deaths": self._options.max_deaths,
-                "leaving": [worker.worker_id for worker in list(self._workers.values())[:-1]],
-                "running": list(self._running),
+                "names": self._names,
+                "worker": self._number,
+                "free": free,
+                "look": free * _LOOK,
+                "suspects": self._suspect is None,
             },
         )
-        return await cursor.fetchall()
+        if self._lost is not None:
+            self._lost = None
+            logger.info("The worker has its database again")
+        return [Row.read(*row) for row in rows]
 
+    async def _register(self) -> None:
+        names = sorted(registered_names())
+        if self._number is not None and names != self._names:
+            self._leave_registration()
+        if self._former and not self._held:
+            oldest = monotonic() - _FORMER
+            self._former = {number: since for number, since in self._former.items() if since > oldest}
+        if self._number is None:
+            [[self._number]] = await self._claims.fetch(REGISTER, {"queue": self._options.queue, "names": names})
+            self._names = names
 
-def _tell_of_death(job_id: int, name: str | None, key: str, deaths: int, given_up: bool, _: object) -> None:
-    if name is None:
-        return  # not a task, but the cleaning up behind tasks
-    if given_up:
-        logger.error("Task %r, key %s, job %d, is failed: %d workers died while they ran it", name, key, job_id, deaths)
-    else:
-        logger.warning("Task %r, key %s, job %d, is back in the queue: the worker that ran it died", name, key, job_id)
+    async def _next_due(self) -> float:
+        [[seconds]] = await self._claims.fetch(NEXT_DUE, {"queue": self._options.queue, "names": self._names})
+        return POLL if seconds is None else min(POLL, max(0.01, seconds))
 
+    def _when_claim_failed(self, error: Exception) -> None:
+        """Leave the registration: the database may have claimed calls for it, and the answer was lost."""
+        self._leave_registration()
+        if not is_outage(error):
+            logger.error("The worker cannot claim tasks, and tries again", exc_info=error)
+        elif type(error).__name__ != self._lost:
+            logger.warning("The worker lost its database (%s) and tries again", type(error).__name__)
+        self._lost = type(error).__name__
 
-class _Again(BaseRetryStrategy):
-    """Has procrastinate do what the exception asks for."""
+    def _leave_registration(self) -> None:
+        if self._number is not None:
+            self._former[self._number] = monotonic()
+            self._number = None
 
-    def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:
-        if isinstance(exception, Redeliver):
-            return RetryDecision(retry_at=datetime.now(UTC) + timedelta(seconds=exception.delay))
-        return None
+    # ---- what the heartbeat asks, from its thread, and reports, on the event loop ----
 
+    def registered(self) -> tuple[int | None, list[int]]:
+        return self._number, list(self._former)
 
-class _PatientConnector(PsycopgConnector):
-    """
-    Waits for a database that is away where procrastinate's worker would fail: heartbeats, the end of a task, listening.
+    def held(self) -> list[int]:
+        return list(self._held)
 
-    Only a worker that cannot take new tasks is told (*lost*); what it has done is reported when the database is back.
-    """
+    def forget_registration(self, number: int) -> None:
+        if number == self._number:
+            self._number = None
 
-    def __init__(self, lost: Callable[[], None], stopping: anyio.Event) -> None:
-        super().__init__()
-        self._on_lost = lost
-        self._stopping = stopping
-        self._gives_up_at = inf
+    def abort(self, ids: list[int]) -> None:
+        for id_ in ids:
+            task = self._running.get(id_)
+            if task is not None and id_ not in self._aborted:
+                self._aborted.add(id_)
+                task.cancel()
 
-    async def execute_query_async(self, query: LiteralString, **arguments: Any) -> None:
+    def wake(self) -> None:
+        self._wake.set()
+
+    # ---- notifications ----
+
+    async def _listen(self) -> None:
+        connection = WorkerConnection(self._conninfo)
+        while True:
+            with suppress(Exception):  # a worker that cannot listen still looks every two seconds
+                async with await connection.connect() as listening:
+                    if connection.pooled:
+                        logger.warning(
+                            "The worker is connected to PostgreSQL through a pooler. Notifications need a session of "
+                            "their own: unless it pools sessions, tasks start up to %g s late. Give the worker the "
+                            "address of the server itself",
+                            POLL,
+                        )
+                    await listening.execute(f'LISTEN "procrastinate_queue_v1#{self._options.queue}"'.encode())
+                    self.wake()
+                    async for notification in listening.notifies():
+                        self._when_notified(notification.payload)
+            await asyncio.sleep(_reports.RECONNECT)
+
+    def _when_notified(self, payload: str) -> None:
+        if "abort_job_requested" in payload:
+            with suppress(ValueError, KeyError):
+                self.abort([json.loads(payload)["job_id"]])
+        else:
+            self._wake.set()
+
+    # ---- one call ----
+
+    def _start(self, row: Row) -> None:
+        self._held[row.id] = row
+        if row.history.deaths:
+            self._suspect = row.id
+        task = asyncio.create_task(self._deliver(row), name=f"tasks {row.name}")
+        self._running[row.id] = task
+        task.add_done_callback(lambda _: self._when_ended(row))
+
+    def _when_ended(self, row: Row) -> None:
+        del self._running[row.id]
+        self._wake.set()
+
+    def _when_stored(self, report: Report) -> None:
+        id_ = report.row.id
+        self._held.pop(id_, None)
+        if self._suspect == id_:
+            self._suspect = None
+            self._wake.set()
+
+    async def _deliver(self, row: Row) -> None:
+        try:
+            report = await self._report_of(row)
+        except BaseException as error:
+            report = self._report_of_error(row, error)
+            if not isinstance(error, Exception | asyncio.CancelledError):
+                self._reports.add(report)
+                raise
+        self._aborted.discard(row.id)
+        self._reports.add(report)
+
+    async def _report_of(self, row: Row) -> Report:
+        try:
+            call = row.call()
+        except Exception as error:
+            return self._misfit(row, error)
+
+        async def report_progress(progress: Json) -> None:
+            await self._save_progress(row.id, progress)
+
+        delivery = Delivery(call, row.attempt, row.history.failures, report_progress, row.history.given_up)
+        try:
+            await self._run(delivery)
+        except NotUnderstood as error:
+            return self._misfit(row, error.__cause__ or error)
+        except Redeliver as again:
+            history = row.history.when_understood()
+            if again.failed:
+                history = replace(history, failures=history.failures + 1)
+            else:
+                history = replace(history, returns=history.returns + 1)
+                logger.info("%s is back in the queue", row.title)
+            # A pause of nothing is no time at all: the call is at its place in the queue, and workers are notified.
+            return Report(row, "todo", again.delay or None, 0, history.as_json())
+        return Report(row, "succeeded")
+
+    def _report_of_error(self, row: Row, error: BaseException) -> Report:
+        if isinstance(error, asyncio.CancelledError):
+            if row.id in self._aborted:
+                logger.info("%s is cancelled, as was asked for", row.title)
+                return Report(row, "aborted")
+            logger.info("%s is back in the queue: the event loop of its worker ends", row.title)
+            return Report(row, "todo", None, 0, replace(row.history, returns=row.history.returns + 1).as_json())
+        logger.warning("%s has failed for good in attempt %d (%s)", row.title, row.attempt, type(error).__name__)
+        return Report(row, "failed", note=row.history.after_failure().as_json())
+
+    def _misfit(self, row: Row, error: BaseException) -> Report:
+        """Put a call back that another release of its function may understand, for a limited time."""
+        history = row.history
+        since = row.claimed_at if history.misfit_since is None else history.misfit_since
+        waited = row.claimed_at - since
+        if history.given_up is not None:
+            logger.error("%s has failed: this worker cannot read it (%s)", row.title, type(error).__name__)
+            return Report(row, "failed", note=history.after_failure().as_json())
+        pause: float | None = min(_MISFIT_PAUSE * 2.0 ** min(history.misfits, 16), _MISFIT_PAUSE_MAX)
+        given_up = None
+        if waited >= self._options.unknown_for:
+            given_up, pause = f"no worker understood it for {waited:.0f} s", None
+        logger.log(
+            logging.ERROR if not history.misfits else logging.DEBUG,
+            "%s is not understood by this worker, whose release may be another one (%s). It is %s",
+            row.title,
+            error if isinstance(error, TasksError) else type(error).__name__,  # whose text may have arguments in it
+            "given up" if given_up else f"offered again in {pause:g} s, for {self._options.unknown_for:g} s at most",
+        )
+        history = History(
+            failures=history.failures,
+            returns=history.returns + 1,
+            deaths=history.deaths,
+            misfits=history.misfits + 1,
+            misfit_since=since,
+            given_up=given_up,
+        )
+        return Report(row, "todo", pause, -1 if history.misfits == 1 else 0, history.as_json())
+
+    async def _save_progress(self, job_id: int, progress: Json) -> None:
+        text = json.dumps(progress)
         while True:
             try:
-                await super().execute_query_async(query, **arguments)
+                await self._progress.fetch(PROGRESS, {"id": job_id, "progress": text})
                 return
-            except ConnectorException as error:
-                if not _is_outage(error) or self._is_enough():
+            except Exception as error:
+                if not is_outage(error):
                     raise
-            await asyncio.sleep(_RECONNECT)
-
-    def _is_enough(self) -> bool:
-        """Whether a worker that is to stop has tried for long enough, with all its queries together."""
-        now = monotonic()
-        if self._stopping.is_set():
-            self._gives_up_at = min(self._gives_up_at, now + _LAST_WORDS)
-        return now >= self._gives_up_at
-
-    async def execute_query_one_async(self, query: LiteralString, **arguments: Any) -> dict[str, Any]:
-        try:
-            row: dict[str, Any] = await super().execute_query_one_async(query, **arguments)
-        except ConnectorException as error:
-            if _is_outage(error):
-                self._on_lost()
-            raise
-        return row
-
-    async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
-        while True:
-            with suppress(ConnectorException):  # who cannot listen still looks every two seconds
-                await super().listen_notify(on_notification=on_notification, channels=channels)
-            await asyncio.sleep(_RECONNECT)
-
-
-def _is_outage(error: BaseException) -> bool:
-    # InternalError is what a server says that has become a standby.
-    away = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, OSError)
-    return isinstance(error.__cause__ or error, away)
-
-
-def _hide_arguments() -> None:
-    """Keep procrastinate from logging the arguments of our tasks; what happens to them is in our own lines."""
-    logging.getLogger("procrastinate.worker.tasks_core").setLevel(logging.WARNING)
-    logging.getLogger("procrastinate.worker").addFilter(_is_of_others)
-
-
-def _is_of_others(record: logging.LogRecord) -> bool:
-    job: dict[str, Any] = getattr(record, "job", None) or {}
-    return job.get("task_name") != TASK_NAME
+            await asyncio.sleep(_reports.RECONNECT)

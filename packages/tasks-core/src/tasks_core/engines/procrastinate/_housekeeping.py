@@ -1,0 +1,125 @@
+"""What one worker of a queue does for all: deleting old rows, and looking after calls that no worker knows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import psycopg
+
+from tasks_core.engines import registered_names
+
+from ._connection import WorkerConnection
+from ._errors import is_outage
+from ._liveness import MISSED
+from ._options import WorkOptions
+from ._sql import (
+    ANALYZE,
+    FORGET_WORKERS,
+    GIVE_UP_UNKNOWN,
+    HOUSEKEEPING_LOCK,
+    IS_ANALYZED,
+    MARK_UNKNOWN,
+    PURGE,
+    UNKNOWN,
+)
+
+logger = logging.getLogger("tasks_core")
+
+# Seconds between two rounds.
+PAUSE = 60.0
+# Seconds between two batches of a round: other statements come first.
+_BREATH = 0.05
+
+
+class Housekeeping:
+    """Rounds that go on until they are cancelled; an error ends a round, and not the rounds."""
+
+    def __init__(self, conninfo: str, options: WorkOptions) -> None:
+        self._connection = WorkerConnection(conninfo)
+        self._options = options
+        self._reported: dict[str, bool] = {}
+
+    async def run(self) -> None:
+        try:
+            while True:
+                try:
+                    await self._analyze()
+                    await self._look_after_unknown()
+                    await self._purge()
+                except (psycopg.Error, OSError) as error:
+                    if is_outage(error):
+                        logger.debug("Housekeeping waits for the database (%s)", type(error).__name__)
+                    else:
+                        logger.exception("Housekeeping failed, and is tried again in %g s", PAUSE)
+                await self._connection.close()
+                await asyncio.sleep(PAUSE)
+        finally:
+            await self._connection.close()
+
+    async def _analyze(self) -> None:
+        """Give the planner statistics before autovacuum comes for the first time."""
+        [[analyzed]] = await self._connection.fetch(IS_ANALYZED)
+        if not analyzed:
+            await self._connection.fetch(ANALYZE)
+
+    # ---- calls that no worker knows ----
+
+    async def _look_after_unknown(self) -> None:
+        options = self._options
+        queue = {"queue": options.queue}
+        rows = await self._connection.fetch(UNKNOWN, {**queue, "silence": options.heartbeat * MISSED})
+        own = registered_names()  # which may not be in the database yet
+        names = [row[0] for row in rows if row[0] not in own]
+        for name in names:
+            if name not in self._reported:
+                logger.error(
+                    "No worker of queue %r knows the function %r: its calls wait, and fail after %g s",
+                    options.queue,
+                    name,
+                    options.unknown_for,
+                )
+            marked = True
+            while marked:
+                marked = bool(await self._connection.fetch(MARK_UNKNOWN, {**queue, "name": name}))
+            while given_up := await self._connection.fetch(
+                GIVE_UP_UNKNOWN, {**queue, "name": name, "unknown_for": options.unknown_for}
+            ):
+                for job_id, key in given_up:
+                    logger.error(
+                        "Task %r, key %s, job %d, has failed: no worker knew its function for %g s",
+                        name,
+                        key,
+                        job_id,
+                        options.unknown_for,
+                    )
+        self._reported = dict.fromkeys(names, True)
+
+    # ---- rows that were kept for their time ----
+
+    async def _purge(self) -> None:
+        options = self._options
+        kept = {
+            "succeeded": options.keep_finished,
+            "failed": options.keep_failed,
+            "cancelled": options.keep_cancelled,
+        }
+        after: int | None = 0
+        deleted = 0
+        async with await self._connection.connect() as connection:
+            while after is not None:
+                async with connection.transaction():
+                    lock = await (await connection.execute(HOUSEKEEPING_LOCK)).fetchone()
+                    if lock is None or not lock[0]:
+                        return
+                    parameters = {**kept, "queue": options.queue, "after": after, "least": min(kept.values())}
+                    row = await (await connection.execute(PURGE, parameters)).fetchone()
+                    if row is not None and not after:
+                        await connection.execute(FORGET_WORKERS)
+                assert row is not None
+                last, gone, more = row
+                deleted += gone
+                after = last if more else None
+                await asyncio.sleep(_BREATH)
+        if deleted:
+            logger.info("Deleted %d tasks of queue %r that had been kept for their time", deleted, options.queue)

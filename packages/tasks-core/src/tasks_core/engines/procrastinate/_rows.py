@@ -1,0 +1,124 @@
+"""How a call is stored in `args` of its row, and read from there by a worker that may be older or newer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tasks_core import RetryPolicy
+from tasks_core.engines import DurableCall
+
+
+def stored_calls(calls: Sequence[DurableCall]) -> str:
+    """Return the JSON that the statements of a submit take."""
+    return json.dumps([{"args": _stored(call), "delay": _delay(call), "dedup": call.dedup} for call in calls])
+
+
+def _stored(call: DurableCall) -> dict[str, Any]:
+    stored: dict[str, Any] = {"name": call.name, "args": dict(call.args), "key": call.idempotency_key}
+    if call.retry is not None:
+        stored["retry"] = call.retry.as_json()
+    if call.headers:
+        stored["headers"] = dict(call.headers)
+    return stored
+
+
+def _delay(call: DurableCall) -> float | None:
+    """Return seconds, which the database adds to its own time: the clock of this process may be wrong."""
+    return None if call.not_before is None else call.not_before - time.time()
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a row remembers about the earlier deliveries of its call."""
+
+    failures: int = 0
+    """Attempts that ended in an exception and were followed by another attempt."""
+    returns: int = 0
+    """Deliveries that were put back, so that they are no attempts."""
+    deaths: tuple[float, ...] = ()
+    """When a worker died that ran the call, in seconds since the epoch by the clock of the database."""
+    misfits: int = 0
+    """How often a worker did not understand the call."""
+    misfit_since: float | None = None
+    """When a worker did not understand the call for the first time, or did not know its function."""
+    given_up: str | None = None
+    """Why the call is not run any more; the next worker reports it to the error handler of the function."""
+
+    def as_json(self) -> str:
+        """Return what takes the place of the history in the row."""
+        fields = ("failures", "returns", "deaths", "misfits", "misfit_since", "given_up")
+        return json.dumps({name: value for name in fields if (value := getattr(self, name))})
+
+    def after_failure(self) -> History:
+        """Return what remains when the call has failed for good: an operator who retries it has it begin again."""
+        # The retry of procrastinate adds one to `attempts`, as if there had been a delivery.
+        return History(failures=self.failures, returns=self.returns + 1, given_up=self.given_up)
+
+    def when_understood(self) -> History:
+        """Return what remains when a worker has understood the call, and is to have it again."""
+        deaths = () if self.given_up else self.deaths  # its error handler asked for another attempt
+        return replace(self, misfits=0, misfit_since=None, deaths=deaths, given_up=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A call that a worker has claimed."""
+
+    id: int
+    attempts: int
+    """Deliveries before this one, however they ended."""
+    claimed_at: float
+    """Seconds since the epoch by the clock of the database."""
+    name: str
+    key: str
+    fields: dict[str, Any]
+    history: History
+
+    @property
+    def attempt(self) -> int:
+        return max(1, self.attempts - self.history.returns + 1)
+
+    @property
+    def title(self) -> str:
+        """What log lines call it."""
+        return f"Task {self.name!r}, key {self.key}, job {self.id},"
+
+    @classmethod
+    def read(cls, id_: int, attempts: int, fields: dict[str, Any], now: float) -> Row:
+        """Read what a claim returns. Nothing in *fields* makes it fail, because an operator may have written it."""
+        deaths = fields.get("deaths")
+        since = fields.get("misfit_since")
+        given_up = fields.get("given_up")
+        history = History(
+            failures=_count(fields.get("failures")),
+            returns=_count(fields.get("returns")),
+            deaths=tuple(t for t in deaths if isinstance(t, float | int)) if isinstance(deaths, list) else (),
+            misfits=_count(fields.get("misfits")),
+            misfit_since=since if isinstance(since, float | int) else None,
+            given_up=given_up if isinstance(given_up, str) else None,
+        )
+        return cls(id_, attempts, now, str(fields.get("name")), str(fields.get("key")), fields, history)
+
+    def call(self) -> DurableCall:
+        """
+        Return the call.
+
+        Raises:
+            Exception: the row has something else in it, of whatever kind.
+        """
+        retry, headers = self.fields.get("retry"), self.fields.get("headers") or {}
+        return DurableCall(
+            name=self.name,
+            args=dict(self.fields["args"].items()),
+            idempotency_key=self.fields["key"],
+            retry=None if retry is None else RetryPolicy.from_json(retry),
+            headers=dict(headers.items()),
+        )
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value < 1_000_000 else 0

@@ -1,0 +1,425 @@
+"""
+All SQL of the engine: one statement, one name, and the reason why it is as it is.
+
+The tables, their triggers and their notifications are those of procrastinate, so that its tools and its history go on.
+The statements are our own, because each of them concerns many rows at once.
+
+Two rules keep statements of several processes from waiting for each other in a circle: a statement that waits for locks
+of rows takes them in the order of `id`, and all other statements skip rows that are locked.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: S608  all texts are constants: values are parameters
+from typing import LiteralString
+
+# All calls are jobs of one task of procrastinate. Workers of other applications know no task of this name.
+_TASK: LiteralString = "task_name = 'tasks_core.run'"
+_TODO: LiteralString = f"status = 'todo' AND {_TASK}"
+
+# ---- the tables ----
+
+INDEXES: dict[str, LiteralString] = {
+    # The claim reads, for each name that a worker knows, the first rows of these two. So neither delayed rows nor rows
+    # with names that the worker does not know are read. The name is that of the call and not `task_name`, which is the
+    # same for all calls.
+    "tasks_ready_v1": f"""
+procrastinate_jobs (queue_name, (args->>'name'), priority DESC, id) WHERE {_TODO} AND scheduled_at IS NULL
+""",
+    "tasks_delayed_v1": f"""
+procrastinate_jobs (queue_name, (args->>'name'), scheduled_at) WHERE {_TODO} AND scheduled_at IS NOT NULL
+""",
+    # Calls that were running when a worker died: few rows among many.
+    "tasks_suspect_v1": f"""
+procrastinate_jobs (queue_name, id) WHERE {_TODO} AND args ? 'deaths'
+""",
+    # What the search for dead workers reads: without it, that would read all rows that are kept.
+    "tasks_running_v1": f"""
+procrastinate_jobs (queue_name, worker_id) WHERE status = 'doing' AND {_TASK}
+""",
+}
+"""Partial indexes by name: what follows `CREATE INDEX name ON`."""
+
+TABLES: LiteralString = """
+CREATE TABLE tasks_keys_v2 (
+    queue text NOT NULL,
+    name text NOT NULL,
+    key text NOT NULL,
+    job_id bigint REFERENCES procrastinate_jobs (id) ON DELETE CASCADE,
+    PRIMARY KEY (queue, name, key)
+);
+CREATE INDEX tasks_keys_v2_job_id ON tasks_keys_v2 (job_id);
+
+CREATE TABLE tasks_workers_v1 (
+    id bigint PRIMARY KEY REFERENCES procrastinate_workers (id) ON DELETE CASCADE,
+    queue text NOT NULL,
+    names text[] NOT NULL
+);
+
+CREATE FUNCTION tasks_submit_v2(queue text, calls jsonb)
+    RETURNS TABLE (id bigint, created boolean, same boolean)
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    call jsonb;
+    taken bigint[];
+    position int;
+    number bigint;
+BEGIN
+    taken := array_fill(NULL::bigint, ARRAY[jsonb_array_length(calls)]);
+    -- In one order, so that two submits with the same keys do not wait for each other in a circle.
+    FOR call, position IN
+        SELECT value, ordinality::int FROM jsonb_array_elements(calls) WITH ORDINALITY
+         WHERE (value->>'dedup')::boolean
+         ORDER BY value->'args'->>'name', value->'args'->>'key', ordinality
+    LOOP
+        INSERT INTO tasks_keys_v2 (queue, name, key)
+        VALUES (tasks_submit_v2.queue, call->'args'->>'name', call->'args'->>'key') ON CONFLICT DO NOTHING;
+        IF FOUND THEN
+            INSERT INTO procrastinate_jobs (queue_name, task_name, args, scheduled_at)
+            VALUES (tasks_submit_v2.queue, 'tasks_core.run', call->'args',
+                    clock_timestamp() + make_interval(secs => (call->>'delay')::float))
+            RETURNING procrastinate_jobs.id INTO number;
+            UPDATE tasks_keys_v2 SET job_id = number
+             WHERE tasks_keys_v2.queue = tasks_submit_v2.queue
+               AND name = call->'args'->>'name' AND key = call->'args'->>'key';
+            taken[position] := number;
+        END IF;
+    END LOOP;
+    FOR call, position IN
+        SELECT value, ordinality::int FROM jsonb_array_elements(calls) WITH ORDINALITY ORDER BY ordinality
+    LOOP
+        id := taken[position];
+        created := true;
+        same := true;
+        IF NOT (call->>'dedup')::boolean THEN
+            INSERT INTO procrastinate_jobs (queue_name, task_name, args, scheduled_at)
+            VALUES (tasks_submit_v2.queue, 'tasks_core.run', call->'args',
+                    clock_timestamp() + make_interval(secs => (call->>'delay')::float))
+            RETURNING procrastinate_jobs.id INTO id;
+        ELSIF id IS NULL THEN
+            created := false;
+            SELECT job.id, job.args->'args' = call->'args'->'args' INTO id, same
+              FROM tasks_keys_v2 JOIN procrastinate_jobs AS job ON job.id = job_id
+             WHERE tasks_keys_v2.queue = tasks_submit_v2.queue
+               AND name = call->'args'->>'name' AND key = call->'args'->>'key';
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END;
+$$;
+"""
+"""
+Our own tables. A key belongs to a function and a queue for as long as its row is kept.
+
+A second call with the key waits for the transaction of the first one, and gets its row. That is a function and not a
+statement, because each statement within a function sees what was committed before the statement.
+"""
+
+FUNCTIONS = ("tasks_submit_v2",)
+"""What `TABLES` creates; the tables are there if these are."""
+
+MISSING_FUNCTIONS: LiteralString = """
+SELECT name FROM unnest(%s::text[]) AS name
+ WHERE NOT EXISTS (SELECT FROM pg_proc WHERE proname = name AND pg_function_is_visible(oid))
+"""
+"""The functions that the search path of this connection does not lead to: another schema may have its own ones."""
+
+MISSING_INDEXES: LiteralString = """
+SELECT name, class.oid IS NOT NULL AS invalid, jobs.relpages > 2000 AS large
+  FROM unnest(%s::text[]) AS name
+  LEFT JOIN pg_class AS class ON class.oid = to_regclass(name)
+  LEFT JOIN pg_index AS index ON index.indexrelid = class.oid
+  JOIN pg_class AS jobs ON jobs.oid = to_regclass('procrastinate_jobs')
+ WHERE NOT coalesce(index.indisvalid, false)
+"""
+"""The indexes that are missing, or are left from a build that was interrupted, and whether the table is large."""
+
+SETTINGS: LiteralString = """
+ALTER TABLE procrastinate_jobs SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+ALTER TABLE procrastinate_events SET (autovacuum_vacuum_scale_factor = 0.02);
+ALTER TABLE procrastinate_workers SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100)
+"""
+"""Each row is updated several times, so that a vacuum is due long before a fifth of a large table has changed."""
+
+IS_ANALYZED: LiteralString = "SELECT reltuples >= 0 FROM pg_class WHERE oid = to_regclass('procrastinate_jobs')"
+ANALYZE: LiteralString = "ANALYZE procrastinate_jobs, procrastinate_events"
+"""In the first minutes of a table, or after a mass insert, autovacuum has not come yet."""
+
+# ---- submits ----
+
+_DUE: LiteralString = "clock_timestamp() + make_interval(secs => (call->>'delay')::float)"
+"""By the clock of the database: those of web servers and workers differ. Of no delay, that makes NULL."""
+
+SUBMIT: LiteralString = f"""
+INSERT INTO procrastinate_jobs (queue_name, task_name, args, scheduled_at)
+SELECT (%(queue)s)::text, 'tasks_core.run', call->'args', {_DUE}
+  FROM jsonb_array_elements((%(calls)s)::jsonb) WITH ORDINALITY AS given (call, ordinality) ORDER BY ordinality
+RETURNING id, true AS created, true AS same
+"""
+"""All calls of a submit in one statement, so that they are stored together or not at all."""
+
+SUBMIT_KEYS: LiteralString = """
+SELECT id, created, same FROM tasks_submit_v2((%(queue)s)::text, (%(calls)s)::jsonb)
+"""
+"""The same for calls of which some have a key that the caller chose."""
+
+STATUS: LiteralString = """
+SELECT status::text, attempts, args->'progress' AS progress FROM procrastinate_jobs WHERE id = %(id)s
+"""
+
+# ---- claims ----
+
+REGISTER: LiteralString = """
+WITH worker AS (INSERT INTO procrastinate_workers DEFAULT VALUES RETURNING id)
+INSERT INTO tasks_workers_v1 (id, queue, names) SELECT id, %(queue)s, %(names)s FROM worker RETURNING id
+"""
+"""Workers of procrastinate find the dead in its table of workers; our own table has the names that a worker knows."""
+
+UNREGISTER: LiteralString = "DELETE FROM procrastinate_workers WHERE id = ANY(%(ids)s)"
+
+CLAIM: LiteralString = f"""
+WITH candidate AS MATERIALIZED (
+    SELECT job.id, job.priority
+      FROM unnest((%(names)s)::text[]) AS known (name)
+     CROSS JOIN LATERAL (
+        SELECT id, priority FROM procrastinate_jobs
+         WHERE {_TODO} AND scheduled_at IS NULL
+           AND queue_name = %(queue)s AND args->>'name' = known.name AND NOT args ? 'deaths'
+         ORDER BY priority DESC, id LIMIT %(look)s
+     ) AS job
+    UNION ALL
+    SELECT job.id, job.priority
+      FROM unnest((%(names)s)::text[]) AS known (name)
+     CROSS JOIN LATERAL (
+        SELECT id, priority FROM procrastinate_jobs
+         WHERE {_TODO} AND scheduled_at <= now()
+           AND queue_name = %(queue)s AND args->>'name' = known.name AND NOT args ? 'deaths'
+         ORDER BY scheduled_at LIMIT %(look)s
+     ) AS job
+), claimed AS MATERIALIZED (
+    SELECT id FROM procrastinate_jobs
+     WHERE id = ANY(ARRAY(SELECT id FROM candidate ORDER BY priority DESC, id LIMIT %(look)s)) AND status = 'todo'
+     ORDER BY priority DESC, id LIMIT %(free)s FOR UPDATE SKIP LOCKED
+), suspect AS MATERIALIZED (
+    SELECT id FROM procrastinate_jobs
+     WHERE {_TODO} AND args ? 'deaths' AND (%(suspects)s)::boolean
+       AND queue_name = %(queue)s AND args->>'name' = ANY(%(names)s)
+       AND coalesce(scheduled_at, '-infinity') <= now()
+     ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+UPDATE procrastinate_jobs SET status = 'doing', worker_id = %(worker)s
+ WHERE id = ANY(ARRAY(SELECT id FROM suspect UNION ALL SELECT id FROM claimed LIMIT %(free)s))
+RETURNING id, attempts, args, extract(epoch FROM now())::float AS now
+"""
+"""
+Claim up to *free* calls of functions that the worker knows, and at most one that was running when a worker died.
+
+Candidates are read without locks, and more of them than are wanted (*look*), because another worker may be claiming
+the first ones at this moment. Rows are looked up by arrays of ids, which leaves the planner no choice: a join would
+become a scan of the table as soon as statistics are missing.
+"""
+
+NEXT_DUE: LiteralString = f"""
+SELECT extract(epoch FROM min(job.scheduled_at) - clock_timestamp())::float
+  FROM unnest((%(names)s)::text[]) AS known (name)
+ CROSS JOIN LATERAL (
+    SELECT scheduled_at FROM procrastinate_jobs
+     WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = %(queue)s AND args->>'name' = known.name
+     ORDER BY scheduled_at LIMIT 1
+ ) AS job
+"""
+"""Seconds until the next delayed call is due: there is no notification of that."""
+
+# ---- reports ----
+
+REPORT: LiteralString = """
+WITH reported AS (
+    SELECT * FROM unnest(
+        (%(ids)s)::bigint[], (%(attempts)s)::int[], (%(states)s)::text[],
+        (%(delays)s)::float[], (%(priorities)s)::int[], (%(notes)s)::jsonb[]
+    ) AS report (id, attempts, state, delay, priority, note)
+), accepted AS MATERIALIZED (
+    SELECT job.id, reported.state, reported.delay, reported.priority, reported.note
+      FROM reported JOIN procrastinate_jobs AS job ON job.id = reported.id
+     WHERE job.status = 'doing' AND job.attempts = reported.attempts
+        OR reported.state = 'succeeded' AND (job.status = 'todo' OR job.status = 'doing'
+            OR job.status = 'failed' AND job.args ? 'given_up')
+     ORDER BY job.id FOR UPDATE OF job
+), stored AS (
+    UPDATE procrastinate_jobs AS job
+       SET status = CASE WHEN accepted.state = 'todo' AND job.abort_requested THEN 'aborted'
+                         ELSE accepted.state END::procrastinate_job_status,
+           attempts = job.attempts + CASE job.status WHEN 'doing' THEN 1 ELSE 0 END,
+           abort_requested = false,
+           scheduled_at = CASE accepted.state
+               WHEN 'todo' THEN clock_timestamp() + make_interval(secs => accepted.delay) ELSE job.scheduled_at END,
+           priority = job.priority + accepted.priority,
+           args = CASE WHEN accepted.note IS NULL THEN job.args
+               ELSE (job.args - '{failures,returns,deaths,misfit_since,misfits,given_up}'::text[]) || accepted.note END
+      FROM accepted WHERE job.id = accepted.id
+    RETURNING job.id, job.status::text, job.queue_name, job.scheduled_at
+), woken AS (
+    SELECT pg_notify('procrastinate_queue_v1#' || queue_name, '{"type": "job_inserted"}')
+      FROM stored WHERE status = 'todo' AND scheduled_at IS NULL GROUP BY queue_name
+)
+SELECT id, status, (SELECT count(*) FROM woken) FROM stored
+"""
+"""
+Store how deliveries ended.
+
+The answer may be lost with the connection, so that each report may come twice; and the call may have been taken from a
+worker that seemed dead. A delivery is identified by the number of those before it: once the row has another number, its
+report changes nothing. The exception is a success, which spares the other workers the call, and wins over the
+presumption that workers died of it.
+
+What the row remembers about earlier deliveries is replaced by *note*, if there is one.
+"""
+
+PROGRESS: LiteralString = """
+UPDATE procrastinate_jobs SET args = jsonb_set(args, '{progress}', (%(progress)s)::jsonb) WHERE id = %(id)s
+"""
+
+# ---- liveness ----
+
+BEAT: LiteralString = "UPDATE procrastinate_workers SET last_heartbeat = now() WHERE id = ANY(%(ids)s) RETURNING id"
+
+ABORTED: LiteralString = "SELECT id FROM procrastinate_jobs WHERE id = ANY(%(held)s) AND abort_requested"
+"""The cancellations of which the notification did not arrive."""
+
+RECOVER: LiteralString = f"""
+WITH lost AS MATERIALIZED (
+    SELECT job.id, coalesce(job.worker_id = ANY(%(former)s), false) AS unheard, coalesce(jsonb_path_query_array(
+               job.args, '$.deaths[*] ? (@ > $since)',
+               jsonb_build_object('since', extract(epoch FROM now()) - %(forget_after)s)
+           ), '[]') || to_jsonb(extract(epoch FROM now())::float) AS deaths
+      FROM procrastinate_jobs AS job
+      LEFT JOIN procrastinate_workers AS worker ON worker.id = job.worker_id
+     WHERE job.status = 'doing' AND job.{_TASK} AND job.queue_name = %(queue)s
+       AND job.id <> ALL(%(held)s)
+       AND (job.worker_id = ANY(%(former)s)
+            OR (%(silence)s)::float IS NOT NULL
+               AND (worker.id IS NULL OR worker.last_heartbeat < now() - make_interval(secs => %(silence)s)))
+     ORDER BY job.id LIMIT 1000 FOR UPDATE OF job SKIP LOCKED
+)
+UPDATE procrastinate_jobs AS job
+   SET status = CASE WHEN job.abort_requested THEN 'aborted' ELSE 'todo' END::procrastinate_job_status,
+       attempts = job.attempts + 1,
+       abort_requested = false,
+       scheduled_at = CASE WHEN lost.unheard OR jsonb_array_length(lost.deaths) >= %(max_deaths)s THEN now()
+           ELSE now() + make_interval(secs => %(pause)s * power(4, jsonb_array_length(lost.deaths) - 1)) END,
+       args = CASE WHEN lost.unheard THEN job.args || jsonb_build_object('returns', 1 + coalesce(
+               jsonb_path_query_first(job.args, '$.returns ? (@ > 0 && @ < 1000000)'), '0')::int)
+           WHEN jsonb_array_length(lost.deaths) >= %(max_deaths)s THEN job.args || jsonb_build_object(
+               'deaths', lost.deaths,
+               'given_up', jsonb_array_length(lost.deaths) || ' workers died while they ran it')
+           ELSE job.args || jsonb_build_object('deaths', lost.deaths) END
+  FROM lost WHERE job.id = lost.id
+RETURNING job.id, job.args->>'name', job.args->>'key', job.status::text, lost.unheard,
+          jsonb_array_length(lost.deaths), job.args ? 'given_up'
+"""
+"""
+Put back what no worker runs: what belongs to none, or to one that is silent.
+
+Also what this process was given under a registration that it has left (*former*) and does not run: the answer to a
+claim was lost with its connection. That is no death.
+
+A death is stored with its time, and delays the call: with the other calls of the dead worker it must not be claimed
+together again. A call with as many deaths as are allowed is given up by the next worker that claims it, which calls the
+error handler of its function.
+
+Nothing in a row can make the statement fail: what is read from `args` is read by a path that ignores other types.
+"""
+
+# ---- housekeeping ----
+
+HOUSEKEEPING_LOCK: LiteralString = "SELECT pg_try_advisory_xact_lock(7459620184)"
+"""One worker at a time does it; it does one batch in each transaction."""
+
+PURGE: LiteralString = """
+WITH seen AS MATERIALIZED (
+    SELECT id, job_id, type, at FROM procrastinate_events WHERE id > %(after)s ORDER BY id LIMIT 2000
+), old AS MATERIALIZED (
+    SELECT DISTINCT job.id FROM seen JOIN procrastinate_jobs AS job ON job.id = seen.job_id
+     WHERE seen.type IN ('succeeded', 'failed', 'cancelled', 'aborted')
+       AND job.queue_name = %(queue)s AND job.task_name = 'tasks_core.run'
+       AND job.status IN ('succeeded', 'failed', 'cancelled', 'aborted')
+       AND NOT EXISTS (
+            SELECT FROM procrastinate_events AS event
+             WHERE event.job_id = job.id AND event.type <> 'scheduled' AND event.at > now() - make_interval(
+                secs => CASE job.status
+                    WHEN 'succeeded' THEN %(succeeded)s WHEN 'failed' THEN %(failed)s ELSE %(cancelled)s END))
+), gone AS (
+    DELETE FROM procrastinate_jobs WHERE id = ANY(ARRAY(
+        SELECT id FROM procrastinate_jobs WHERE id = ANY(ARRAY(SELECT id FROM old)) FOR UPDATE SKIP LOCKED
+    )) RETURNING id
+)
+SELECT max(id), (SELECT count(*) FROM gone),
+       coalesce(max(at) FILTER (WHERE type <> 'scheduled') < now() - make_interval(secs => %(least)s), false)
+  FROM seen
+"""
+"""
+Delete up to 2,000 rows that have been kept for their time, and say where to go on, and whether older ones may follow.
+
+The time of the end of a task is in the events only. They are read in the order in which they were written, from the
+oldest: those of rows that were deleted are gone, so that a run reads little more than it deletes.
+"""
+
+FORGET_WORKERS: LiteralString = """
+DELETE FROM procrastinate_workers AS worker WHERE last_heartbeat < now() - interval '1 day'
+   AND id IN (SELECT id FROM tasks_workers_v1)
+"""
+
+UNKNOWN: LiteralString = f"""
+WITH RECURSIVE ready (name) AS (
+    (SELECT args->>'name' FROM procrastinate_jobs
+      WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = %(queue)s ORDER BY args->>'name' LIMIT 1)
+    UNION ALL
+    SELECT (SELECT args->>'name' FROM procrastinate_jobs
+             WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = %(queue)s AND args->>'name' > ready.name
+             ORDER BY args->>'name' LIMIT 1)
+      FROM ready WHERE ready.name IS NOT NULL
+), delayed (name) AS (
+    (SELECT args->>'name' FROM procrastinate_jobs
+      WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = %(queue)s ORDER BY args->>'name' LIMIT 1)
+    UNION ALL
+    SELECT (SELECT args->>'name' FROM procrastinate_jobs
+             WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = %(queue)s AND args->>'name' > delayed.name
+             ORDER BY args->>'name' LIMIT 1)
+      FROM delayed WHERE delayed.name IS NOT NULL
+)
+SELECT name FROM (SELECT name FROM ready UNION SELECT name FROM delayed) AS waiting
+ WHERE name IS NOT NULL AND NOT EXISTS (
+    SELECT FROM tasks_workers_v1 AS known JOIN procrastinate_workers AS worker USING (id)
+     WHERE known.queue = %(queue)s AND waiting.name = ANY(known.names)
+       AND worker.last_heartbeat > now() - make_interval(secs => %(silence)s)
+)
+"""
+"""The names of waiting calls that no living worker of the queue knows, read by jumping from name to name."""
+
+_OF_NAME: LiteralString = f"""
+{_TODO} AND queue_name = %(queue)s AND args->>'name' = %(name)s AND (scheduled_at IS NULL OR scheduled_at <= now())
+"""
+
+MARK_UNKNOWN: LiteralString = f"""
+UPDATE procrastinate_jobs
+   SET args = args || jsonb_build_object('misfit_since', extract(epoch FROM now())::float)
+ WHERE id = ANY(ARRAY(
+    SELECT id FROM procrastinate_jobs WHERE {_OF_NAME} AND NOT args ? 'misfit_since' LIMIT 1000 FOR UPDATE SKIP LOCKED
+ ))
+RETURNING id
+"""
+"""The time for which a call may wait for a worker that knows its function begins when a worker notices it."""
+
+GIVE_UP_UNKNOWN: LiteralString = f"""
+UPDATE procrastinate_jobs
+   SET status = 'failed', args = args || '{{"given_up": "no worker knew its function"}}'
+ WHERE id = ANY(ARRAY(
+    SELECT id FROM procrastinate_jobs
+     WHERE {_OF_NAME} AND jsonb_path_exists(args, '$.misfit_since ? (@ <= $before)',
+               jsonb_build_object('before', extract(epoch FROM now()) - %(unknown_for)s))
+     LIMIT 1000 FOR UPDATE SKIP LOCKED
+ ))
+RETURNING id, args->>'key'
+"""
