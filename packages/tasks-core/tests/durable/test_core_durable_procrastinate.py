@@ -16,7 +16,7 @@ import anyio
 import core_durable_functions as functions
 import psycopg
 import pytest
-from core_durable_functions import flaky, forget, hands_on, note, shielded, unshielded
+from core_durable_functions import flaky, forget, hands_on, note, plain, shielded, unshielded
 from core_postgres import ends, postgres, queue, until, working
 from psycopg.rows import dict_row
 from sqlalchemy import text
@@ -27,6 +27,7 @@ from tasks_core.engines import (
     DurableCall,
     DurableState,
     EngineCapabilityError,
+    EngineError,
     EngineSchemaError,
     EngineUnavailableError,
 )
@@ -180,6 +181,54 @@ async def test_many_at_once_with_one_key_make_one_task(engine: ProcrastinateEngi
     assert sum(receipt.created for receipt in receipts) == 1
     assert len({receipt.id for receipt in receipts}) == 1
     assert len(await rows(postgres, queue)) == 1
+
+
+async def test_key_belongs_to_its_function(engine: ProcrastinateEngine, queue: str) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        first = await scheduler.schedule(note.configure(idempotency_key=queue), "x")
+        second = await scheduler.schedule(plain.configure(idempotency_key=queue), 1)
+    assert (first.created, second.created) == (True, True)
+
+
+async def test_same_key_with_other_arguments_is_a_warning(
+    engine: ProcrastinateEngine, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with TaskScheduler(engine=engine) as scheduler:
+        first = await scheduler.schedule(note.configure(idempotency_key=queue), "SECRET")
+        await scheduler.schedule(note.configure(idempotency_key=queue), "SECRET")
+        assert caplog.messages == []
+        await scheduler.schedule(note.configure(idempotency_key=queue), "OTHER")
+    assert f"idempotency key {queue!r}, which belongs to job {first.id}" in caplog.text
+    assert "SECRET" not in caplog.text
+    assert "OTHER" not in caplog.text
+
+
+# ---- many at once ----
+
+
+async def test_submit_of_many_keeps_their_order_and_their_keys(
+    engine: ProcrastinateEngine, postgres: str, queue: str
+) -> None:
+    def call(number: int, *, dedup: bool) -> DurableCall:
+        return DurableCall(note.name, {"text": str(number)}, f"{queue} {number % 3 if dedup else number}", dedup=dedup)
+
+    async with engine:
+        plain_ones = await engine.submit_many([call(number, dedup=False) for number in range(50)])
+        mixed = await engine.submit_many([call(number, dedup=number > 3) for number in range(10)])
+        assert await engine.submit_many([]) == []
+    stored = {row["id"]: row["args"]["args"]["text"] for row in await rows(postgres, queue)}
+    assert [stored[int(receipt.id)] for receipt in plain_ones] == [str(number) for number in range(50)]
+    assert [receipt.created for receipt in mixed] == [True] * 7 + [False] * 3
+    assert [stored[int(receipt.id)] for receipt in mixed] == ["0", "1", "2", "3", "4", "5", "6", "4", "5", "6"]
+
+
+async def test_many_are_stored_together_or_not_at_all(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
+    calls = [DurableCall(note.name, {"text": text}, f"{queue} {text!r}") for text in ("x", "\0", "y")]
+    async with engine:
+        with pytest.raises(EngineError, match="PostgreSQL refused the statement: UntranslatableCharacter"):
+            await engine.submit_many(calls)
+    assert await rows(postgres, queue) == []
 
 
 # ---- transactions ----

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -105,5 +105,19 @@ class Engine(Protocol):
         Deliver calls, up to *concurrency* at once; return when *stopping* is set and all of them have ended.
 
         A call whose worker dies is delivered again. While the engine is unavailable, wait for it, and do not return.
+        """
+        ...
+
+
+@runtime_checkable
+class BatchEngine(Protocol):
+    """What an `Engine` may have besides: the durable tasks of a phase become one submit."""
+
+    async def submit_many(self, calls: Sequence[DurableCall], /) -> Sequence[Receipt]:
+        """
+        Store all calls, or none of them; the receipts have the order of *calls*.
+
+        Raises:
+            EngineUnavailableError: as for `Engine.submit()`.
         """
         ...

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from tasks_core._phase import TaskPhase
 from tasks_core._task import PENDING, Task, TaskState
 
-from .task import DurableTask, check_submitted
+from .engine import BatchEngine
+from .task import DurableTask, SubmitBatch, check_submitted
 
 if TYPE_CHECKING:
     from tasks_core._config import Outcome, TaskConfig
@@ -111,6 +112,7 @@ class DurablePhase(TaskPhase):
         tracked, self._durable = self._durable, []
         self.unsubmitted = False
         meant = [task for task in self._durable_waiting() if self._immediate or task._is_for(outcome)]
+        _make_batches([task for task in meant if task.transaction is None])
         # Those in a transaction one after the other, last, because a connection does one thing at a time.
         for task in sorted(meant, key=lambda task: task.transaction is not None):
             self._waiting.remove(task.id)
@@ -163,3 +165,15 @@ class DurablePhase(TaskPhase):
     def _keeps_transactions(self) -> bool:
         """Return whether the caller uses the connection at the moment, and must not be disturbed."""
         return self._immediate and self._submit_on == "submit" and self.submitted is None
+
+
+def _make_batches(tasks: list[DurableTask]) -> None:
+    """Have tasks of one engine be submitted together, where it can do that."""
+    by_engine: dict[int, list[DurableTask]] = {}
+    for task in tasks:
+        by_engine.setdefault(id(task.engine), []).append(task)
+    for together in by_engine.values():
+        if len(together) > 1 and isinstance(together[0].engine, BatchEngine):
+            batch = SubmitBatch(together)
+            for task in together:
+                task.batch = batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,12 +18,12 @@ from tasks_core._support.call import check_provided_call
 from tasks_core._support.log import logger
 from tasks_core._support.provider import ProvidedCall
 from tasks_core._task import PhaseInfo, ProvidedTask, Task, TaskState
-from tasks_core.exceptions import EngineCapabilityError, EngineNotConfiguredError, EngineUnavailableError
+from tasks_core.exceptions import EngineCapabilityError, EngineError, EngineNotConfiguredError, EngineUnavailableError
 
 from .calls import DurableCall, Receipt
 from .codec import ArgumentCodec
 from .context import DurableContext, set_context
-from .engine import Engine, EngineFallback
+from .engine import BatchEngine, Engine, EngineFallback
 from .host import engine_in_force, host_of
 from .trace import trace_headers
 
@@ -79,8 +79,10 @@ class DurableTask(Task[Receipt]):
     and is no part of it. Shutdown waits for it as for a task with `shield`.
     """
 
-    __slots__ = ("call", "engine", "engine_fallback", "transaction")
+    __slots__ = ("batch", "call", "engine", "engine_fallback", "transaction")
 
+    batch: SubmitBatch | None
+    """What submits the call together with those of other tasks."""
     call: DurableCall
     engine: Engine
     transaction: Any
@@ -98,13 +100,20 @@ class DurableTask(Task[Receipt]):
     def _is_wanted(self) -> bool:
         return not self._state.finished
 
+    def due_call(self) -> DurableCall:
+        """Return the call, with its delay counted from now."""
+        if self.config.delay and self.call.not_before is None:
+            return replace(self.call, not_before=time.time() + self.config.delay)
+        return self.call
+
     async def _perform(self) -> Receipt:
         call = self.call
-        if self.config.delay and call.not_before is None:
-            call = replace(call, not_before=time.time() + self.config.delay)
         try:
             with anyio.fail_after(_TIME_LIMIT):
-                receipt = await self.engine.submit(call, transaction=self.transaction)
+                if self.batch is None:
+                    receipt = await self.engine.submit(self.due_call(), transaction=self.transaction)
+                else:
+                    receipt = await self.batch.receipt_of(self)
         except (EngineUnavailableError, TimeoutError) as error:
             if self.engine_fallback == "memory" and self.transaction is None:
                 return self._run_here(error)
@@ -157,6 +166,44 @@ class DurableTask(Task[Receipt]):
         phase: TaskPhase | None = self._phase
         runner.accept(task, runner.ready if phase is None else phase._take)
         return Receipt("memory", str(task.id), call.idempotency_key)
+
+
+class SubmitBatch:
+    """Tasks whose calls the engine stores together or not at all; the first of them that starts submits all."""
+
+    __slots__ = ("_done", "_error", "_receipts", "_tasks")
+
+    def __init__(self, tasks: Sequence[DurableTask]) -> None:
+        self._tasks = tasks
+        self._done: anyio.Event | None = None
+        self._receipts: dict[int, Receipt] = {}
+        self._error: Exception | None = None
+
+    async def receipt_of(self, task: DurableTask) -> Receipt:
+        """Return the receipt of one of the tasks."""
+        if self._done is None:
+            self._done = anyio.Event()
+            try:
+                await self._submit(task.engine)
+            except BaseException as error:
+                unknown = EngineUnavailableError(f"{task.engine.name} was not waited for")
+                self._error = error if isinstance(error, Exception) else unknown
+                raise
+            finally:
+                self._done.set()
+        else:
+            await self._done.wait()
+        if self._error is not None:
+            if isinstance(self._error, EngineError):  # each task has an error, and a traceback, of its own
+                raise type(self._error)(*self._error.args) from self._error
+            raise self._error
+        return self._receipts[task.id]
+
+    async def _submit(self, engine: Engine) -> None:
+        assert isinstance(engine, BatchEngine)
+        tasks = [task for task in self._tasks if task._is_wanted()]
+        receipts = await engine.submit_many([task.due_call() for task in tasks])
+        self._receipts = {task.id: receipt for task, receipt in zip(tasks, receipts, strict=True)}
 
 
 def _handler(function: FunctionInfo) -> Callable[[Task[Any], Exception], Any]:
@@ -215,6 +262,7 @@ def submit_call(
         headers=_headers(phase),
     )
     task.transaction = None
+    task.batch = None
     if options.transaction is not None:
         if config.delay:
             task.call = replace(task.call, not_before=time.time() + config.delay)

@@ -8,6 +8,7 @@ The seam between durable tasks and an engine, and the engines, each behind an ex
 from tasks_core._durable.calls import DurableCall, DurableState, DurableStatus
 from tasks_core._durable.codec import Json
 from tasks_core._durable.engine import (
+    BatchEngine,
     Capability,
     Delivery,
     Engine,
@@ -19,6 +20,7 @@ from tasks_core._durable.engine import (
 from tasks_core._durable.function import registered_names
 from tasks_core._durable.host import engine_of
 from tasks_core.exceptions import (
+    DurableTaskGivenUpError,
     EngineCapabilityError,
     EngineError,
     EngineNotConfiguredError,
@@ -28,11 +30,13 @@ from tasks_core.exceptions import (
 )
 
 __all__ = (
+    "BatchEngine",
     "Capability",
     "Delivery",
     "DurableCall",
     "DurableState",
     "DurableStatus",
+    "DurableTaskGivenUpError",
     "Engine",
     "EngineCapabilityError",
     "EngineError",
