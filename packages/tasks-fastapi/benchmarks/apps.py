@@ -95,6 +95,43 @@ def tasks_by_request(number: int, phase: str) -> FastAPI:
     return app
 
 
+def tasks_by_context(number: int, phase: str) -> FastAPI:
+    """As in a service that no request is passed to."""
+    app = FastAPI()
+    tasks_fastapi.add_tasks(app)
+
+    @app.get("/")
+    async def endpoint() -> dict[str, str]:
+        tasks = tasks_fastapi.current_tasks()
+        into = tasks if phase == "now" else getattr(tasks, phase)
+        for _ in range(number):
+            into.schedule(noop)
+        return {}
+
+    return app
+
+
+def tasks_with_dependencies(number: int, phase: str) -> FastAPI:
+    """Each task has a dependency with `yield` of its own, which FastAPI resolves."""
+    app = FastAPI()
+    tasks_fastapi.add_tasks(app)
+
+    async def session() -> AsyncIterator[str]:
+        yield "session"
+
+    async def uses(session: Annotated[str, Depends(session)] = tasks_fastapi.Provided) -> None:
+        pass
+
+    @app.get("/")
+    async def endpoint() -> dict[str, str]:
+        tasks = tasks_fastapi.current_tasks()
+        for _ in range(number):
+            getattr(tasks, phase).schedule(uses)
+        return {}
+
+    return app
+
+
 def fastapi_tasks_(number: int, phase: str) -> FastAPI:
     app = FastAPI()
     fastapi_tasks.add_tasks(app)
@@ -141,6 +178,8 @@ LIBRARIES: dict[str, Callable[[int, str], FastAPI]] = {
     "fastapi-tasks": fastapi_tasks_,
     "tasks": tasks,
     "get_tasks()": tasks_by_request,
+    "current_tasks()": tasks_by_context,
+    "dependencies": tasks_with_dependencies,
 }
 
 PHASES: dict[str, tuple[str, ...]] = {
@@ -152,6 +191,8 @@ PHASES: dict[str, tuple[str, ...]] = {
     "fastapi-tasks": ("now", "after_route", "after_response"),
     "tasks": ("now", "after_route", "after_response"),
     "get_tasks()": ("now", "after_route", "after_response"),
+    "current_tasks()": ("now", "after_route", "after_response"),
+    "dependencies": ("after_response",),
 }
 """Which phases a library has."""
 

@@ -88,6 +88,11 @@ def main() -> int:
     bars = {
         "one after_response task, of what fastapi-tasks adds": (one / theirs, 0.25),
         "the same, by get_tasks(request)": (added["get_tasks()", "after_response", 1] / theirs, 0.25),
+        "the same, by current_tasks()": (added["current_tasks()", "after_response", 1] / theirs, 0.20),
+        "the same, of a dependency and create_task": (
+            added["current_tasks()", "after_response", 1] / added["create_task", "now", 1],
+            1.0,
+        ),
         "one after_response task, of a dependency and create_task": (one / added["create_task", "now", 1], 1.5),
         "a request without tasks, microseconds": (added["tasks, not used", "-", 0], 5.0),
     }

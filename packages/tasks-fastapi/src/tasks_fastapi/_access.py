@@ -68,7 +68,7 @@ def current_tasks() -> RequestTasks:
         TasksNotInstalledError: the caller is part of no request, no task and no lifespan of an application with tasks.
     """
     caller = current()
-    request = _request_of(caller)
+    request = caller if isinstance(caller, RequestOrigin) else _request_of(caller)
     if request is not None:
         return request.tasks
     scheduler = _scheduler_of(caller)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 from weakref import ref
 
@@ -161,17 +160,14 @@ class RequestTasks(DurablePhase):
             return False
         self.submitted = outcome
         for key, phase in phases.items():
-            phase.submitted = self._outcome_for(key, outcome)
+            phase.submitted = "success" if key is _RETURNED else outcome
         return True
 
     async def submit_all(self, outcome: Outcome) -> None:
         """Submit the durable tasks of all phases to the engine; return when it has acknowledged them."""
         await self.submit(outcome)
         for key, phase in list(self._phases.items()):
-            await phase.submit(self._outcome_for(key, outcome))
-
-    def _outcome_for(self, key: str, outcome: Outcome) -> Outcome:
-        return "success" if key is _RETURNED else outcome
+            await phase.submit("success" if key is _RETURNED else outcome)
 
 
 class RequestOrigin:
@@ -274,8 +270,10 @@ class RequestOrigin:
                 announce(self, "request_finished")
             # These refer to the request, the errors through the frames of their tracebacks, and so would keep it alive.
             self._tasks = self.error = self._replaced = self._handled = None
-            with suppress(ValueError):  # when the garbage collector closes the coroutine, in another context
+            try:  # noqa: SIM105  suppress() costs a tenth of all that a request costs here
                 CURRENT.reset(token)
+            except ValueError:  # the garbage collector closes the coroutine, in another context
+                pass
 
     def _finish(self, outcome: Outcome) -> None:
         self.final_outcome = outcome

@@ -90,6 +90,9 @@ class AppSchedulers:
             scheduler: TaskScheduler | None = state.get(self._state_key)
             if scheduler is not None and scheduler.on_event_loop():
                 return scheduler
+        if len(self._running) == 1:  # the usual case, without a list
+            (only,) = self._running
+            return only if only.on_event_loop() else None
         here = self.on_event_loop()
         return here[-1] if here else None
 
