@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import core_engine
 import pytest
 
 MODULE = """
@@ -80,8 +81,7 @@ app = app
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "durable_app.py").write_text(MODULE)
-    engine = Path(__file__).parents[2] / "tasks-core" / "tests" / "core_engine.py"
-    (tmp_path / "core_engine.py").write_text(engine.read_text())
+    (tmp_path / "core_engine.py").write_text(Path(core_engine.__file__).read_text())
     return tmp_path
 
 
