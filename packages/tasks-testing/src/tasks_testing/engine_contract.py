@@ -279,7 +279,7 @@ class EngineContract:
                 await self.ended(now, DurableState.SUCCEEDED)
                 await self.ended(soon, DurableState.SUCCEEDED)
             assert (await later.status()).state is DurableState.PENDING
-        assert _runs.texts == ["now", "soon"]
+        assert sorted(_runs.texts) == ["now", "soon"]  # both may be due when the worker starts
 
     async def test_a_call_is_part_of_the_transaction(self, engine: Engine) -> None:
         self._needs(engine, "transaction")
