@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -112,6 +113,13 @@ async def timed() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     world["timed"] = 1
+
+
+@durable(name="cuts_gives_up")
+async def gives_up() -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+    world["gave up"] = 1
 
 
 @durable(name="cuts_submits")
@@ -223,6 +231,25 @@ def test_a_cut_inside_of_scopes_and_a_timeout(tasks_recorder: TasksRecorder) -> 
     tasks_recorder.durable_runs.assert_ran(timed)
 
 
+def test_what_a_function_waits_for_may_raise(tasks_recorder: TasksRecorder) -> None:
+    submit(gives_up)
+    tasks_recorder.run_durable(cut="everywhere", restore=reset, check=outcome)
+
+
+def test_a_restore_that_fails_says_which_cut_was_next(tasks_recorder: TasksRecorder) -> None:
+    calls: list[int] = []
+
+    def restore() -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise LookupError
+
+    submit(plain_once)
+    with pytest.raises(LookupError) as failure:
+        tasks_recorder.run_durable(cut="everywhere", restore=restore, check=outcome)
+    assert failure.value.__notes__ == ["a worker was to be cut off while it ran cuts_plain_once, at place 0 of 1"]
+
+
 def test_another_end_is_another_outcome(tasks_recorder: TasksRecorder) -> None:
     submit(fails_after_a_cut)
     tasks_recorder.expect_failure(fails_after_a_cut)
@@ -281,10 +308,15 @@ async def in_thread() -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_on_an_event_loop_with_coroutine_functions() -> None:
     seen: list[dict[str, int]] = []
+    cuts: list[int] = []
 
     async def restore() -> None:
         await asyncio.sleep(0)
         reset()
+
+    async def on_cut() -> None:
+        await asyncio.sleep(0)
+        cuts.append(1)
 
     async def check() -> dict[str, int]:
         await asyncio.sleep(0)
@@ -295,8 +327,8 @@ async def test_on_an_event_loop_with_coroutine_functions() -> None:
     with record_tasks() as recorder:
         async with TaskScheduler() as scheduler:
             await scheduler.schedule(pay_once)
-            await recorder.arun_durable(cut="everywhere", restore=restore, check=check)
-            assert len(seen) == 5
+            await recorder.arun_durable(cut="everywhere", restore=restore, check=check, on_cut=on_cut)
+            assert (len(seen), len(cuts)) == (5, 4)
             await scheduler.schedule(pay_twice)
             with pytest.raises(AssertionError, match=r"at place 2 of 3:\n"):
                 await recorder.arun_durable(cut="everywhere", restore=restore, check=check)

@@ -307,6 +307,56 @@ async def test_on_an_event_loop() -> None:
             recorder.explore_orders(body, restore=restore)
 
 
+@pytest.mark.anyio
+async def test_a_failure_on_an_event_loop() -> None:
+    async def body() -> None:
+        async with TaskScheduler() as scheduler:
+            schedule(scheduler, "ab")
+            await recorder.adrain()
+        if ran != ["a", "b"]:
+            pytest.fail("wrong order")
+
+    with record_tasks() as recorder, pytest.raises(pytest.fail.Exception, match="wrong order") as failure:
+        await recorder.aexplore_orders(body, restore=ran.clear)
+    assert "order=[1]" in failure.value.__notes__[0]
+
+
+@pytest.mark.anyio
+async def test_a_cancellation_ends_the_exploration() -> None:
+    async def body() -> None:
+        scope.cancel()
+        await anyio.sleep_forever()
+
+    with record_tasks() as recorder:
+        with anyio.CancelScope() as scope:
+            await recorder.aexplore_orders(body, restore=ran.clear)
+        assert scope.cancelled_caught
+        async with TaskScheduler() as scheduler:  # which holds nothing any more
+            await scheduler.schedule(note, "a")
+
+
+def test_an_interruption_ends_the_exploration(scheduler: TaskScheduler) -> None:
+    bodies: list[int] = []
+
+    def body() -> None:
+        schedule(scheduler, "ab")
+        recorder.drain()
+        bodies.append(1)
+        raise KeyboardInterrupt
+
+    with record_tasks() as recorder, pytest.raises(KeyboardInterrupt):
+        recorder.explore_orders(body, restore=ran.clear)
+    assert bodies == [1]
+
+
+def test_a_restore_that_fails(scheduler: TaskScheduler) -> None:
+    def restore() -> None:
+        raise LookupError
+
+    with record_tasks() as recorder, pytest.raises(LookupError):
+        recorder.explore_orders(lambda: schedule(scheduler, "ab"), restore=restore)
+
+
 def test_a_coroutine_function_is_refused_without_an_event_loop() -> None:
     async def body() -> None: ...
 

@@ -551,6 +551,17 @@ def test_advance_says_how_to_bring_a_timeout_about(scheduler: TaskScheduler) -> 
         task.cancel()
 
 
+def test_advance_says_what_does_not_come_to_rest_at_its_end(scheduler: TaskScheduler) -> None:
+    with record_tasks(virtual_time=True, timeout=0.1) as recorder:
+        task = scheduler.task(delay=6).schedule(anyio.sleep_forever)
+        with pytest.raises(
+            AssertionError, match=r"^clock\.advance\(\) waited 0\.1 s of real time, and tasks still run\n"
+        ):
+            recorder.clock.advance(6)
+        assert recorder.clock.now == 6
+        task.cancel()
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("auto", [True, False])
 async def test_a_function_that_sleeps_by_the_clock_lets_time_pass(auto: bool) -> None:

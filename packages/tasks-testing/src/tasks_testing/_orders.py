@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import combinations
 from math import prod
 from random import Random
 from typing import Literal, TypeAlias
+
+import anyio
 
 from . import _refusals
 from ._assertions.end_of_test import EndOfTestChecks, add_findings
@@ -95,40 +98,45 @@ class Exploration:
     def explore(self, body: Callable[[], object], drain: Callable[[], None]) -> ExploredOrders:
         """Run the body in a thread without an event loop."""
         __tracebackhide__ = True
-        steps = self._explore()
-        error: BaseException | None = None
-        try:
-            action = next(steps)
+        actions: dict[Action, Callable[[], object]] = {"restore": self._restore, "body": body, "drain": drain}
+        with closing(self._explore()) as steps:
+            error: BaseException | None = None
             while True:
                 try:
-                    if action == "drain":
-                        drain()
-                    elif inspect.isawaitable(result := self._restore() if action == "restore" else body()):
-                        getattr(result, "close", lambda: None)()
+                    action = steps.send(error)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]  # the type of StopIteration.value is Any
+                error = None
+                try:
+                    result = actions[action]()
+                    if inspect.iscoroutine(result):
+                        result.close()  # otherwise a warning that it was never awaited
                         raise TypeError(_refusals.awaitable_order(action))
-                except BaseException as raised:
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as raised:  # pytest.fail() raises no Exception
                     error = raised
-                action, error = steps.send(error), None
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # the type of StopIteration.value is Any
 
     async def aexplore(self, body: Callable[[], object], drain: Callable[[], Awaitable[None]]) -> ExploredOrders:
         """Run the body on the running event loop."""
         __tracebackhide__ = True
-        steps = self._explore()
-        error: BaseException | None = None
-        try:
-            action = next(steps)
+        actions: dict[Action, Callable[[], object]] = {"restore": self._restore, "body": body, "drain": drain}
+        with closing(self._explore()) as steps:
+            error: BaseException | None = None
             while True:
                 try:
-                    result = drain() if action == "drain" else self._restore() if action == "restore" else body()
+                    action = steps.send(error)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]  # the type of StopIteration.value is Any
+                error = None
+                try:
+                    result = actions[action]()
                     if inspect.isawaitable(result):
                         await result
-                except BaseException as raised:
+                except (KeyboardInterrupt, SystemExit, anyio.get_cancelled_exc_class()):
+                    raise
+                except BaseException as raised:  # as above
                     error = raised
-                action, error = steps.send(error), None
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # the type of StopIteration.value is Any
 
     # ---- which orders ----
 
@@ -149,14 +157,14 @@ class Exploration:
         seen = {usual.started}
         runs = self._all_orders(usual) if total <= self._limit else self._random_orders()
         failed: Run | None = None
-        choose = next(runs)
-        while choose is not None and len(seen) < self._limit:
+        choose = next(runs, None)
+        while choose is not None and failed is None and len(seen) < self._limit:
             run = yield from self._run(choose)
             seen.add(run.started)
             if run.error is not None:
                 failed = run
-                break
-            choose = runs.send(run)
+            else:
+                choose = _next(runs, run)
         if failed is None:
             return ExploredOrders(len(seen), len(seen) if choose is None else total)
         failed = yield from self._shrink(failed)
@@ -173,37 +181,31 @@ class Exploration:
         add_findings(failed.error, [note])
         raise failed.error
 
-    def _all_orders(self, last: Run) -> Generator[Choose | None, Run, None]:
+    def _all_orders(self, last: Run) -> Generator[Choose, Run, None]:
         """Yield every order once: the last choice that has a further candidate takes it."""
-        while True:
-            choices = list(last.choices)
-            while choices and choices[-1].index + 1 == choices[-1].among:
-                choices.pop()
-            if not choices:
-                yield None
-                return
+        choices = _without_last_candidates(last)
+        while choices:
             last = yield _fixed([*(choice.index for choice in choices[:-1]), choices[-1].index + 1])
+            choices = _without_last_candidates(last)
 
-    def _random_orders(self) -> Generator[Choose | None, Run, None]:
+    def _random_orders(self) -> Generator[Choose, Run, None]:
         random = Random(self._seed)
-        for _ in range(10 * self._limit):  # the same order may come again
-            yield lambda candidates, _: random.randrange(len(candidates))
-        yield None
+
+        def choose(candidates: Sequence[str], _: Sequence[Choice]) -> int:
+            return random.randrange(len(candidates))
+
+        yield from (choose for _ in range(10 * self._limit))  # the same order may come again
 
     def _shrink(self, failed: Run) -> Generator[Action, BaseException | None, Run]:
         """Move single tasks back towards the order of scheduling, as long as the body fails."""
         left = _MOST_SHRINKING
-        shrunk = True
-        while shrunk:
-            shrunk = False
-            for order in _with_one_task_moved(failed.started):
-                left -= 1
-                if left < 0:
-                    return failed
-                run = yield from self._run(_like(order))
-                if run.error is not None and run.started == order:
-                    failed, shrunk = run, True
-                    break
+        candidates = _with_one_task_moved(failed.started)
+        while candidates and left:
+            left -= 1
+            order = candidates.pop(0)
+            run = yield from self._run(_like(order))
+            if run.error is not None and run.started == order:
+                failed, candidates = run, _with_one_task_moved(order)
         return failed
 
     # ---- one run ----
@@ -224,6 +226,21 @@ class Exploration:
     def _not_started(self) -> Iterator[str]:
         if any(task.reason == _refusals.HELD_UNTIL_TEST_END for task in self._recording.tasks):
             yield orders.not_started()
+
+
+def _next(runs: Generator[Choose, Run, None], run: Run) -> Choose | None:
+    try:
+        return runs.send(run)
+    except StopIteration:
+        return None
+
+
+def _without_last_candidates(run: Run) -> list[Choice]:
+    """Return the choices of a run up to the last one that could be made differently."""
+    choices = list(run.choices)
+    while choices and choices[-1].index + 1 == choices[-1].among:
+        choices.pop()
+    return choices
 
 
 def _with_one_task_moved(started: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -156,7 +156,7 @@ def _task_factory(before: Any) -> Any:
     def make(loop: asyncio.AbstractEventLoop, body: Any, **options: Any) -> Any:
         context = options.get("context")
         cut = _running.get() if context is None else context.get(_running)
-        if cut is not None and asyncio.iscoroutine(body):
+        if cut is not None:
             body = _until_cut(body, cut, is_body=False)
         return asyncio.Task(body, loop=loop, **options) if before is None else before(loop, body, **options)
 

@@ -170,15 +170,21 @@ class Recording(TaskObserver):
         """Return whether a task waits to be started in a chosen order."""
         return self.chosen_order is not None and self.chosen_order.can_start()
 
-    def move(self) -> None:
-        """Start the next task of a chosen order; without one, move virtual time to the next deadline."""
-        with self.monitor.lock:
-            if self.live:
-                return
+    def move(self) -> bool:
+        """
+        Start the next task of a chosen order, or move virtual time to the next deadline, if one of them is possible.
+
+        Returns:
+            Whether it was possible.
+        """
+        with self.monitor.lock:  # no task becomes live between the check and the move
+            if not self.can_move():
+                return False
             if self.chosen_order is not None and self.chosen_order.can_start():
                 self.chosen_order.start_next()
             else:
-                self.queue.jump()
+                self.queue.move_to(self.queue.next_deadline())
+            return True
 
     def can_jump(self) -> bool:
         """Return whether time is virtual and automatic, no task is live, and a task rests until the time moves."""
@@ -197,12 +203,11 @@ class Recording(TaskObserver):
         deadline = None if timeout is None else monotonic() + timeout
         parked: list[RecordedTask[Any]] = []
         for _ in range(MOST_JUMPS):
+            parked = self.parked() or parked
             left = None if deadline is None else max(0.0, deadline - monotonic())
-            in_time = yield Wait(lambda: done() or self.can_move(), left)
+            in_time = yield Wait(lambda: done() or self.move(), left)
             if done() or not in_time:
                 return in_time
-            parked = self.parked()
-            self.move()
         raise EndlessError(parked)
 
     # ---- what the recorder does to tasks ----

@@ -81,15 +81,6 @@ class SleepQueue:
                 self._wake(self._sleepers[0])
         self._monitor.changed()
 
-    def jump(self) -> bool:
-        """Move to the next deadline if no task is live; return whether the time moved."""
-        with self._monitor.lock:
-            deadline = self.next_deadline()
-            if self._live or deadline == inf:
-                return False
-            self.move_to(deadline)
-            return True
-
     def nudge(self) -> None:
         """Let the first sleeper check whether time may jump."""
         with self._monitor.lock:
@@ -165,16 +156,17 @@ class SleepQueue:
         """
         target = self._now + seconds
         held_up = self._runs_without_timer if while_running else self._runs
-        while True:
-            if not (yield Wait(lambda: not held_up(), timeout)):
-                raise stuck()
-            with self._monitor.lock:  # no task may become live between the check and the move
-                if held_up():
-                    continue
-                self.move_to(min(self.next_deadline(), target))
-                if self._now >= target:
-                    break
-        if not (yield Wait(lambda: not held_up(), timeout)):
+
+        def moved() -> bool:  # under the lock of the monitor: no task becomes live between the check and the move
+            if held_up():
+                return False
+            self.move_to(min(self.next_deadline(), target))
+            return True
+
+        reached = yield Wait(moved, timeout)
+        while reached and self._now < target:
+            reached = yield Wait(moved, timeout)
+        if not (reached and (yield Wait(lambda: not held_up(), timeout))):
             raise stuck()
 
     def _runs(self) -> bool:
@@ -231,7 +223,7 @@ class SleepQueue:
     def _unpark(self, sleeper: Sleeper, task: Task[Any]) -> None:
         if not sleeper.rests:
             self._timers -= Counter([task.id])  # a subtraction drops the keys that reach zero
-        elif self._parked.get(task.id) is sleeper:
+        else:
             del self._parked[task.id]
             self._live.wake(task)
 
