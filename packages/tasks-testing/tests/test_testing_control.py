@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from unittest.mock import MagicMock
 
 import anyio
 import pytest
@@ -281,6 +282,27 @@ async def test_a_stub_runs_something_else() -> None:
             scheduler.schedule(work, "special")
         assert [task.result for task in recorder] == ["thread a", "async b", "async special"]
         assert ran == []
+
+
+class Outbox(list[str]):
+    """A stub that collects calls: it is false while it is empty."""
+
+    def __call__(self, name: str) -> str:
+        self.append(name)
+        return f"kept {name}"
+
+
+async def test_a_stub_that_is_false_runs_in_place_of_the_function() -> None:
+    outbox, mock = Outbox(), MagicMock(spec=Outbox, return_value="mocked")
+    mock.__len__.return_value = 0
+    with record_tasks() as recorder:
+        recorder.stub(work, outbox)
+        recorder.stub(call(work, "mocked"), mock)
+        async with recording(recorder) as scheduler:
+            scheduler.schedule(work, "ann")
+            scheduler.schedule(work, "mocked")
+        assert [task.result for task in recorder] == ["kept ann", "mocked"]
+    assert (outbox, ran) == (["ann"], [])
 
 
 async def test_a_stub_that_fails_is_no_expected_failure() -> None:

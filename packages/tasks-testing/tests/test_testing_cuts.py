@@ -286,6 +286,20 @@ def test_a_stub_is_cut_in_place_of_the_function(tasks_recorder: TasksRecorder) -
         tasks_recorder.run_durable(cut="everywhere", restore=reset, check=outcome)
 
 
+class Outbox(list[str]):
+    def __call__(self) -> None:
+        self.append("sent")
+
+
+def test_a_stub_that_is_false_is_cut_in_place_of_the_function(tasks_recorder: TasksRecorder) -> None:
+    outbox = Outbox()
+    submit(pay_twice)
+    tasks_recorder.stub(pay_twice.name, outbox)
+    with pytest.raises(AssertionError, match=r"check\(\) returned \['sent', 'sent'\]"):
+        tasks_recorder.run_durable(cut="everywhere", restore=outbox.clear, check=lambda: list(outbox))
+    assert world == {}
+
+
 def test_a_thread_ends_before_the_next_attempt(tasks_recorder: TasksRecorder) -> None:
     submit(in_thread)
     tasks_recorder.run_durable(cut="everywhere", restore=reset, check=lambda: world.setdefault("overlaps", 0))

@@ -181,7 +181,9 @@ class Control(TaskObserver):
                 if func is None:
                     return None
                 break
-        return await run(func if cut is None else cut.applied_to(func or task.task.func))
+        if cut is None:
+            return await run(func)
+        return await run(cut.applied_to(task.task.func if func is None else func))
 
     def _next_failure(self, task: RecordedTask[Any]) -> tuple[BaseException | None, bool]:
         with self._recording.monitor.lock:
