@@ -286,6 +286,44 @@ def test_order(client: TestClient, settings: Settings, tasks_recorder: TasksReco
     assert stock(client) == 18
 
 
+def test_order_with_its_tasks_in_any_order(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    """No order is promised for the event, the confirmation and the payment."""
+
+    def order_teapots() -> None:
+        number = client.post("/orders", json=TWO_TEAPOTS).json()["id"]
+        tasks_recorder.drain()
+        assert client.get(f"/orders/{number}").json()["status"] == "paid"
+        assert subjects(client)[-1] == f"Your order {number}"
+
+    explored = tasks_recorder.explore_orders(order_teapots, restore=lambda: None)
+    assert (explored.run, explored.total) == (6, 6)
+
+
+def test_confirmation_that_depends_on_the_order_of_tasks(
+    client: TestClient, gateway: SandboxGateway, tasks_recorder: TasksRecorder
+) -> None:
+    """A confirmation that reads the status would be right by chance."""
+    gateway.tries.update({f"A-{number}": 1 for number in range(1, 10)})  # it hangs up no more
+    written: list[str] = []
+
+    async def read_status(shop: Shop, order: Order) -> None:
+        async with shop.database.transaction() as connection:
+            cursor = await connection.execute("select status from orders where id = ?", (order.id,))
+            row = await cursor.fetchone()
+        assert row is not None
+        written.append(row["status"])
+
+    def order_teapots() -> None:
+        tasks_recorder.stub(send_confirmation, read_status)
+        client.post("/orders", json=TWO_TEAPOTS)
+        tasks_recorder.drain()
+        assert written == ["placed"]
+
+    with pytest.raises(AssertionError) as failure:
+        tasks_recorder.explore_orders(order_teapots, restore=written.clear)
+    assert failure.value.__notes__[0].startswith("it fails when the tasks start in another order; ")
+
+
 def test_order_is_paid_after_the_response(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     tasks_recorder.hold(charge)
     assert client.post("/orders", json=TWO_TEAPOTS).json()["status"] == "placed"
