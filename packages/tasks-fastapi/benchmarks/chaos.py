@@ -4,7 +4,7 @@ Real servers under load, stopped at a random moment: what became of every task t
 `python packages/tasks-fastapi/benchmarks/chaos.py --rounds 20 --server granian`
 
 In each round a server serves clients that keep scheduling jobs, until SIGTERM arrives; in every second round they open
-a new connection for each request, in the others they keep theirs. Afterwards every shielded job
+a new connection for each request, in the other rounds they keep theirs. Afterwards every shielded job
 whose `schedule()` had returned must have left its effect on disk, and every other one its effect or a line in the log
 that names it. Exits with 1 if anything was lost.
 """
@@ -67,7 +67,7 @@ class Round:
 
     @property
     def lost(self) -> set[str]:
-        """Jobs of which nobody will ever hear again, and shielded ones that were not done."""
+        """Jobs that have neither an effect nor a line in the log, and shielded jobs without an effect."""
         return self.accepted - self.done - (self.named - self.shielded)
 
 
@@ -150,7 +150,7 @@ def load_and_stop(process: ServerProcess, seed: int) -> None:
 
 
 def load(port: int, numbers: Iterable[int], seed: int, stopping: Event) -> None:
-    """Send one request after the other, until the server is told to stop and no longer answers."""
+    """Send one request after the other, until the server was stopped and no longer answers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     headers = {} if seed % 2 else {"Connection": "close"}
     for number in numbers:

@@ -16,7 +16,7 @@ DISCONNECT: Message = {"type": "http.disconnect"}
 
 
 async def turns(number: int = 10) -> None:
-    """Let everything run that can: whatever starts too early is then seen to."""
+    """Run everything that can run, so that a task that starts too early is noticed."""
     for _ in range(number):
         await anyio.lowlevel.checkpoint()
 

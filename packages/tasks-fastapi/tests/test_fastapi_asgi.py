@@ -139,13 +139,13 @@ async def test_a_durable_task_in_a_transaction_is_handed_over_also_if_there_is_n
 
 
 class Events(TaskObserver):
-    """What observers are told of phases, and of the request itself."""
+    """The events of phases and of the request that observers receive."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def phase_opened(self, batch: PhaseInfo, outcome: Outcome) -> None:
-        self.seen.append(f"{batch.name}: {outcome}")
+    def phase_opened(self, phase: PhaseInfo, outcome: Outcome) -> None:
+        self.seen.append(f"{phase.name}: {outcome}")
 
     def origin_event(self, origin: object, event: str) -> None:
         self.seen.append(event)
@@ -183,7 +183,7 @@ async def test_a_response_that_begins_twice_ends_the_route_once() -> None:
     assert events.seen.count("route_returned") == 1
 
 
-async def test_what_an_application_says_to_the_refusal_of_its_response_is_for_nobody() -> None:
+async def test_what_an_application_sends_after_its_response_was_replaced_is_ignored() -> None:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         get_tasks(HTTPConnection(scope)).after_response.schedule(durable_note, "x")
         try:
@@ -200,7 +200,7 @@ async def test_what_an_application_says_to_the_refusal_of_its_response_is_for_no
 
 
 @pytest.mark.parametrize("more", [[], [LookupError("something else")]])
-async def test_a_refusal_in_a_group_is_explained_unless_there_is_more_in_the_group(more: list[Exception]) -> None:
+async def test_the_replaced_response_explains_a_group_unless_there_is_more_in_it(more: list[Exception]) -> None:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         get_tasks(HTTPConnection(scope)).after_response.schedule(durable_note, "x")
         try:

@@ -381,7 +381,7 @@ async def test_a_dependency_that_needs_a_request_is_an_error_at_the_call(func: A
 
 async def test_an_override_may_need_less_or_more() -> None:
     async with application() as (app, scheduler):
-        app.dependency_overrides[current_user] = lambda: "somebody"
+        app.dependency_overrides[current_user] = lambda: "ann"
         await scheduler.schedule(needs_header)
         await scheduler.schedule(needs_nested)
         app.dependency_overrides[get_session] = current_user

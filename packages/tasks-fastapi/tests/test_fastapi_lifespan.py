@@ -36,7 +36,7 @@ def lifespan_of(name: str, log: list[str]) -> Callable[[Any], AbstractAsyncConte
 
 
 class Work:
-    """A task that runs until it is told to stop, and tells that it did."""
+    """A task that runs until `stop` is set, and notes its beginning and its end."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
@@ -278,8 +278,8 @@ async def test_options_reach_the_scheduler() -> None:
 
     @app.get("/")
     async def endpoint(tasks: Tasks) -> None:
-        for batch in (tasks, tasks.after_route, tasks.after_response):
-            batch.task(name=batch.name).schedule(boom)
+        for phase in (tasks, tasks.after_route, tasks.after_response):
+            phase.task(name=phase.name).schedule(boom)
 
     async with running(app):
         scheduler = get_scheduler(app)
@@ -304,8 +304,8 @@ async def test_requests_while_shutdown_drains(caplog: pytest.LogCaptureFixture) 
 
     @app.get("/")
     async def endpoint(tasks: Tasks) -> None:
-        for batch in (tasks, tasks.after_route, tasks.after_response):
-            batch.schedule(note, log, "task of a late request")
+        for phase in (tasks, tasks.after_route, tasks.after_response):
+            phase.schedule(note, log, "task of a late request")
 
     async def late_request() -> None:
         await get_scheduler(app).stopping.wait()

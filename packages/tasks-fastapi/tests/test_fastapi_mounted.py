@@ -92,7 +92,7 @@ async def test_websocket_of_a_mounted_application() -> None:
 
 
 async def test_only_the_mounted_application_has_tasks() -> None:
-    """Nobody runs the lifespan of a mounted application, so its tasks are bound to the request."""
+    """The lifespan of a mounted application does not run, so its tasks are bound to the request."""
     log: list[str] = []
     app, sub = FastAPI(), fastapi_sub(log)
     add_tasks(sub)

@@ -41,10 +41,10 @@ class Scheduled:
         self.ran: list[tuple[str, str]] = []
 
     def schedule(self, tasks: RequestTasks) -> None:
-        for batch in (tasks.after_route, tasks.after_response):
+        for phase in (tasks.after_route, tasks.after_response):
             for when in WHENS:
-                key = batch.name, when
-                self.tasks[key] = batch.task(when=when).schedule(self.ran.append, key)
+                key = phase.name, when
+                self.tasks[key] = phase.task(when=when).schedule(self.ran.append, key)
 
     async def finished(self) -> None:
         for task in self.tasks.values():
@@ -329,7 +329,7 @@ async def test_what_the_request_says_of_itself() -> None:
 
 
 async def test_scope_without_a_handler_is_passed_on() -> None:
-    """A scope of a kind that nobody knows yet is the business of the application."""
+    """A scope of an unknown type is passed to the application."""
     app = FastAPI()
     add_tasks(app)
     async with running(app):

@@ -134,7 +134,7 @@ async def test_websocket_is_told_to_come_back() -> None:
 
 
 async def test_websocket_that_is_closed_already() -> None:
-    """There is nobody to tell, so that the server has to be told."""
+    """The client cannot be informed, so that the error reaches the server."""
     app = make_app()
 
     @app.websocket("/")

@@ -1,4 +1,4 @@
-"""Real servers are told to stop while tasks run, a request is open, and somebody still knocks."""
+"""Real servers get a signal while tasks run, a request is open, and a client opens another connection."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ def terminated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return stopped
 
 
-# Of these a second SIGINT does not change what becomes of an open request. What the others do has tests of its own.
+# Of these a second SIGINT does not change what becomes of an open request. The other servers have tests of their own.
 UNIMPRESSED = ["hypercorn", "hypercorn-trio", "granian"]
 
 
 @pytest.fixture(scope="module", params=["uvicorn", *UNIMPRESSED, "gunicorn"])
 def interrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
-    """A server on whose terminal somebody pressed Ctrl-C, and once more while it drained."""
+    """A server after Ctrl-C, and a second Ctrl-C while it drained."""
     with ServerProcess(request.param, tmp_path_factory.mktemp("server")) as server:
 
         def interrupt() -> None:
-            # A worker of granian that gets two signals at once may hang for ever in the handler of granian 2.8, and the
+            # A worker of granian that gets two signals at once may hang in the handler of granian 2.8, and the
             # parent sends it SIGTERM right behind the SIGINT of the terminal. So only the parent gets SIGINT here.
             if request.param == "granian":
                 server.signal(signal.SIGINT)
@@ -110,7 +110,7 @@ def test_losses_are_named_and_counted(terminated: Stopped) -> None:
 
 
 def test_hanging_thread_is_abandoned_and_the_process_ends(terminated: Stopped) -> None:
-    """The fixture saw the process end, and nobody has woken the thread."""
+    """The process has ended, which the fixture checks, and the thread was never woken."""
     [line] = [line for line in terminated.lines.split("\n") if " was abandoned: " in line]
     assert "Task 'hanging_thread' " in line
 
@@ -224,7 +224,7 @@ def test_request_that_the_server_cancels_is_an_error_and_its_tasks_are_drained(
 
 @contextmanager
 def stopped_with_short_lifespan(server_name: str, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A hypercorn that waits one second for the lifespan to end, and was told to stop while shielded work runs."""
+    """A hypercorn that waits one second for the lifespan to end, stopped while shielded work runs."""
     (tmp_path / "hypercorn.toml").write_text("shutdown_timeout = 1")
     with ServerProcess(server_name, tmp_path, "--config", str(tmp_path / "hypercorn.toml")) as server:
         server.wait_ready()

@@ -148,8 +148,8 @@ async def test_tasks_are_spans_in_the_trace_of_their_request(telemetry: Telemetr
 
     @app.get("/")
     async def endpoint(tasks: Tasks) -> None:
-        for batch in (tasks, tasks.after_route, tasks.after_response):
-            batch.task(name=batch.name).schedule(go_on.wait)
+        for phase in (tasks, tasks.after_route, tasks.after_response):
+            phase.task(name=phase.name).schedule(go_on.wait)
 
     async with running(app):
         await request(app)

@@ -20,9 +20,9 @@ class App(FastAPI):
         add_tasks(self)
 
     def schedule(self, tasks: RequestTasks) -> None:
-        for batch in (tasks.after_route, tasks.after_response):
-            batch.schedule(note, self.log, f"{batch.name} success")
-            batch.task(when="error").schedule(note, self.log, f"{batch.name} error")
+        for phase in (tasks.after_route, tasks.after_response):
+            phase.schedule(note, self.log, f"{phase.name} success")
+            phase.task(when="error").schedule(note, self.log, f"{phase.name} error")
 
     async def dependency(self) -> AsyncIterator[None]:
         yield

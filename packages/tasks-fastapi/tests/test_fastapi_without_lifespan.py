@@ -96,7 +96,7 @@ async def test_a_request_without_tasks_has_nothing_to_tell(caplog: pytest.LogCap
 
 @pytest.mark.anyio
 async def test_there_is_no_grace_period() -> None:
-    """A task has all the time it needs: nobody is shutting down."""
+    """A task has all the time it needs, because nothing shuts down."""
     app = App(grace_period=0.0, shield_timeout=0.0)
     await request(app, log=app.log)
     assert app.log[-1] == "after_response"
@@ -229,7 +229,7 @@ def lambda_event(path: str) -> dict[str, Any]:
 
 @pytest.fixture
 def event_loop() -> Iterator[None]:
-    """The loop that a function on AWS has, and that nobody closes there."""
+    """The event loop of a function on AWS, which is never closed there."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     yield
@@ -243,7 +243,7 @@ def test_mangum_without_lifespan(caplog: pytest.LogCaptureFixture) -> None:
     handler = Mangum(app, lifespan="off")
     with caplog.at_level(logging.INFO, "tasks_fastapi"):
         for _ in range(2):
-            answer = handler(lambda_event("/"), {})  # type: ignore[arg-type]  # nobody reads the context
+            answer = handler(lambda_event("/"), {})  # type: ignore[arg-type]  # the context is not read
             assert (answer["statusCode"], json.loads(answer["body"])) == (200, "ok")
             assert_order(app.log, "now", {"after_route", "after_response"})
             app.log.clear()

@@ -198,9 +198,9 @@ async def test_deferred_tasks_in_memory_see_an_error(caplog: pytest.LogCaptureFi
     @app.post("/")
     async def endpoint(tasks: Tasks) -> None:
         tasks.after_response.schedule(note, "durable")
-        for batch in (tasks.after_route, tasks.after_response):
-            batch.schedule(ran.append, "success")
-            batch.task(when="error").schedule(ran.append, f"error {batch.name}")
+        for phase in (tasks.after_route, tasks.after_response):
+            phase.schedule(ran.append, "success")
+            phase.task(when="error").schedule(ran.append, f"error {phase.name}")
 
     async with running(app):
         assert (await request(app, "/", "POST")).status == 503
@@ -246,7 +246,7 @@ async def test_behind_a_middleware_that_sends_by_itself() -> None:
     assert (answer.status, answer.error) == (503, None)
 
 
-async def test_error_that_the_refusal_does_not_explain_is_not_hidden() -> None:
+async def test_an_error_that_the_replaced_response_does_not_explain_is_not_hidden() -> None:
     engine = ListEngine(down=True)
     app = make_app(engine)
 

@@ -164,7 +164,7 @@ async def stubborn() -> None:
 
 
 async def precious() -> None:
-    """Ends when the others are gone, and the test allows it."""
+    """Ends when the other tasks have ended and the test allows it."""
     try:
         await log.noted("stubborn cancelled")
         await log.noted("precious may finish")

@@ -82,7 +82,7 @@ class ServerProcess:
         self.log.wait_until(ready, "the server", 30)
 
     def accepts(self) -> bool:
-        """Whether somebody listens on the port."""
+        """Return whether a process listens on the port."""
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
             return True
         return False
@@ -171,7 +171,7 @@ def request(port: int, method: str, path: str) -> bytes:
 
 
 def free_port() -> int:
-    """Find a port below those that the kernel gives to clients: nobody takes it before the server does."""
+    """Find a port below those that the kernel gives to clients, so that no client takes it before the server."""
     while True:
         port = random.randrange(15000, 30000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
