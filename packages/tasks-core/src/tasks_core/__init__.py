@@ -27,6 +27,7 @@ from ._options import SchedulerOptions, ShutdownOptions
 from ._phase import TaskPhase
 from ._retry import Retry, RetryPolicy, by_exception, chain, retry
 from ._run.ledger import LostTask, SchedulerStatistics
+from ._run.services import Service
 from ._run.shutdown import ShutdownReport
 from ._schedule import ScheduleTarget, transparent
 from ._scheduler import TaskScheduler, current_scheduler
@@ -53,6 +54,7 @@ __all__ = (
     "SchedulerClosedError",
     "SchedulerOptions",
     "SchedulerStatistics",
+    "Service",
     "ShutdownOptions",
     "ShutdownReport",
     "Subscription",

@@ -13,6 +13,7 @@ from .exceptions import InvalidConfigError
 
 if TYPE_CHECKING:
     from ._config import Outcome
+    from ._run.services import Service
     from ._task import PhaseInfo, Task
 
 
@@ -60,6 +61,12 @@ class TaskObserver:
 
     def shutdown_started(self, tasks: Sequence[Task[Any]], grace_period: float) -> None:
         """A scheduler begins to shut down: *tasks* are those not finished, and have *grace_period* seconds for that."""
+
+    def service_started(self, service: Service) -> None:
+        """A service begins: when the scheduler starts, or when it is started again by `service.start()`."""
+
+    def service_ended(self, service: Service) -> None:
+        """A service has ended and will not be started again by itself; `service.state` says how."""
 
     def hold_task(self, task: Task[Any]) -> bool:
         """

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from contextvars import Token
+from contextvars import Token, copy_context
 from math import inf
 from types import TracebackType
-from typing import Any, Self, TypeAlias, Unpack
+from typing import Any, Self, TypeAlias, TypeVarTuple, Unpack
 from weakref import ref
 
 import anyio
@@ -17,14 +18,28 @@ from ._clock import MonotonicClock
 from ._config import TaskConfig
 from ._current import CURRENT, current
 from ._options import SchedulerOptions, complete
+from ._retry import RetryPolicy
 from ._run.extension import Extension
 from ._run.ledger import SchedulerStatistics
 from ._run.runner import Runner, Stage
+from ._run.services import Service
 from ._run.shutdown import Shutdown, ShutdownReport
 from ._schedule import ScheduleTarget, refuse_when
+from ._support.call import check_call, function_name
 from ._support.provider import Provider, Provisions
+from ._support.rules import Rule, is_seconds, is_text
 from ._task import NativeTask, Task, current_task
-from .exceptions import SchedulerNotStartedError
+from .exceptions import InvalidTaskError, SchedulerClosedError, SchedulerNotStartedError
+
+Args = TypeVarTuple("Args")
+
+_NAME = Rule(is_text, "a text that is not empty, as in name='consumer'")
+_RESTART = Rule(
+    lambda value: isinstance(value, (bool, RetryPolicy)),
+    "True, False or a RetryPolicy, as in restart=RetryPolicy(attempts=5)",
+)
+_GRACE = Rule(lambda value: is_seconds(value, zero=True), "a number of seconds, 0 or more, as in grace=2")
+_ENDLESS = RetryPolicy(attempts=sys.maxsize)
 
 
 class TaskScheduler(ScheduleTarget):
@@ -255,6 +270,81 @@ class TaskScheduler(ScheduleTarget):
     def tasks(self) -> tuple[Task[Any], ...]:
         """The tasks that have not ended, in the order of scheduling, at this moment; from any thread."""
         return tuple(task for task in self._runner.ledger.live() if not task._state.finished)
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """The services that have not ended, in the order in which they were added; from any thread."""
+        return self._runner.services.all()
+
+    def service(
+        self,
+        func: Callable[[*Args], Coroutine[Any, Any, Any]],
+        /,
+        *args: *Args,
+        name: str | None = None,
+        restart: RetryPolicy | bool = True,
+        grace: float = 0.0,
+    ) -> Service:
+        """
+        Run `func(*args)` as long as the application: a consumer, a poller, a listener.
+
+        It is started when the scheduler starts tasks; if that was before, at the next turn of the event loop. When it
+        raises, it is started again after a pause, and the log has an ERROR with the whole traceback each time. When it
+        returns, it has ended, and the log has a line. It may schedule tasks until it has ended, and has the context
+        variables of the moment of the call.
+
+        At shutdown, services are cancelled first, so that those that feed the scheduler stop. That is neither a loss
+        nor a WARNING. A service that asks for time (*grace*) can finish its work: `stopping` is set, and it may still
+        schedule tasks. May be called from any thread, and before the scheduler is entered.
+
+        Args:
+            func: A coroutine function. A plain function cannot be cancelled: let a coroutine function call it in a
+                thread.
+
+            args: Its arguments, by position.
+
+            name: Its name in logs. Default: the name of the function.
+
+            restart: When it is started again after an exception. Default (`True`): always, after 1 second, then 2, 4
+                and so on up to 60, and after 1 second again when it has run for 60. A `RetryPolicy` sets these numbers;
+                its `attempts` are those in a row that may fail, and a run of `max_delay` seconds or more counts as
+                success. `False`: never.
+
+            grace: Seconds at shutdown until it is cancelled, at most the grace period.
+
+        Raises:
+            InvalidTaskError: *func* is not a coroutine function that can be called with these arguments.
+            InvalidConfigError: an option has a value that it cannot have.
+            SchedulerClosedError: shutdown has begun.
+        """
+        if not check_call(func, args, {}):
+            raise InvalidTaskError(
+                f"{function_name(func)} is a plain function, which shutdown could not cancel. A service is a coroutine "
+                "function; call a blocking function in it: await anyio.to_thread.run_sync(...)"
+            )
+        if name is not None:
+            _NAME.check("name", name)
+        _RESTART.check("restart", restart)
+        _GRACE.check("grace", grace)
+        caller = sys._getframe(1)
+        policy = _ENDLESS if restart is True else restart or None
+        service = Service(
+            self._runner.services,
+            func,
+            args,
+            name or function_name(func),
+            f"{caller.f_code.co_filename}:{caller.f_lineno}",
+            policy,
+            grace,
+            copy_context(),
+        )
+        self._check_service(service.name)
+        self._runner.services.add(service)
+        return service
+
+    def _check_service(self, name: str) -> None:
+        if self._shutdown is not None:
+            raise SchedulerClosedError(f"The service {name!r} was not started, because shutdown has begun")
 
     def find(self, task_id: int) -> Task[Any] | None:
         """Return the task with this `id` if it has not ended, otherwise `None`; from any thread."""

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, overload
 
 import anyio
-from tasks_core import Subscription
+from tasks_core import Service, Subscription
 from tasks_core.engines import DurableCall
 from tasks_core.testing import override_engine
 
@@ -72,6 +72,15 @@ class TasksRecorder(TaskView):
     def requests(self) -> Sequence[RecordedRequest]:
         """The requests that apps with tasks have served, in the order of their beginning."""
         return tuple(self._selection.requests())
+
+    @property
+    def services(self) -> Sequence[Service]:
+        """
+        The services that were started during the recording; `cancel()` and `start()` stop one and start it again.
+
+        They are not tasks: `drain()` does not wait for them, and they may run at the end of the test.
+        """
+        return tuple(self._recording.services)
 
     def capture(self) -> AbstractContextManager[TaskView]:
         """Return a context manager whose value is a view of the tasks and requests that begin inside the block."""

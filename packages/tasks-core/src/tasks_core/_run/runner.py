@@ -7,6 +7,7 @@ from contextlib import suppress
 from contextvars import Context
 from enum import IntEnum
 from functools import partial
+from math import inf
 from typing import Any, TypeVar
 from weakref import ref
 
@@ -28,10 +29,12 @@ from .endings import Endings
 from .extension import Extension
 from .ledger import CANCEL_CALLED, HELD, LIMITER, Ledger, log_fields, title, unstarted
 from .limits import Limits
+from .services import Services
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any])
 
 GRACE_OVER = "the grace period of the shutdown was over"
+DELAY_TOO_LONG = "its delay would have ended after the time that shutdown leaves it"
 SHIELD_OVER = "the time for shielded tasks (shield_timeout) was over"
 
 
@@ -63,6 +66,7 @@ class Runner:
     __slots__ = (
         "attempts",
         "clock",
+        "delayed",
         "extensions",
         "find_scheduler",
         "ledger",
@@ -70,8 +74,10 @@ class Runner:
         "loop",
         "paused",
         "provisions",
+        "services",
         "stage",
         "steady_clock",
+        "time_left",
     )
 
     def __init__(
@@ -94,6 +100,11 @@ class Runner:
         self.ledger = Ledger(max_pending, Endings(self).begin)
         self.limits = Limits(self.ledger, max_concurrency, max_threads)
         self.attempts = Attempts(self, max_threads)
+        self.services = Services(self)
+        self.delayed: dict[int, tuple[Clock | None, float]] = {}
+        """The clock and the moment at which a delay ends, by the id of the task; before it begins, its length."""
+        self.time_left: Callable[[Task[Any]], float] = lambda _: inf
+        """Returns the seconds that shutdown leaves a task to start."""
 
     async def open(self) -> None:
         """Bind to the running event loop, and accept tasks; they start after `resume()`."""
@@ -117,6 +128,7 @@ class Runner:
 
     def resume(self) -> None:
         """Begin to start tasks."""
+        self.services.resume()
         self.start_all(self.limits.resume())
 
     # ---- for the tasks: TaskOwner ----
@@ -251,8 +263,12 @@ class Runner:
     # ---- starting, and starting again ----
 
     def _wait_or_start(self, task: Task[Any], delay: float) -> None:
-        if delay or task.config.limiter is not None:
-            self._spawn(task, None, task.name, self._wait_then_start(task, delay))
+        if delay and self.stage is not _OPEN and delay > self.time_left(task):
+            self.ledger.record_loss(task, unstarted(task), DELAY_TOO_LONG)
+        elif delay or task.config.limiter is not None:
+            if delay:
+                self.delayed[task.id] = None, delay
+            self._spawn(task, None, task.name, self._wait_then_start(task))
         elif self.limits.admit(task):
             self.start(task)
 
@@ -307,10 +323,10 @@ class Runner:
         """Give back all that the task counts against, and start the tasks that have waited for it."""
         self.start_all(self.limits.release(task))
 
-    async def _wait_then_start(self, task: Task[Any], delay: float) -> None:
+    async def _wait_then_start(self, task: Task[Any]) -> None:
         CURRENT.set(ref(task))  # for clocks that ask which task sleeps
         try:
-            await self._wait(task, delay)
+            await self._wait(task)
         except BaseException as error:
             # Cancelled from outside, for `stop()` leaves nothing to do here; or the clock or the limiter is broken.
             if not task._state.finished:
@@ -325,10 +341,15 @@ class Runner:
             if self.limits.admit(task):
                 self.start(task)
 
-    async def _wait(self, task: Task[Any], delay: float) -> None:
-        if delay:
-            clock = clock_in_force(self.clock)
-            await clock.sleep_until(clock.now() + delay)
+    async def _wait(self, task: Task[Any]) -> None:
+        if task.id in self.delayed:
+            try:
+                clock = clock_in_force(self.clock)
+                due = clock.now() + self.delayed[task.id][1]
+                self.delayed[task.id] = clock, due
+                await clock.sleep_until(due)
+            finally:
+                self.delayed.pop(task.id, None)
         if task.config.limiter is not None and not task._state.finished:
             await _acquire_token(task.config.limiter, task)
             task._tickets |= LIMITER
@@ -377,6 +398,7 @@ class Runner:
         """Cancel a task if it runs, and keep it from running if it does not. Call on the loop."""
         if task._state.finished:
             return
+        self.delayed.pop(task.id, None)
         native = task._native
         if task._state is TaskState.RUNNING:
             if task._cancel_reason == CANCEL_CALLED != reason:
@@ -413,6 +435,6 @@ def _out_of_reach(task: Task[Any]) -> WrongEventLoopError:
 def _closed(task: Task[Any]) -> SchedulerClosedError:
     return SchedulerClosedError(
         f"{task.name!r} was scheduled after shutdown began. "
-        "Only tasks and requests that still run may schedule more; schedule other work before "
-        "`async with scheduler` is left"
+        "Only tasks, services and requests that still run may schedule more. Work that belongs to the end is scheduled "
+        "by a service: scheduler.service(say_goodbye, grace=2), which begins with `await scheduler.stopping.wait()`"
     )

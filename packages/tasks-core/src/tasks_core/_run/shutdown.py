@@ -17,7 +17,7 @@ from tasks_core._support.log import logger
 from tasks_core._task import Task, TaskState
 
 from .ledger import HELD, LossReport, LostTask, describe_loss, title, unstarted
-from .runner import GRACE_OVER, SHIELD_OVER, Runner, Stage
+from .runner import DELAY_TOO_LONG, GRACE_OVER, SHIELD_OVER, Runner, Stage
 
 # Seconds between two lines that name what is being waited for, and how many tasks such a line names.
 _LOG_EVERY = 5.0
@@ -126,11 +126,16 @@ class Shutdown:
 
     async def _drain(self) -> None:
         runner = self._runner
+        # First, because they may feed the scheduler.
+        runner.services.stop_due(self._began, self._began, self._began if self._hurried else inf)
         if runner.paused:
             self._stop(_is_any, "the scheduler was closed before it was resumed")
         self._stop(_is_held, "an observer held it when shutdown began")
         if hooks.shutdown_started:
             notify(hooks.shutdown_started, runner.ledger.live(), 0.0 if self._hurried else self._grace_period)
+        runner.time_left = self._time_left
+        self._stop(self._is_delayed_for_too_long, DELAY_TOO_LONG)
+        await self._stop_services()
         await self._wait_until(self._began + self._grace_period)
 
         runner.stage = Stage.SHIELDED_ONLY
@@ -139,6 +144,31 @@ class Shutdown:
         self._stop(_is_not_shielded, GRACE_OVER)
         await self._wait_for_shielded(bound)
         self._end(SHIELD_OVER)
+
+    async def _stop_services(self) -> None:
+        """Wait for services that have asked for time, and for those that clean up."""
+        runner, last = self._runner, self._began + self._grace_period
+        while runner.services.all():
+            now = runner.now()
+            again = runner.services.stop_due(self._began, now, now if self._hurried else last)
+            if now >= last or self._hurried:
+                return  # those that clean up have the rest of the shutdown
+            with runner.loop.deadline(runner.steady_clock, min(again, last)) as self._wait:
+                await runner.services.wait_for_end()
+
+    def _time_left(self, task: Task[Any]) -> float:
+        shielded = self._shield_timeout if task.config.shielded else 0.0
+        return self._began + self._grace_period + shielded - self._runner.now()
+
+    def _is_delayed_for_too_long(self, task: Task[Any]) -> bool:
+        if task.id not in self._runner.delayed:
+            return False
+        clock, due = self._runner.delayed[task.id]
+        try:
+            left = due if clock is None else due - clock.now()
+        except Exception:  # the clock is broken, which the task itself will notice
+            return False
+        return left > self._time_left(task)
 
     async def _wait_for_shielded(self, bound: float) -> None:
         runner = self._runner
@@ -164,6 +194,7 @@ class Shutdown:
         # By real time: what ignores its cancellation may hold any other clock.
         with anyio.move_on_after(_LAST_CLEAN_UP):
             await self._runner.ledger.wait_at_most(0)
+            await self._runner.services.wait_for_end(all_of_them=True)
             await self._runner.attempts.wait_no_stray()
 
     async def _wait_until(self, deadline: float, *, few: int = 0) -> None:
@@ -231,6 +262,7 @@ class Shutdown:
             else:
                 ledger.record_loss(task, unstarted(task), "it was scheduled when the scheduler had closed")
         runner.attempts.close()
+        runner.services.close()
         totals = ledger.statistics()
         self.report = ShutdownReport(
             duration=runner.now() - self._began,

@@ -10,7 +10,7 @@ from itertools import count
 from math import inf
 from typing import Any, cast
 
-from tasks_core import Outcome, PhaseInfo, Task, TaskObserver, TaskState, observe
+from tasks_core import Outcome, PhaseInfo, Service, Task, TaskObserver, TaskState, observe
 from tasks_core.testing import override_clock, release_task
 
 from tasks_testing import _refusals
@@ -65,6 +65,7 @@ class Recording(TaskObserver):
         self.queue: SleepQueue = SleepQueue(self.monitor, self.live)
         self.tasks: list[RecordedTask[Any]] = []
         self.requests: list[RecordedRequest] = []
+        self.services: list[Service] = []
         self.events: list[TaskEvent] = []
         self.unattributed: list[str] = []
         self.virtual: bool = False
@@ -357,6 +358,10 @@ class Recording(TaskObserver):
                 only_for = "" if outcome == "success" else f", for when={outcome!r}"
                 self._add("phase_opened", request=request, phase=phase.name, detail=f"({waiting}){only_for}")
         self.monitor.changed()
+
+    def service_started(self, service: Service) -> None:
+        if self in routing.owners() and service not in self.services:
+            self.services.append(service)
 
     def phase_discarded(self, phase: PhaseInfo, reason: str) -> None:
         with self.monitor.lock:

@@ -12,7 +12,8 @@ from math import inf
 from typing import Any
 
 import anyio
-from tasks_core import Task, TaskState, current_task
+from tasks_core import Service, Task, TaskState, current_task
+from tasks_core.frameworks import current
 
 from .live_tasks import LiveTasks
 from .monitor import Monitor, Steps, Wait, Wakeup
@@ -32,6 +33,8 @@ class Sleeper:
     task: Task[Any] | None = field(compare=False)
     rests: bool = field(compare=False)
     """Whether the task rests while the coroutine sleeps. False for the timer of a timeout: its task runs meanwhile."""
+    service: Service | None = field(compare=False, default=None)
+    """The service that sleeps. Time does not jump for its sake."""
     awake: bool = field(compare=False, default=False)
 
 
@@ -52,6 +55,7 @@ class SleepQueue:
         self._coroutines: dict[int, int] = {}
         self._timers: Counter[int] = Counter()
         self._parked: dict[int, Sleeper] = {}
+        self._waited_for = 0  # Invariant: how many sleepers belong to no service
         self._ending: dict[int, Callable[[Task[Any]], None]] = {}
         self.auto_until: float = -inf
 
@@ -84,7 +88,7 @@ class SleepQueue:
     def nudge(self) -> None:
         """Let the first sleeper check whether time may jump."""
         with self._monitor.lock:
-            if self._now < self.auto_until and not self._live and self.next_deadline() < inf:
+            if self._now < self.auto_until and not self._live and self._waited_for and self.next_deadline() < inf:
                 self._sleepers[0].wakeup.set()
 
     # ---- the tasks that sleep ----
@@ -180,8 +184,17 @@ class SleepQueue:
     @contextmanager
     def _sleeping(self, deadline: float) -> Iterator[Sleeper]:
         task = current_task()
-        sleeper = Sleeper(deadline, self._next_number(), Wakeup(), task, task is not None and self._rests(task))
+        caller = current()
+        sleeper = Sleeper(
+            deadline,
+            self._next_number(),
+            Wakeup(),
+            task,
+            task is not None and self._rests(task),
+            caller if isinstance(caller, Service) else None,
+        )
         with self._monitor.lock:
+            self._waited_for += sleeper.service is None
             heappush(self._sleepers, sleeper)
             self._park(sleeper)
         self._monitor.changed()
@@ -216,6 +229,7 @@ class SleepQueue:
             if sleeper.awake:
                 return
             sleeper.awake = True
+            self._waited_for -= sleeper.service is None
             sleeper.wakeup.set()
             if sleeper.task is not None:
                 self._unpark(sleeper, sleeper.task)
@@ -239,7 +253,8 @@ class SleepQueue:
     def _may_jump(self, sleeper: Sleeper) -> bool:
         with self._monitor.lock:
             first = sleeper.deadline == self.next_deadline() < inf
-            return first and sleeper is self._sleepers[0] and not self._live and sleeper.deadline <= self.auto_until
+            quiet = not self._live and self._waited_for > 0
+            return first and sleeper is self._sleepers[0] and quiet and sleeper.deadline <= self.auto_until
 
     async def _jump_if_quiet(self, sleeper: Sleeper, version: int) -> None:
         for turns_left in reversed(range(_QUIET_TURNS)):
