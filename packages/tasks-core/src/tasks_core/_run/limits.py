@@ -9,7 +9,7 @@ from typing import Any
 from tasks_core._support.log import logger
 from tasks_core._task import Task
 
-from .ledger import LAUNCHED, LIMITER, SLOT, THREAD, Ledger, log_fields, title
+from .ledger import ENDING, LAUNCHED, LIMITER, SLOT, THREAD, Ledger, log_fields, title
 
 
 class Gate:
@@ -79,7 +79,7 @@ class Limits:
     def release(self, task: Task[Any]) -> list[Task[Any]]:
         """Give back all that the task counts against; return the tasks that may start because of it."""
         tickets = task._tickets
-        task._tickets = tickets & LAUNCHED
+        task._tickets = tickets & (LAUNCHED | ENDING)
         admitted: list[Task[Any]] = []
         if tickets & SLOT:
             admitted += self._give_back(self._slots)

@@ -134,6 +134,7 @@ class Shutdown:
         if hooks.shutdown_started:
             notify(hooks.shutdown_started, runner.ledger.live(), 0.0 if self._hurried else self._grace_period)
         runner.time_left = self._time_left
+        self._settle_dead_tasks()
         self._stop(self._is_delayed_for_too_long, DELAY_TOO_LONG)
         await self._stop_services()
         await self._wait_until(self._began + self._grace_period)
