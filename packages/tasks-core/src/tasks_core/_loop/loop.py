@@ -33,7 +33,7 @@ class Loop:
         self._backend: Backend | None = None
         self._posts: deque[Callable[[], object]] = deque()
         self._woken = False
-        self.thread_id = -1
+        self.thread_id: int = -1
         self.native: object = None
         self.running: Callable[[], object] = _no_loop
 
