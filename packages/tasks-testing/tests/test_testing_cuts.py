@@ -286,6 +286,43 @@ def test_a_stub_is_cut_in_place_of_the_function(tasks_recorder: TasksRecorder) -
         tasks_recorder.run_durable(cut="everywhere", restore=reset, check=outcome)
 
 
+def test_threads_of_a_function_that_was_cut_off_do_not_keep_the_process(tasks_recorder: TasksRecorder) -> None:
+    submit(starts_a_thread)
+    tasks_recorder.run_durable(cut="everywhere", restore=reset, check=lambda: None)
+    assert len(never_ending) > 1
+    assert all(thread.daemon for thread in never_ending)
+
+
+def test_an_attempt_that_waits_for_what_the_one_before_has_open(tasks_recorder: TasksRecorder) -> None:
+    locks = [asyncio.Lock()]
+
+    def new_lock() -> None:
+        locks[:] = [asyncio.Lock()]
+
+    async def holds_a_lock() -> None:
+        async with locks[0]:
+            await asyncio.sleep(0)
+
+    submit(plain_once)
+    tasks_recorder.stub(plain_once.name, holds_a_lock)
+    with pytest.raises(AssertionError, match="a durable task has not ended") as failure:
+        tasks_recorder.run_durable(cut="everywhere", restore=reset, check=lambda: None, timeout=0.1)
+    place, hint = failure.value.__notes__
+    assert place.startswith("the worker was cut off while it ran cuts_plain_once, at place 1 of 2:\n")
+    assert hint == "  hint: what the attempt had open at the cut may block the next one; on_cut= can close it"
+    tasks_recorder.run_durable(cut="everywhere", restore=new_lock, check=lambda: None, on_cut=new_lock)
+
+
+never_ending: list[threading.Thread] = []
+
+
+@durable(name="cuts_starts_a_thread")
+async def starts_a_thread() -> None:
+    never_ending.append(threading.Thread(target=threading.Event().wait))
+    never_ending[-1].start()
+    await asyncio.sleep(0)
+
+
 class Outbox(list[str]):
     def __call__(self) -> None:
         self.append("sent")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -75,9 +78,13 @@ class CutEverywhere:
             except StopIteration:
                 return
             try:
-                result = anyio.run(self._run) if kind == "run" else action()
+                if kind == "run":
+                    _run_in_daemon_thread(self._run)
+                    result = None
+                else:
+                    result = action()
             except BaseException as error:
-                self._note_cut(error)
+                self._note_cut(error, kind)
                 raise
             if inspect.isawaitable(result):
                 getattr(result, "close", lambda: None)()  # otherwise a warning that it was never awaited
@@ -90,7 +97,7 @@ class CutEverywhere:
         result: Any = None
         while True:
             try:
-                _, action = actions.send(result)
+                kind, action = actions.send(result)
             except StopIteration:
                 return
             try:
@@ -98,12 +105,15 @@ class CutEverywhere:
                 if inspect.isawaitable(result):
                     result = await result
             except BaseException as error:
-                self._note_cut(error)
+                self._note_cut(error, kind)
                 raise
 
-    def _note_cut(self, error: BaseException) -> None:
-        if self._round is not None:
-            add_findings(error, [cuts.place_of(self._round.name, self._round.cut, self._round.last)])
+    def _note_cut(self, error: BaseException, kind: str) -> None:
+        if self._round is None:
+            return
+        name, cut = self._round.name, self._round.cut
+        blocked = cut.made and kind == "run"
+        add_findings(error, [cuts.place_of(name, cut, self._round.last), *([cuts.may_block()] if blocked else [])])
 
     def _actions(self) -> Generator[Action, Any, None]:
         before = self._engine.snapshot()
@@ -139,6 +149,25 @@ class CutEverywhere:
         result = yield "check", self._check
         tasks = [run.task for run in self._engine.deliveries if run.task is not None]
         return cuts.Outcome(result, tuple((task.name, task.state) for task in tasks))
+
+
+def _run_in_daemon_thread(run: Callable[[], Awaitable[None]]) -> None:
+    """
+    Run a coroutine function on an event loop in a daemon thread.
+
+    The threads that it starts inherit that they are daemons. One that belongs to a function that was cut off, such as
+    that of a database driver, never ends, and otherwise the process would wait for it at its exit.
+    """
+    ended: Future[None] = Future()
+
+    def main() -> None:
+        try:
+            ended.set_result(anyio.run(run))
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=copy_context().run, args=(main,), name="run_durable", daemon=True).start()
+    ended.result()
 
 
 def _only(delivery: int, cut: Cut) -> Callable[[int], Cut | None]:

@@ -444,8 +444,9 @@ class TasksRecorder(TaskView):
 
             check: Asserts the outcome; called after each run. What it returns has to be equal each time.
 
-            on_cut: Closes what the death of the process would close, so that the next attempt does not wait for it:
-                called between a cut and the next attempt. `cut_connections()` makes one for an engine of SQLAlchemy.
+            on_cut: Closes what the death of the process would close, such as connections and locks of files, so that
+                the next attempt does not wait for it; called between a cut and the next attempt. `cut_connections()`
+                makes one for an engine of SQLAlchemy.
 
             limit: The largest number of suspensions of one task.
 

@@ -44,6 +44,11 @@ def _states(outcome: Outcome) -> str:
     return ", ".join(f"{name} {state}" for name, state in outcome.states)
 
 
+def may_block() -> str:
+    """Return the hint for a second attempt that does not end."""
+    return "  hint: what the attempt had open at the cut may block the next one; on_cut= can close it"
+
+
 def nothing_to_cut() -> str:
     return 'run_durable(cut="everywhere"): no durable task waits to be run'
 
