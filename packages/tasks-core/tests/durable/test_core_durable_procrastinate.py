@@ -19,9 +19,10 @@ import pytest
 from core_durable_functions import flaky, forget, hands_on, note, plain, shielded, unshielded
 from core_postgres import ends, postgres, queue, until, working
 from psycopg.rows import dict_row
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 from tasks_core import DurablePhase, Receipt, TaskScheduler, durable, durable_context
 from tasks_core.engines import (
     DurableCall,
@@ -322,10 +323,112 @@ async def test_transaction_that_is_over_is_an_error(engine: ProcrastinateEngine,
             batch.schedule(note.configure(transaction=session), "x")
             await batch.submit()
             await session.rollback()
-        async with await psycopg.AsyncConnection.connect(postgres) as connection:
+        async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
             with pytest.raises(EngineCapabilityError, match="the transaction in which"):
                 await scheduler.schedule(note.configure(transaction=connection), "x")
     assert await rows(postgres, queue) == []
+
+
+@asynccontextmanager
+async def phase_in_session(
+    engine: ProcrastinateEngine, address: str, driver: str
+) -> AsyncIterator[tuple[DurablePhase, AsyncSession]]:
+    async with (
+        TaskScheduler(engine=engine) as scheduler,
+        sqlalchemy(address, driver) as database,
+        AsyncSession(database) as session,
+    ):
+        yield DurablePhase(scheduler, "after", submit_on="submit"), session
+
+
+@pytest.mark.parametrize("submit", ["before", "after"])
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_savepoints_that_are_rolled_back_leave_the_task_alone(
+    engine: ProcrastinateEngine, postgres: str, queue: str, driver: str, submit: str
+) -> None:
+    async with phase_in_session(engine, postgres, driver) as (phase, session):
+        await session.execute(text("SELECT 1"))
+        task = phase.schedule(note.configure(transaction=session), "x")
+        outer = await session.begin_nested()
+        inner = await session.begin_nested()
+        if submit == "before":
+            await phase.submit()  # its row is within the savepoints
+        await inner.commit()
+        await outer.rollback()
+        await session.commit()
+        if submit == "after":
+            await phase.submit()
+            assert task.result().id == str((await rows(postgres, queue))[0]["id"])
+    assert len(await rows(postgres, queue)) == 1
+
+
+@pytest.mark.parametrize("released", [False, True])
+async def test_task_of_a_savepoint_that_is_rolled_back_is_dropped(
+    engine: ProcrastinateEngine, postgres: str, queue: str, caplog: pytest.LogCaptureFixture, released: bool
+) -> None:
+    caplog.set_level(logging.INFO, "tasks_core")
+    async with phase_in_session(engine, postgres, "psycopg") as (phase, session):
+        await session.execute(text("SELECT 1"))
+        kept = phase.schedule(note.configure(transaction=session), "kept")
+        outer = await session.begin_nested()
+        inner = await session.begin_nested()
+        dropped = phase.schedule(note.configure(transaction=session), "dropped")
+        await (inner.commit() if released else inner.rollback())
+        if released:
+            await outer.rollback()
+        await session.commit()
+        await phase.submit()
+        assert kept.result().created
+        assert dropped.lost or dropped.state.finished
+    assert [row["args"]["args"]["text"] for row in await rows(postgres, queue)] == ["kept"]
+    assert f"{note.name!r} is dropped: the savepoint that it was scheduled in was rolled back" in caplog.text
+    assert "was discarded: the savepoint that it was scheduled in was rolled back" in caplog.text
+
+
+async def test_session_that_was_not_used_yet(engine: ProcrastinateEngine, postgres: str, queue: str) -> None:
+    async with phase_in_session(engine, postgres, "psycopg") as (phase, session):
+        phase.schedule(note.configure(transaction=session), "x")
+        await phase.submit()
+        assert await rows(postgres, queue) == []
+        await session.commit()
+    assert len(await rows(postgres, queue)) == 1
+
+
+async def test_connection_of_psycopg_that_was_not_used_yet(
+    engine: ProcrastinateEngine, postgres: str, queue: str
+) -> None:
+    async with (
+        TaskScheduler(engine=engine) as scheduler,
+        await psycopg.AsyncConnection.connect(postgres) as connection,
+    ):
+        await scheduler.schedule(note.configure(transaction=connection), "x")
+        assert await rows(postgres, queue) == []
+    assert len(await rows(postgres, queue)) == 1
+
+
+@pytest.mark.parametrize("kind", ["session", "connection", "psycopg"])
+@pytest.mark.parametrize("submit", ["before", "after"])
+async def test_synchronous_transactions(
+    engine: ProcrastinateEngine, postgres: str, queue: str, kind: str, submit: str
+) -> None:
+    """Those of `def` endpoints."""
+    host = postgres.rpartition("=")[2]
+    database = create_engine(f"postgresql+psycopg://postgres@/postgres?host={host}")
+    opened: Any = {"session": Session, "connection": lambda database: database.connect()}
+    opened["psycopg"] = lambda _: psycopg.connect(postgres)
+    with opened[kind](database) as transaction:
+        async with TaskScheduler(engine=engine) as scheduler:
+            phase = DurablePhase(scheduler, "after", submit_on="submit")
+            await anyio.to_thread.run_sync(transaction.execute, "SELECT 1" if kind == "psycopg" else text("SELECT 1"))
+            task = await anyio.to_thread.run_sync(phase.schedule, note.configure(transaction=transaction), "x")
+            if submit == "before" or kind != "session":
+                await phase.submit()
+                assert await rows(postgres, queue) == []
+            await anyio.to_thread.run_sync(transaction.commit)
+            await phase.submit()
+            assert task.result().id == str((await rows(postgres, queue))[0]["id"])
+    database.dispose()
+    assert len(await rows(postgres, queue)) == 1
 
 
 async def test_what_is_no_transaction_is_an_error_at_the_call(engine: ProcrastinateEngine) -> None:

@@ -84,7 +84,8 @@ class Engine(Protocol):
         Validate *transaction*, and return the object that is passed to `submit(transaction=...)`.
 
         `schedule()` calls this. An engine that is notified of the commit stores the call right before it, if `submit()`
-        has not been called yet and `wanted()` returns true. The returned object then has a true attribute `stored`.
+        has not been called yet and `wanted()` returns true. The returned object then has a true attribute `stored`. It
+        has a true attribute `dropped` once a part of the transaction was rolled back that the call belongs to.
 
         Raises:
             EngineCapabilityError: the engine cannot join a transaction of this type.

@@ -135,6 +135,12 @@ class DurablePhase(TaskPhase):
             self.submitted = outcome  # submit() was not called, and will not be
             self._pass_on()
 
+    def _drop(self, task: Task[Any], outcome: Outcome) -> None:
+        if isinstance(task, DurableTask) and task.dropped:
+            self._runner.ledger.drop(task, "the savepoint that it was scheduled in was rolled back")
+        else:
+            super()._drop(task, outcome)
+
     def _schedule_durable(self, task: DurableTask) -> None:
         """Take a durable task that was just accepted."""
         if task._state is PENDING and self.submitted is None and self._submit_on == "submit":

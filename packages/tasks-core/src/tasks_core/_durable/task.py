@@ -95,7 +95,12 @@ class DurableTask(Task[Receipt]):
         return getattr(self.transaction, "stored", False)
 
     def _is_for(self, outcome: Outcome) -> bool:
-        return super()._is_for(outcome) or self.stored  # a row that is committed already stays
+        return not self.dropped and (super()._is_for(outcome) or self.stored)  # a row that is committed already stays
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the task was scheduled in a savepoint that was rolled back."""
+        return getattr(self.transaction, "dropped", False)
 
     def _is_wanted(self) -> bool:
         return not self._state.finished

@@ -234,16 +234,17 @@ class ProcrastinateEngine:
 
     def join(self, transaction: Any, call: DurableCall, wanted: Callable[[], bool], /) -> Transaction:
         """
-        Take a SQLAlchemy `AsyncSession` or `AsyncConnection` (over psycopg or asyncpg), or a psycopg `AsyncConnection`.
+        Take a session or connection of SQLAlchemy, or a connection of psycopg, of the caller's transaction.
 
-        The task is stored when a session is committed, if it is not stored yet. A connection does not announce that it
-        is about to be committed: `await tasks.after_response.submit()` before that.
+        They may be asynchronous (over psycopg or asyncpg) or not: then the statement runs in a thread. The task is
+        stored when a session is committed, if it is not stored yet. A connection does not announce that it is about to
+        be committed: `await tasks.after_response.submit()` before that.
         """
         if self._thread is not None:
             raise EngineCapabilityError(
                 "transaction=: what this engine could join are connections that run on asyncio, and this is trio"
             )
-        return join_transaction(transaction, self._statement([call]), wanted)
+        return join_transaction(transaction, self._statement([call]), wanted, call.name)
 
     async def submit(self, call: DurableCall, /, *, transaction: Transaction | None = None) -> Receipt:
         """Store the call in a row of its own, in the transaction if there is one."""
