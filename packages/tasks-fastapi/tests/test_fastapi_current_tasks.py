@@ -6,20 +6,22 @@ import logging
 import re
 import threading
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
-from asgi_spy import note, request, running, turns, websocket
+from asgi_spy import http_scope, note, request, running, turns, websocket
 from fastapi import Depends, FastAPI, Request, Response, WebSocket
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from tasks_core import Task, TaskObserver, TaskPhase, TaskScheduler, TaskState, current_scheduler, observe
 from tasks_fastapi import (
     ApplicationOrigin,
+    RequestOrigin,
     RequestTasks,
     Tasks,
     TasksNotInstalledError,
@@ -459,3 +461,29 @@ def test_a_finalizer_may_use_the_phase_that_is_being_created(caplog: pytest.LogC
         thread.join(30)
     assert not thread.is_alive()
     assert sorted(log) == ["from a finalizer"] * 30 + ["from the endpoint"] * 30
+
+
+class Pause:
+    """Gives control back to the code that drives the coroutine."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+async def test_a_request_that_the_garbage_collector_closes() -> None:
+    """It does so in another context than that of the request; the phases open all the same."""
+    ran: list[str] = []
+
+    async def endpoint(scope: Scope, _receive: Receive, _send: Send) -> None:
+        get_tasks(Request(scope)).after_response.task(when="error").schedule(note, ran, "error")
+        await Pause()
+
+    async def nothing(*_: Any) -> Any: ...
+
+    async with TaskScheduler() as scheduler:
+        origin = RequestOrigin(scheduler, http_scope(), nothing)
+        serving = origin.serve(endpoint, http_scope(), nothing)
+        copy_context().run(serving.send, None)
+        copy_context().run(serving.close)
+    assert origin.finished
+    assert ran == ["error"]

@@ -15,6 +15,11 @@ import pytest
 from asgi_spy import request, running, turns, websocket
 from fastapi import BackgroundTasks, Depends, FastAPI, Header, HTTPException, Query, Request, Security, WebSocket
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
+from opentelemetry import baggage
+from opentelemetry.context import attach
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.applications import Starlette
 from tasks_core import Provided, Task, TaskConfig, TaskScheduler, TaskState, retry
 from tasks_core.exceptions import InvalidTaskError
@@ -481,3 +486,45 @@ async def test_neither_applications_nor_functions_are_kept_alive() -> None:
     await turns()
     gc.collect()
     assert [reference() for reference in alive] == [None, None]
+
+
+async def test_the_telemetry_of_the_request_keeps_its_data() -> None:
+    """The request that a task serves to resolve its dependencies is none of the telemetry of FastAPI."""
+    telemetry = pytest.importorskip("fastapi.telemetry", reason="FastAPI has no telemetry of its own before 0.140")
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    app = FastAPI(telemetry={"tracer_provider": provider, "metrics": False, "logs": False})
+    add_tasks(app, telemetry={"tracer_provider": provider, "metrics": False})
+    seen: list[Any] = []
+
+    async def job(session: SessionDep = Provided) -> None:
+        seen.append(baggage.get_baggage("tenant"))
+        seen.append(telemetry.get_telemetry_data())
+
+    @app.get("/real")
+    async def endpoint(connection: Request, tasks: Tasks) -> None:
+        attach(baggage.set_baggage("tenant", "acme"))
+        await tasks.schedule(job)
+        data = telemetry.get_telemetry_data()
+        seen.append(data.request is connection or data.request.url.path)
+
+    async with running(app):
+        assert (await request(app, "/real")).error is None
+    assert seen == ["acme", None, True]
+    (span,) = (span for span in exporter.get_finished_spans() if span.name.startswith("task "))
+    assert span.parent is not None
+
+
+async def test_callables_that_can_neither_be_hashed_nor_referenced() -> None:
+    class Slotted:
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]  # on purpose
+
+        async def __call__(self, order_id: int, session: SessionDep = Provided) -> None:
+            LOG.append(f"send {order_id} with {session}")
+
+    async with application() as (_, scheduler):
+        await scheduler.schedule(Slotted(), 5)
+        assert await scheduler.schedule(max, 1, 2) == 2  # a builtin has no signature
+    assert SENT == LOG

@@ -13,9 +13,10 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from asgi_spy import request, running, turns
+from asgi_spy import receiving, request, running, turns
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
+from starlette.types import Message
 from tasks_core import SchedulerClosedError, Task, TaskScheduler, TaskState
 from tasks_fastapi import SeveralLifespansError, Tasks, add_tasks, get_scheduler
 
@@ -241,3 +242,17 @@ async def test_get_scheduler_in_a_bound_request_is_that_of_the_request() -> None
     await request(app)
     assert len(app.in_requests) == 1
     assert app.in_tasks == app.in_requests
+
+
+@pytest.mark.anyio
+async def test_a_server_without_lifespan_state() -> None:
+    app = App()
+    found: list[TaskScheduler] = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "lifespan.startup.complete":
+            await request(app)
+            found.append(get_scheduler(app))
+
+    await app({"type": "lifespan"}, receiving({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}), send)
+    assert app.in_requests == found == app.in_lifespan

@@ -48,6 +48,5 @@ def _noting(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _note(connection: HTTPConnection) -> None:
-    request: RequestOrigin | None = connection.scope.get(SCOPE_KEY)
-    if request is not None:
-        request.raised = True
+    request: RequestOrigin = connection.scope[SCOPE_KEY]
+    request.raised = True

@@ -196,12 +196,8 @@ def _depending_on(call: Callable[..., Any]) -> Callable[..., None]:
 
 def _parameters(func: Callable[..., Any]) -> Iterator[inspect.Parameter]:
     """List the parameters of a function, with their annotations evaluated as far as that is possible."""
-    try:
-        signature = inspect.signature(func, follow_wrapped=False)
-    except (TypeError, ValueError):
-        return  # some builtins have no signature
     namespace = getattr(getattr(func, "__func__", func), "__globals__", {})
-    for parameter in signature.parameters.values():
+    for parameter in inspect.signature(func, follow_wrapped=False).parameters.values():
         annotation = parameter.annotation
         if isinstance(annotation, str):
             with suppress(Exception):  # a name that only type checkers know
@@ -218,7 +214,7 @@ def _is_dependency(parameter: inspect.Parameter) -> bool:
 
 
 async def _receive() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
+    raise NotImplementedError  # a dependency that needs the body is refused
 
 
 async def _send(_message: Message) -> None:

@@ -151,7 +151,8 @@ class RequestTasks(DurablePhase):
         If so, later ones are submitted at once. Tasks of `add_task()` are discarded if no response was returned.
         """
         phases = self._phases
-        if _RETURNED in phases and not self._request.check_returned():
+        request = self._request
+        if _RETURNED in phases and isinstance(request, RequestOrigin) and not request.check_returned():
             self._open_phase(_RETURNED, phases[_RETURNED], "error")
         for phase in phases.values():
             if phase.unsubmitted:
@@ -454,10 +455,6 @@ class ApplicationOrigin:
 
     def note_handled_exception(self) -> None:
         """Do nothing, because there is no endpoint that could raise."""
-
-    def check_returned(self) -> bool:
-        """Return true, because there is no endpoint that could raise."""
-        return True
 
 
 async def _ignored() -> None:

@@ -18,7 +18,7 @@ from ._spans import TaskSpans
 
 try:
     from fastapi.telemetry import get_telemetry_data
-except ImportError:  # before FastAPI has telemetry of its own
+except ImportError:  # pragma: no cover  # before FastAPI has telemetry of its own
 
     def get_telemetry_data() -> Any:  # type: ignore[misc]  # all that is asked is whether it is None
         """Return nothing."""

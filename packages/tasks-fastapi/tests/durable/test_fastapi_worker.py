@@ -62,7 +62,8 @@ def make(engine, **options):
     add_tasks(app, engine=engine, **options)
     return app
 
-app, away, broken = make(ListEngine()), make(Away()), make(Broken())
+app = make(ListEngine(), grace_period=5.0, shield_timeout=5.0)
+away, broken = make(Away()), make(Broken())
 without = FastAPI()
 add_tasks(without)
 nothing = object()
@@ -74,7 +75,6 @@ async def fails(app):
 
 failing = FastAPI(lifespan=fails)
 add_tasks(failing, engine=ListEngine())
-app = app
 """
 
 
