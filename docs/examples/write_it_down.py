@@ -23,7 +23,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     with closing(sqlite3.connect(DATABASE)) as connection:
         connection.execute(SCHEMA)
     scheduler = get_scheduler(app)
-    scheduler.schedule(sweep, scheduler)
+    scheduler.service(sweep, scheduler)
     yield
 
 
@@ -72,11 +72,10 @@ def charge(key: str, cents: int) -> None:
 
 async def sweep(scheduler: TaskScheduler) -> None:
     """Schedule the payments that a dead process left open: at the start, and every minute."""
-    while not scheduler.stopping.is_set():
+    while True:
         for order_id in await anyio.to_thread.run_sync(open_payments):
             scheduler.task(shield=True, name="swept pay").schedule(pay, order_id)
-        with anyio.move_on_after(60):
-            await scheduler.stopping.wait()
+        await anyio.sleep(60)
 
 
 def open_payments() -> list[int]:

@@ -36,7 +36,6 @@ def states(module: ModuleType) -> dict[int, str]:
 
 def test_payment_is_made_after_the_commit(write_it_down: ModuleType, tasks_recorder: TasksRecorder) -> None:
     """An order is paid by its task."""
-    tasks_recorder.allow_running(write_it_down.sweep)
     with TestClient(write_it_down.app) as client:
         assert client.post("/orders/1?cents=4200").status_code == 201
         tasks_recorder.after_response.assert_ran(call(write_it_down.pay, 1))
@@ -47,7 +46,6 @@ def test_sweep_makes_the_payments_that_a_crash_left_open(
     write_it_down: ModuleType, tasks_recorder: TasksRecorder
 ) -> None:
     """What is in the table when the application starts is paid, without a request."""
-    tasks_recorder.allow_running(write_it_down.sweep)
     with closing(sqlite3.connect(write_it_down.DATABASE)) as connection:
         connection.execute(write_it_down.SCHEMA)
         connection.execute("insert into payments (order_id, cents) values (7, 100)")
