@@ -508,6 +508,7 @@ def test_an_event_loop_that_does_not_run_is_named(pytester: pytest.Pytester) -> 
         "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = session\naddopts = -p no:anyio"
     )
     pytester.makepyfile("""
+import asyncio
 import pytest
 import pytest_asyncio
 from tasks_core import TaskScheduler
@@ -522,7 +523,7 @@ async def work(): ...
 @pytest.mark.tasks_recorder(timeout=0.1)
 @pytest.mark.asyncio(loop_scope="function")
 async def test_one(scheduler, tasks_recorder):
-    scheduler.schedule(work)
+    await asyncio.to_thread(scheduler.schedule, work)  # on this event loop, the call is refused
     await tasks_recorder.adrain()
 """)
     result = pytester.runpytest("-p", "no:cacheprovider", "-W", "ignore::tasks_testing.TaskLostWarning")

@@ -30,6 +30,10 @@ class Option:
 
 
 _SECONDS = Rule(lambda value: is_seconds(value, zero=True), "a number of seconds, 0 or more")
+_DURATION = Rule(
+    lambda value: value is None or is_seconds(value, zero=False),
+    "a number of seconds above 0, or None, as in slow_callback_duration=0.5",
+)
 _COUNT = Rule(is_count, "a whole number, 1 or more")
 _CONFIG = Rule(lambda value: isinstance(value, TaskConfig), "a TaskConfig, as in config=TaskConfig(on_error=report)")
 _CLOCK = Rule(
@@ -80,6 +84,9 @@ class SchedulerOptions(ShutdownOptions, total=False):
 
         clock: Where delays, retry pauses, timeouts and the bounds of shutdown come from. Default: `MonotonicClock()`.
 
+        slow_callback_duration: Seconds. What keeps the event loop from turning for longer, a task or other code, is
+            logged as a WARNING with the line that it is at (`None`: nothing is watched). Default: 1.
+
         engine: The engine that stores durable tasks. It is entered and left with the scheduler. Default: none, so that
             durable tasks are refused.
 
@@ -94,6 +101,7 @@ class SchedulerOptions(ShutdownOptions, total=False):
     max_pending: Annotated[int | None, Option(None, _COUNT)]
     max_threads: Annotated[int, Option(40, _COUNT)]
     clock: Annotated[Clock | None, Option(None, _CLOCK)]
+    slow_callback_duration: Annotated[float | None, Option(1.0, _DURATION)]
     engine: Annotated["Engine | None", Option(None, _ENGINE)]
     engine_fallback: Annotated["EngineFallback", Option("error", _FALLBACK)]
 

@@ -24,6 +24,7 @@ from ._run.ledger import SchedulerStatistics
 from ._run.runner import Runner, Stage
 from ._run.services import Service
 from ._run.shutdown import Shutdown, ShutdownReport
+from ._run.watch import make_slow_callbacks
 from ._schedule import ScheduleTarget, refuse_when
 from ._support.call import check_call, function_name
 from ._support.provider import Provider, Provisions
@@ -423,5 +424,5 @@ def _or_inf(limit: float | None) -> float:
 MakeExtension: TypeAlias = Callable[[Mapping[str, Any]], Extension | None]
 """Takes all options of a new scheduler; returns `None` if they ask for nothing."""
 
-extensions: list[MakeExtension] = []
+extensions: list[MakeExtension] = [make_slow_callbacks]
 """What is asked for each new scheduler. A room that stands above the scheduler appends to it when it is imported."""

@@ -53,10 +53,11 @@ class AppSchedulers:
         self._logged: set[bool] = set()  # for which of the two reasons why requests are bound to their tasks
 
     def create(self, grace_period: float | None = None) -> TaskScheduler:
-        """Return a scheduler with the options of `add_tasks()`; *grace_period* replaces theirs."""
+        """Return a scheduler with the options of `add_tasks()`; *grace_period* makes it one for a request."""
         options = self._options.copy()
         if grace_period is not None:
             options["grace_period"] = grace_period
+            options["slow_callback_duration"] = None  # no thread for each request
         scheduler = TaskScheduler(**options)
         self._created.add(scheduler)
         return scheduler

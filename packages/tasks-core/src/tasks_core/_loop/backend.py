@@ -60,6 +60,10 @@ class Backend(Protocol):
         """
         ...
 
+    def look_for_task_factory(self) -> None:
+        """Note whether the loop has a task factory now; to look for each task would cost each task."""
+        ...
+
     def interruption(self) -> Interruption:
         """Return a block for the running coroutine."""
         ...
@@ -103,26 +107,35 @@ class AsyncioBackend:
     They cost a third of what the tasks of an anyio task group cost, and have no parent whose cancellation they share.
     """
 
-    __slots__ = ("_creating", "_loop", "native", "running", "thread_id")
+    __slots__ = ("_by_factory", "_creating", "_loop", "native", "running", "thread_id")
     can_be_cancelled_singly: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._by_factory = False
         self._creating = False
         self.thread_id = threading.get_ident()
         self.native: object = self._loop
         self.running: Callable[[], object] = asyncio.get_running_loop
+        self.look_for_task_factory()
+
+    def look_for_task_factory(self) -> None:
+        self._by_factory = self._loop.get_task_factory() is not None
 
     def spawn(self, context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        if context is not None and self._loop.get_task_factory() is not None:
+        if self._by_factory and context is not None:
             return self._create_task(context, name, coroutine)
         return asyncio.Task(coroutine, loop=self._loop, name=name, context=context)
 
     def _create_task(self, context: Context, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # By the factory, because that is where error trackers give each task a scope of its own.
+        later = self._not_at_once(coroutine)
         self._creating = True
         try:
-            return context.run(self._loop.create_task, self._not_at_once(coroutine), name=name)
+            return context.run(self._loop.create_task, later, name=name)
+        except BaseException:
+            later.close()
+            raise
         finally:
             self._creating = False
 
@@ -230,6 +243,9 @@ class TrioBackend:
     def running(self) -> object:
         self._trio.lowlevel.current_task()  # raises between the turns of a guest, when its host runs the caller
         return self._trio.lowlevel.current_trio_token()
+
+    def look_for_task_factory(self) -> None:
+        pass  # trio has none
 
     def interruption(self) -> Interruption:
         return self._trio.CancelScope()

@@ -75,6 +75,11 @@ class Loop:
         assert self._backend is not None
         self._backend.interrupt(error)
 
+    def look_for_task_factory(self) -> None:
+        """Call the method of `Backend`."""
+        assert self._backend is not None
+        self._backend.look_for_task_factory()
+
     def cancels_behind_shields(self, native: NativeTask) -> object:
         """Return what the method of `Backend` returns."""
         assert self._backend is not None

@@ -367,7 +367,7 @@ def _without_own_frames(error: BaseException) -> TracebackType | None:
     while traceback is not None:
         frames.append(traceback.tb_frame)
         traceback = traceback.tb_next
-        if frames[-1].f_code in _CALLERS:
+        if frames[-1].f_code in CALLERS:
             own, rest = len(frames), traceback
     for frame in frames[:own]:
         with suppress(RuntimeError):  # it still runs
@@ -375,7 +375,7 @@ def _without_own_frames(error: BaseException) -> TracebackType | None:
     return rest
 
 
-_CALLERS: frozenset[CodeType] = frozenset(
+CALLERS: frozenset[CodeType] = frozenset(
     function.__code__
     for function in (
         Attempts.run,

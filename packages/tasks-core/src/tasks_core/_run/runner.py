@@ -128,6 +128,7 @@ class Runner:
 
     def resume(self) -> None:
         """Begin to start tasks."""
+        self.loop.look_for_task_factory()
         self.services.resume()
         self.start_all(self.limits.resume())
 
@@ -285,7 +286,12 @@ class Runner:
             name = None
         if type(name) is not str:
             name = "task"
-        self._spawn(task, context, name, self.attempts.run(task))
+        attempt = self.attempts.run(task)
+        try:  # as `_spawn()` does, without the call
+            task._native = self.loop.spawn(context, name, attempt)
+        except Exception as error:
+            attempt.close()
+            self.end_anyhow(task, error)
 
     def _spawn(self, task: Task[Any], context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
         try:
