@@ -24,6 +24,7 @@ from ._durable.task import DurableTask
 from ._durable.worker import Worker
 from ._observer import RunAttempt, TaskObserver, observe
 from ._options import SchedulerOptions, ShutdownOptions
+from ._periodic import PeriodicTask, TaskRegistry
 from ._phase import TaskPhase
 from ._retry import Retry, RetryPolicy, by_exception, chain, retry
 from ._run.ledger import LostTask, SchedulerStatistics
@@ -44,6 +45,7 @@ __all__ = (
     "DurableTask",
     "LostTask",
     "Outcome",
+    "PeriodicTask",
     "PhaseInfo",
     "Provided",
     "Receipt",
@@ -64,6 +66,7 @@ __all__ = (
     "TaskObserver",
     "TaskPhase",
     "TaskQueueFullError",
+    "TaskRegistry",
     "TaskScheduler",
     "TaskState",
     "TasksError",
@@ -71,11 +74,14 @@ __all__ = (
     "Worker",
     "by_exception",
     "chain",
+    "cron",
     "current_scheduler",
     "current_task",
     "durable",
     "durable_context",
+    "every",
     "observe",
     "retry",
     "transparent",
 )
+from .triggers import cron, every

@@ -14,6 +14,7 @@ from ._support.rules import Rule, is_count, is_seconds
 
 if TYPE_CHECKING:
     from ._durable.engine import Engine, EngineFallback
+    from ._periodic import TaskRegistry
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,9 @@ _CLOCK = Rule(
 _PROVIDER = Rule(
     lambda value: isinstance(value, Provider),
     "an object with the methods parameters(), check() and call(); see tasks_core.Provider",
+)
+_REGISTRY = Rule(
+    lambda value: hasattr(value, "add_to"), "a TaskRegistry, as in registry=registry with registry = TaskRegistry()"
 )
 _ENGINE = Rule(
     lambda value: hasattr(value, "submit") and hasattr(value, "work"),
@@ -82,6 +86,9 @@ class SchedulerOptions(ShutdownOptions, total=False):
 
         max_threads: How many plain functions run at once, each in a thread. Default: 40.
 
+        registry: Periodic tasks and services that were registered at import; the scheduler runs all of them. Default:
+            none.
+
         clock: Where delays, retry pauses, timeouts and the bounds of shutdown come from. Default: `MonotonicClock()`.
 
         slow_callback_duration: Seconds. What keeps the event loop from turning for longer, a task or other code, is
@@ -100,6 +107,7 @@ class SchedulerOptions(ShutdownOptions, total=False):
     max_concurrency: Annotated[int | None, Option(None, _COUNT)]
     max_pending: Annotated[int | None, Option(None, _COUNT)]
     max_threads: Annotated[int, Option(40, _COUNT)]
+    registry: Annotated["TaskRegistry | None", Option(None, _REGISTRY)]
     clock: Annotated[Clock | None, Option(None, _CLOCK)]
     slow_callback_duration: Annotated[float | None, Option(1.0, _DURATION)]
     engine: Annotated["Engine | None", Option(None, _ENGINE)]

@@ -18,11 +18,12 @@ from ._clock import MonotonicClock
 from ._config import TaskConfig
 from ._current import CURRENT, current
 from ._options import SchedulerOptions, complete
+from ._periodic import PeriodicTarget, PeriodicTask
 from ._retry import RetryPolicy
 from ._run.extension import Extension
 from ._run.ledger import SchedulerStatistics
 from ._run.runner import Runner, Stage
-from ._run.services import Service
+from ._run.services import ENDLESS, Service
 from ._run.shutdown import Shutdown, ShutdownReport
 from ._run.watch import make_slow_callbacks
 from ._schedule import ScheduleTarget, refuse_when
@@ -31,6 +32,7 @@ from ._support.provider import Provider, Provisions
 from ._support.rules import Rule, is_seconds, is_text
 from ._task import NativeTask, Task, current_task
 from .exceptions import InvalidTaskError, SchedulerClosedError, SchedulerNotStartedError
+from .triggers import Trigger
 
 Args = TypeVarTuple("Args")
 
@@ -40,7 +42,6 @@ _RESTART = Rule(
     "True, False or a RetryPolicy, as in restart=RetryPolicy(attempts=5)",
 )
 _GRACE = Rule(lambda value: is_seconds(value, zero=True), "a number of seconds, 0 or more, as in grace=2")
-_ENDLESS = RetryPolicy(attempts=sys.maxsize)
 
 
 class TaskScheduler(ScheduleTarget):
@@ -124,6 +125,8 @@ class TaskScheduler(ScheduleTarget):
         self._phase = None
         made = [make(given) for make in extensions]
         runner.extensions = tuple(extension for extension in made if extension is not None)
+        if given["registry"] is not None:
+            given["registry"].add_to(self)
 
     @staticmethod
     def check_options(**options: Unpack[SchedulerOptions]) -> None:
@@ -275,7 +278,32 @@ class TaskScheduler(ScheduleTarget):
     @property
     def services(self) -> tuple[Service, ...]:
         """The services that have not ended, in the order in which they were added; from any thread."""
-        return self._runner.services.all()
+        return tuple(service for service in self._runner.services.all() if service.periodic is None)
+
+    @property
+    def periodic_tasks(self) -> Mapping[str, PeriodicTask[Any]]:
+        """
+        The periodic tasks that have further occurrences, by their names; from any thread.
+
+        `scheduler.periodic_tasks["clean_up"].cancel()` cancels one by its name.
+        """
+        timers = [service for service in self._runner.services.all() if service.periodic is not None]
+        return {service.name: service.periodic for service in timers}
+
+    def periodic(self, trigger: Trigger) -> PeriodicTarget:
+        """
+        Schedule functions again and again: `scheduler.periodic(every(minutes=10)).schedule(clean_up)`.
+
+        `.task(...)` sets options for each run: `scheduler.periodic(every(hours=1)).task(timeout=60).schedule(report)`.
+        Each process runs its own; in several processes the function runs several times.
+
+        Args:
+            trigger: What `every()` or `cron()` returns, or a `tasks_core.triggers.Trigger` of your own.
+
+        Raises:
+            InvalidConfigError: *trigger* is not a trigger.
+        """
+        return PeriodicTarget(self, trigger)
 
     def service(
         self,
@@ -328,7 +356,7 @@ class TaskScheduler(ScheduleTarget):
         _RESTART.check("restart", restart)
         _GRACE.check("grace", grace)
         caller = sys._getframe(1)
-        policy = _ENDLESS if restart is True else restart or None
+        policy = ENDLESS if restart is True else restart or None
         service = Service(
             self._runner.services,
             func,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from itertools import count
@@ -19,6 +20,9 @@ from tasks_core._observer import hooks, notify
 from tasks_core._retry import RetryPolicy
 from tasks_core._support.log import logger
 from tasks_core._task import NativeTask, TaskState
+
+ENDLESS = RetryPolicy(attempts=sys.maxsize)
+"""The policy that starts a service again whenever it fails."""
 
 # Seconds that a service has to clean up behind its cancellation at shutdown.
 _CLEAN_UP = 5.0
@@ -66,6 +70,7 @@ class Service:
         "grace",
         "id",
         "name",
+        "periodic",
         "reason",
         "where",
     )
@@ -84,6 +89,8 @@ class Service:
     """How often it has been started."""
     exception: Exception | BaseException | None
     """What it raised last."""
+    periodic: Any
+    """The `PeriodicTask` whose timer this is; `None` for a service of the application."""
     reason: str | None
     """Why it was cancelled; set before the cancellation arrives."""
 
@@ -97,7 +104,10 @@ class Service:
         restart: RetryPolicy | None,
         grace: float,
         context: Context,
+        *,
+        periodic: Any = None,
     ) -> None:
+        self.periodic = periodic
         self.id = next(_ids)
         self.func = func
         self.args = args
@@ -246,7 +256,8 @@ class Services:
                 if pause is None:
                     return TaskState.FAILED
             else:
-                logger.info("%s has ended: it returned, and is not started again", _title(service))
+                what = "it returned, and is not started again" if service.periodic is None else "no more occurrences"
+                logger.info("%s has ended: %s", _title(service), what)
                 return TaskState.SUCCEEDED
             service._state = TaskState.RETRYING
             await clock.sleep_until(clock.now() + pause)
@@ -358,4 +369,6 @@ class Services:
 
 
 def _title(service: Service) -> str:
+    if service.periodic is not None:
+        return f"The timer of the periodic task {service.name!r}"
     return f"Service {service.name!r} (started at {service.where})"

@@ -360,7 +360,7 @@ class Recording(TaskObserver):
         self.monitor.changed()
 
     def service_started(self, service: Service) -> None:
-        if self in routing.owners() and service not in self.services:
+        if service.periodic is None and self in routing.owners() and service not in self.services:
             self.services.append(service)
 
     def phase_discarded(self, phase: PhaseInfo, reason: str) -> None:

@@ -21,6 +21,8 @@ from .monitor import Monitor, Steps, Wait, Wakeup
 # Turns of the event loop without any event before time jumps by itself. They let code that awaits a task read the time
 # at which the task ended. No task depends on them: time never jumps while a task is live.
 _QUIET_TURNS = 10
+# Midnight of the first of January, in seconds since 1970. A Saturday.
+_YEAR_2000 = 946_684_800.0
 
 
 @dataclass(order=True)
@@ -55,12 +57,17 @@ class SleepQueue:
         self._coroutines: dict[int, int] = {}
         self._timers: Counter[int] = Counter()
         self._parked: dict[int, Sleeper] = {}
+        self._stirring: set[Service] = set()  # timers of periodic tasks that have woken, until they sleep again
         self._waited_for = 0  # Invariant: how many sleepers belong to no service
         self._ending: dict[int, Callable[[Task[Any]], None]] = {}
         self.auto_until: float = -inf
 
     def now(self) -> float:
         return self._now
+
+    def time(self) -> float:
+        """Return the wall-clock time: the clock was 0 at the beginning of the year 2000, in UTC."""
+        return _YEAR_2000 + self._now
 
     async def sleep_until(self, deadline: float) -> None:
         await anyio.lowlevel.checkpoint()
@@ -82,6 +89,9 @@ class SleepQueue:
         with self._monitor.lock:
             self._now = max(self._now, time)
             while self.next_deadline() <= self._now:
+                service = self._sleepers[0].service
+                if service is not None and service.periodic is not None:
+                    self._stirring.add(service)
                 self._wake(self._sleepers[0])
         self._monitor.changed()
 
@@ -173,11 +183,15 @@ class SleepQueue:
         if not (reached and (yield Wait(lambda: not held_up(), timeout))):
             raise stuck()
 
+    def _stirs(self) -> bool:
+        """Return whether the timer of a periodic task is about to start a run."""
+        return any(not service.finished for service in self._stirring)
+
     def _runs(self) -> bool:
-        return bool(self._live)
+        return bool(self._live) or self._stirs()
 
     def _runs_without_timer(self) -> bool:
-        return not all(self._timers[task.id] for task in self._live)
+        return self._stirs() or not all(self._timers[task.id] for task in self._live)
 
     # ---- of one sleeper ----
 
@@ -195,6 +209,8 @@ class SleepQueue:
         )
         with self._monitor.lock:
             self._waited_for += sleeper.service is None
+            if sleeper.service is not None:
+                self._stirring.discard(sleeper.service)
             heappush(self._sleepers, sleeper)
             self._park(sleeper)
         self._monitor.changed()
@@ -253,7 +269,7 @@ class SleepQueue:
     def _may_jump(self, sleeper: Sleeper) -> bool:
         with self._monitor.lock:
             first = sleeper.deadline == self.next_deadline() < inf
-            quiet = not self._live and self._waited_for > 0
+            quiet = not self._live and not self._stirs() and self._waited_for > 0
             return first and sleeper is self._sleepers[0] and quiet and sleeper.deadline <= self.auto_until
 
     async def _jump_if_quiet(self, sleeper: Sleeper, version: int) -> None:

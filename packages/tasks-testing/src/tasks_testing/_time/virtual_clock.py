@@ -57,6 +57,10 @@ class VirtualClock:
         """Return the virtual time in seconds; any thread may call it."""
         return self._queue.now()
 
+    def time(self) -> float:
+        """Return the wall-clock time, as `time.time()`: the clock was 0 at the beginning of the year 2000, in UTC."""
+        return self._queue.time()
+
     async def sleep_until(self, deadline: float) -> None:
         """Return when the virtual time is *deadline* or later; after one checkpoint if it is already."""
         await self._queue.sleep_until(deadline)
