@@ -366,7 +366,7 @@ TAIL = ", and a task has no request. Pass what the task needs of the request as 
 
 
 @pytest.mark.parametrize(
-    "func, need",
+    "job, need",
     [
         (needs_header, "current_user needs the header parameter 'token'"),
         (needs_query, "page needs the query parameter 'page'"),
@@ -376,11 +376,11 @@ TAIL = ", and a task has no request. Pass what the task needs of the request as 
         (needs_token, "OAuth2PasswordBearer needs the request itself"),
     ],
 )
-async def test_a_dependency_that_needs_a_request_is_an_error_at_the_call(func: Any, need: str) -> None:
+async def test_a_dependency_that_needs_a_request_is_an_error_at_the_call(job: Any, need: str) -> None:
     async with application() as (_, scheduler):
-        message = f"{func.__name__}: its dependency {need}{TAIL}"
+        message = f"{job.__name__}: its dependency {need}{TAIL}"
         with pytest.raises(InvalidTaskError, match=f"^{re.escape(message)}$"):
-            scheduler.schedule(func)
+            scheduler.schedule(job)
         assert scheduler.statistics().scheduled == 0
 
 
@@ -528,3 +528,39 @@ async def test_callables_that_can_neither_be_hashed_nor_referenced() -> None:
         await scheduler.schedule(Slotted(), 5)
         assert await scheduler.schedule(max, 1, 2) == 2  # a builtin has no signature
     assert SENT == LOG
+
+
+class Payload:
+    """An argument of a task."""
+
+
+async def fail_with(payload: Payload, session: SessionDep = Provided) -> None:
+    raise ValueError("boom")
+
+
+async def succeed_with(payload: Payload, session: SessionDep = Provided) -> None: ...
+
+
+@pytest.mark.parametrize("job", [succeed_with, fail_with])
+async def test_no_cycle_keeps_the_arguments(job: Any) -> None:
+    """When the task has ended, they are released without the garbage collector."""
+
+    async def handled(_task: object, _error: Exception) -> bool:
+        return True
+
+    async with application(config=TaskConfig(on_error=handled)) as (_, scheduler):
+        await scheduler.schedule(send, 5)  # the route exists
+        gc.collect()
+        gc.disable()
+        try:
+            payload = Payload()
+            alive = weakref.ref(payload)
+            task = scheduler.schedule(job, payload)
+            del payload
+            await task.wait()
+            assert alive() is not None  # the handle has it
+            del task
+            await turns()
+            assert alive() is None
+        finally:
+            gc.enable()

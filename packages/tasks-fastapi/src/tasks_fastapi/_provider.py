@@ -96,7 +96,11 @@ class _Call:
         self._run = run
 
     async def __call__(self, arguments: Mapping[str, Any]) -> None:
-        self.result: Any = await self._run(arguments)
+        # From Python 3.11 on, a frame keeps its function, and the functions of FastAPI lead to this object, also when
+        # the frames of a task that failed have been cleared.
+        run = self._run
+        del self._run
+        self.result: Any = await run(arguments)
 
 
 class _Route:
