@@ -15,7 +15,7 @@ async def handle_order(number: int) -> None:
 
 async def receive_orders(scheduler: TaskScheduler) -> None:
     number = 0
-    while not scheduler.stopping.is_set():
+    while True:
         number += 1
         scheduler.task(shield=True).schedule(handle_order, number)
         await anyio.sleep(0.05)
@@ -24,7 +24,7 @@ async def receive_orders(scheduler: TaskScheduler) -> None:
 async def main() -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with TaskScheduler(grace_period=5, shield_timeout=10) as scheduler:
-            scheduler.schedule(receive_orders, scheduler)
+            scheduler.service(receive_orders, scheduler)
             logger.info("ready")
             async for _ in signals:
                 break
