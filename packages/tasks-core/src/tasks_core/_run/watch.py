@@ -20,8 +20,10 @@ from .ledger import log_fields, title
 # How often the loop is asked for an answer, and after how long code that still blocks it is logged, in `duration`s.
 _PAUSE = 0.2
 _LOG_AFTER = 10.0
-# A thread that wakes so much too late, in `duration`s, was kept from running itself.
+# A thread that wakes so much too late, in `duration`s, was kept from running: by code that holds the interpreter, or,
+# if the process had less than this part of a processor meanwhile, because it was stopped.
 _OVERSLEPT = 0.5
+_IDLE = 0.1
 # Where the innermost frame of a loop is that has nothing to do, or gets no time of the processor.
 _LOOPS = frozenset(("asyncio", "selectors", "uvloop", "trio", "anyio"))
 
@@ -82,7 +84,7 @@ class LoopWatch:
         waited = _clock() - began
         if waited - (self._pauses - pauses) < self._duration:
             return True
-        if waited > self._duration * (1 + _OVERSLEPT) and time.process_time() - processor < self._duration / 2:
+        if waited > self._duration * (1 + _OVERSLEPT) and time.process_time() - processor < waited * _IDLE:
             return True
         found = self._look()
         if found is not None:
