@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import anyio
+import anyio.lowlevel
 import simloom
 from core_promises import (
     COROUTINE_KINDS,
@@ -165,12 +167,25 @@ SCENARIOS = {
 }
 
 
+class LoopClock:
+    """The time of the simulated event loop, which the real clock of the scheduler would not see."""
+
+    def __init__(self) -> None:
+        self.now = asyncio.get_running_loop().time
+
+    async def sleep_until(self, deadline: float) -> None:
+        """Wait as `MonotonicClock` does."""
+        await anyio.lowlevel.checkpoint()
+        while (left := deadline - self.now()) > 0:  # noqa: ASYNC110  as there
+            await anyio.sleep(left)
+
+
 class Simulation(CheckedScheduler):
     """One program in one simulated event loop."""
 
     async def run(self, program: Program) -> None:
         self.closing: list[asyncio.Task[ShutdownReport]] = []
-        self.set_up(program.max_concurrency, program.max_pending)
+        self.set_up(program.max_concurrency, program.max_pending, clock=LoopClock())
         try:
             self.make_gates()
             await self.scheduler.start()
@@ -316,7 +331,7 @@ async def run_scenario(program: Program) -> None:
 
 # ---- the command ----
 
-# So that the seed alone decides: no wall clock, no random numbers of the process.
+# So that the seed alone decides: no real time, no random numbers of the process.
 SIMULATED = {"virtual_time": True, "seed_randomness": True}
 
 

@@ -75,7 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.drains, self.leap = drains, leap
         self.closing: list[Any] = []
         self.checked = CheckedScheduler()
-        self.checked.set_up(max_concurrency, max_pending, max_threads, self.clock)
+        self.checked.set_up(max_concurrency, max_pending, max_threads, clock=self.clock)
         self.on_loop(self.checked.make_gates)
         self.portal.call(self.checked.scheduler.start)
         self.schedule(first)

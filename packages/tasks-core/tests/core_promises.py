@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -178,7 +177,8 @@ class CheckedScheduler:
         max_concurrency: int | None = None,
         max_pending: int | None = None,
         max_threads: int = 2,
-        clock: Clock | None = None,
+        *,
+        clock: Clock,
     ) -> None:
         self.lines = Lines()
         self.lines.open()
@@ -191,7 +191,7 @@ class CheckedScheduler:
             max_pending=max_pending,
             max_threads=max_threads,
         )
-        self.now = time.monotonic if clock is None else clock.now
+        self.now = clock.now
         self.limiter = anyio.CapacityLimiter(1)
         self.tasks: list[Task[Any]] = []
         self.phases = [TaskPhase(self.scheduler, f"phase {number}") for number in range(3)]

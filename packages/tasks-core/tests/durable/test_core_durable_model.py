@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -35,19 +33,19 @@ BREAKS = {
     "reap: not again and again": NOT_AGAIN,
 }
 
-# The text of a guard in the engine on PostgreSQL, or in the schema of procrastinate.
+# The text of each guard in the engine on PostgreSQL.
 IN_THE_ENGINE = {
-    "deliver: only what waits": r"AND (jobs\.)?status = 'todo'",
-    "report: only of the current delivery": r"status = 'doing' AND (job\.)?attempts = (reported\.|%\()attempts",
-    "report: success always counts": r"= 'succeeded' AND (status IN \('todo', 'doing'\)|\(job\.status = 'todo')",
-    "reap: only what runs": r"WHERE job\.status = 'doing' AND job\.",
-    "reap: only of the silent": r"worker\.last_heartbeat < now\(\) - make_interval",
-    "reap: not what runs here": r"AND job\.id <> ALL\(%\((held|running)\)s\)",
-    "reap: also of workers that are forgotten": r"\(worker\.id IS NULL OR",
-    "reap: also what was lost on its way": r"worker(_|\.)id = ANY\(%\((former|leaving)\)s\) OR",
-    "reap: not right after an outage": r"silence if monotonic\(\) >= (self\._)?judges_from else None",
-    "reap: one at a time": r"FOR UPDATE OF job SKIP LOCKED",
-    "reap: not again and again": r">= %\(max_deaths\)s",
+    "deliver: only what waits": "LIMIT %(look)s)) AND status = 'todo'",
+    "report: only of the current delivery": "job.status = 'doing' AND job.attempts = reported.attempts",
+    "report: success always counts": "OR reported.state = 'succeeded' AND (job.status = 'todo' OR job.status = 'doing'",
+    "reap: only what runs": "WHERE job.status = 'doing' AND job.",
+    "reap: only of the silent": "worker.last_heartbeat < now() - make_interval(secs => %(silence)s)",
+    "reap: not what runs here": "AND job.id <> ALL(%(held)s)",
+    "reap: also of workers that are forgotten": "(worker.id IS NULL OR worker.last_heartbeat",
+    "reap: also what was lost on its way": "(job.worker_id = ANY(%(former)s) OR",
+    "reap: not right after an outage": "silence if monotonic() >= self._judges_from else None",
+    "reap: one at a time": "FOR UPDATE OF job SKIP LOCKED",
+    "reap: not again and again": "jsonb_array_length(lost.deaths) >= %(max_deaths)s",
 }
 
 
@@ -71,6 +69,5 @@ def test_each_promise_is_one_that_can_be_broken() -> None:
 @pytest.mark.parametrize("guard", GUARDS)
 def test_each_guard_is_in_the_engine(guard: str) -> None:
     engine = Path(tasks_core.engines.procrastinate.__file__).parent
-    schema = files("procrastinate") / "sql" / "schema.sql"
-    source = " ".join([*(module.read_text() for module in engine.glob("*.py")), schema.read_text()])
-    assert re.search(IN_THE_ENGINE[guard], " ".join(source.split()))
+    source = " ".join(module.read_text() for module in engine.glob("*.py"))
+    assert IN_THE_ENGINE[guard] in " ".join(source.split())

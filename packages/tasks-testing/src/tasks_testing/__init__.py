@@ -6,7 +6,7 @@ record). Each room has one purpose, and imports go one way:
 
 ```text
 _text ── _refusals ── _sqlalchemy, _settings ── _time ── _recording ── _messages ── _assertions
-_in_memory_engine ── _control, _recorder_clock, _engine ── _cuts, _orders ── _recorder ── _pytest
+_in_memory_engine ── _control, _recorder_clock, _engine, _stored_calls ── _cuts, _orders ── _recorder ── _pytest
 ```
 
 The texts that a user reads are in `_messages`, and those about a wrong call, which every room may need, in
@@ -24,6 +24,7 @@ from ._recording.call import Call, Target, call, call_like
 from ._recording.moment import Step, finished, opened, scheduled, started
 from ._recording.record import EventKind, Phase, RecordedRequest, RecordedTask, RequestMoment, State, TaskEvent
 from ._sqlalchemy import cut_connections, restore_savepoint
+from ._stored_calls import check_calls, write_calls
 from ._time.virtual_clock import VirtualClock
 
 __all__ = (
@@ -46,6 +47,7 @@ __all__ = (
     "VirtualClock",
     "call",
     "call_like",
+    "check_calls",
     "cut_connections",
     "finished",
     "opened",
@@ -53,4 +55,5 @@ __all__ = (
     "restore_savepoint",
     "scheduled",
     "started",
+    "write_calls",
 )

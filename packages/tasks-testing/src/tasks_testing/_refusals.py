@@ -128,3 +128,21 @@ def no_result(task: object, state: str, why: str) -> str:
 HELD_UNTIL_TEST_END = "held until test end"
 ASLEEP_AT_TEST_END = "it waited for virtual time when the test ended"
 ASLEEP_AT_SHUTDOWN = "its app shut down, and did not wait for that long"
+
+
+# ---- stored calls ----
+
+
+def no_calls_to_write() -> str:
+    return "write_calls(path, calls): there are no calls. Submit durable tasks, then pass tasks_recorder.durable_calls"
+
+
+def no_stored_calls(path: object) -> str:
+    return (
+        f"check_calls({str(path)!r}): there are no stored calls. Write them in a test of the release: "
+        "write_calls('stored_calls/1.4.0.json', tasks_recorder.durable_calls)"
+    )
+
+
+def not_stored_calls(path: object, error: Exception) -> str:
+    return f"check_calls(): {str(path)!r} is not a file of write_calls() ({type(error).__name__})"

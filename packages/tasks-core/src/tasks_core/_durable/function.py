@@ -179,6 +179,16 @@ registry = Registry()
 """All durable functions of the process."""
 
 
+def durable_function(name: str) -> DurableFunction[..., Any]:
+    """
+    Return the durable function of this process that a worker would run for the calls of a name.
+
+    Raises:
+        UnknownTaskError: no function that was imported has the name, or had it formerly.
+    """
+    return registry.get(name)
+
+
 def registered_names() -> list[str]:
     """Return the names, and former names, of the durable functions of this process: a worker claims no other calls."""
     return list(registry._functions)

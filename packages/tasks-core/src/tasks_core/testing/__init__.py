@@ -10,12 +10,14 @@ with override_clock(my_clock):
 """
 
 from tasks_core._clock import MonotonicClock, override_clock
+from tasks_core._durable.function import durable_function
 from tasks_core._durable.host import override_engine
 from tasks_core._support.call import function_name
 from tasks_core._task import event_loop_runs, release_task
 
 __all__ = (
     "MonotonicClock",
+    "durable_function",
     "event_loop_runs",
     "function_name",
     "override_clock",
