@@ -631,7 +631,7 @@ async def test_a_pause_that_begins_in_shutdown_and_is_too_long(recwarn: pytest.W
         assert (task.state, task.attempts, task.reason) == (
             "cancelled",
             3,
-            "its app shut down, and did not wait for that long",
+            "its delay would have ended after the time that shutdown leaves it",
         )
         assert recorder.clock.now == 30
     assert len(recwarn) == 1

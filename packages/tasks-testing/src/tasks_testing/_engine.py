@@ -5,14 +5,21 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import anyio
 from tasks_core import Receipt, Worker, current_task
-from tasks_core.engines import Delivery, DurableCall, DurableState, DurableStatus, Json, Redeliver, RunDelivery
-from tasks_core.exceptions import ArgumentCodecError
+from tasks_core.engines import (
+    Delivery,
+    DurableCall,
+    DurableState,
+    DurableStatus,
+    Json,
+    NotUnderstood,
+    Redeliver,
+    RunDelivery,
+)
 from tasks_core.frameworks import Provider
 
 from ._in_memory_engine import InMemoryEngine
@@ -21,20 +28,27 @@ from ._recording.durable_run import DurableRun
 from ._recording.recording import Recording, RecordMark
 
 
-class RequestedDeliveries(InMemoryEngine):
+class RecordedEngine(InMemoryEngine):
     """
-    An engine that delivers on request, for tests: `run()` delivers what was submitted, and returns.
+    An engine that delivers on request: `run()` delivers what was submitted, and returns.
 
-    It delivers one call after another, and retries without a pause.
+    It delivers one call after another, and retries without a pause. Its deliveries are recorded, and may be cut off.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recording: Recording) -> None:
         super().__init__()
+        self._recording = recording
         self._put_back: set[int] = set()
         self._times = 1
         self._provider: Provider | None = None
+        self.cut_for: Callable[[int], Cut | None] = _no_cut
+        """Returns the cut for the first attempt of a delivery, by the number of the delivery in this run."""
+        self.on_cut: Callable[[], object] = _do_nothing
+        """Called, and awaited if possible, between a cut and the next attempt."""
+        self.deliveries: list[DurableRun] = []
+        """The deliveries of this run."""
 
-    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: object = None) -> Receipt:
         """Keep a call, and the provider of the scheduler that submits it, which the runs need."""
         submitting = current_task()
         if submitting is not None and submitting.scheduler is not None:
@@ -45,6 +59,7 @@ class RequestedDeliveries(InMemoryEngine):
         """Deliver each waiting call *times* times, and those that are submitted meanwhile; return when none waits."""
         self._times = times
         self._put_back.clear()
+        self.deliveries.clear()
         async with self:
             await Worker(self, provider=self._provider, shield_timeout=0).run(anyio.Event())
 
@@ -68,75 +83,38 @@ class RequestedDeliveries(InMemoryEngine):
             self._statuses[number] = DurableStatus(DurableState.RUNNING, counts["attempts"], progress)
 
         counts: Counter[str] = Counter()
-        watch = self._watch(self._places[number])
+        recorded = DurableRun(self._places[number])
+        cut = self.cut_for(len(self.deliveries))
+        self.deliveries.append(recorded)
         while True:
             counts["attempts"] += 1
             delivery = Delivery(self.calls[number], counts["attempts"], counts["failures"], report_progress)
             try:
-                with watch.attempt():
+                with _attempt(recorded, cut if counts["attempts"] == 1 else None):
                     await run(delivery)
             except WorkerKilled:
-                await watch.killed()
+                self._recording.worker_killed(recorded)
+                closed = self.on_cut()
+                if inspect.isawaitable(closed):
+                    await closed
                 continue
+            except NotUnderstood as error:
+                # Nothing has run, and no other worker will come: the test has changed the function, or its name.
+                raise error.__cause__ or error from None
             except Redeliver as again:
                 if again.failed:
                     counts["failures"] += 1
-                    watch.attempt_failed(again.delay)
+                    self._recording.attempt_failed(recorded, again.delay)
                     continue
                 state = DurableState.PENDING
                 self._put_back.add(number)
-            except ArgumentCodecError:
-                raise  # nothing has run: the test has changed the function after it submitted the call
             except Exception:
                 state = DurableState.FAILED
             else:
                 state = DurableState.SUCCEEDED
             break
-        watch.ended()
+        self._recording.run_ended(recorded)
         self._statuses[number] = DurableStatus(state, counts["attempts"], self._statuses[number].progress)
-
-    def _watch(self, where: str) -> DeliveryWatch:
-        return DeliveryWatch()
-
-
-class DeliveryWatch:
-    """Watches the deliveries of one call, up to its end."""
-
-    def attempt(self) -> AbstractContextManager[None]:
-        """Return a context manager that is entered for each attempt."""
-        return nullcontext()
-
-    def attempt_failed(self, delay: float) -> None:
-        """Handle that an attempt has failed, and that another one comes."""
-
-    async def killed(self) -> None:
-        """Handle that the worker was cut off during the attempt, and that another one comes."""
-
-    def ended(self) -> None:
-        """Handle that there is no further attempt."""
-
-
-class RecordedEngine(RequestedDeliveries):
-    """The engine of a recording: its deliveries are in the record, and may be cut off."""
-
-    def __init__(self, recording: Recording) -> None:
-        super().__init__()
-        self._recording = recording
-        self.cut_for: Callable[[int], Cut | None] = _no_cut
-        """Returns the cut for the first attempt of a delivery, by the number of the delivery in this run."""
-        self.on_cut: Callable[[], object] = _do_nothing
-        """Called, and awaited if possible, between a cut and the next attempt."""
-        self.deliveries: list[DurableRun] = []
-        """The deliveries of this run."""
-
-    async def run(self, times: int = 1) -> None:
-        self.deliveries.clear()
-        await super().run(times)
-
-    def _watch(self, where: str) -> DeliveryWatch:
-        run = DurableRun(where)
-        self.deliveries.append(run)
-        return _RecordedDeliveries(self._recording, run, self.cut_for(len(self.deliveries) - 1), self.on_cut)
 
     def snapshot(self) -> EngineSnapshot:
         """Return which calls are stored, and how far they are."""
@@ -160,30 +138,10 @@ class EngineSnapshot:
     mark: RecordMark
 
 
-class _RecordedDeliveries(DeliveryWatch):
-    def __init__(self, recording: Recording, run: DurableRun, cut: Cut | None, on_cut: Callable[[], object]) -> None:
-        self._recording = recording
-        self._run = run
-        self._cut = cut
-        self._on_cut = on_cut
-
-    @contextmanager
-    def attempt(self) -> Iterator[None]:
-        cut, self._cut = self._cut, None
-        with self._run.next_attempt(), nullcontext() if cut is None else cut.planned():
-            yield
-
-    async def killed(self) -> None:
-        self._recording.worker_killed(self._run)
-        closed = self._on_cut()
-        if inspect.isawaitable(closed):
-            await closed
-
-    def attempt_failed(self, delay: float) -> None:
-        self._recording.attempt_failed(self._run, delay)
-
-    def ended(self) -> None:
-        self._recording.run_ended(self._run)
+@contextmanager
+def _attempt(run: DurableRun, cut: Cut | None) -> Iterator[None]:
+    with run.next_attempt(), nullcontext() if cut is None else cut.planned():
+        yield
 
 
 def _no_cut(delivery: int) -> None: ...
