@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import anyio
 import core_durable_functions as functions
+import psycopg
 import pytest
 from core_durable_functions import forget, note, shielded
-from core_postgres import Wire, ends, engine, postgres, queue, wire, working
+from core_postgres import Wire, ends, engine, postgres, queue, until, wire, working
+from psycopg.conninfo import make_conninfo
 from tasks_core import RetryPolicy, TaskScheduler, Worker, durable, durable_context
-from tasks_core.engines import DurableState
+from tasks_core.engines import DurableCall, DurableState
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
 __all__ = ("engine", "forget", "postgres", "queue", "wire")
@@ -140,3 +143,65 @@ async def test_of_a_task_that_a_worker_was_given(
         functions.released["x"].set()
         await ends(running, DurableState.SUCCEEDED)
     assert functions.ran == ["only this one", "x"]
+
+
+async def test_of_many_when_connections_are_terminated_all_the_time(
+    direct: ProcrastinateEngine, postgres: str, queue: str
+) -> None:
+    """Claims and reports are batches, whose answers are lost together: each task still runs once."""
+    number = 200
+    address = make_conninfo(postgres, application_name=queue)
+    engines = [ProcrastinateEngine(address, queue=queue, pool_size=1, heartbeat=0.2) for _ in range(2)]
+    calls = [DurableCall(pauses.name, {"number": n}, f"{queue} {n}") for n in range(number)]
+    terminated = 0
+
+    async def all_ended() -> bool:
+        nonlocal terminated
+        async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as other:
+            cursor = await other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", [queue]
+            )
+            terminated += len(await cursor.fetchall())
+            cursor = await other.execute(
+                "SELECT count(*) FROM procrastinate_jobs WHERE queue_name = %s AND status = 'succeeded'", [queue]
+            )
+            [done] = await cursor.fetchone() or [0]
+        await anyio.sleep(0.1)
+        return bool(done == number)
+
+    async with direct:
+        await direct.submit_many(calls)
+        async with AsyncExitStack() as stack:
+            for engine in engines:
+                await stack.enter_async_context(engine)
+                await stack.enter_async_context(working(engine, concurrency=16, grace_period=10.0))
+            await until(all_ended)
+    assert terminated > 10
+    assert sorted(functions.ran) == list(range(number))
+
+
+async def test_of_batches(engine: ProcrastinateEngine, direct: ProcrastinateEngine, wire: Wire, queue: str) -> None:
+    """Again and again, the database has claimed a batch, or stored a batch of reports, and the answer is lost."""
+    lost = {b"SET status = 'doing'": 0, b"WITH reported AS": 0}
+    number = 150
+    calls = [DurableCall(pauses.name, {"number": n}, f"{queue} {n}") for n in range(number)]
+    async with direct, engine, working(engine, concurrency=8, grace_period=10.0):
+        receipts = await direct.submit_many(calls)
+        while len(functions.ran) < number:
+            for text in lost:
+                wire.lost.clear()
+                wire.lose(text)
+                with anyio.move_on_after(0.3):
+                    await wire.lost.wait()
+                    lost[text] += 1
+        wire.lose(b"nothing")
+        for receipt in receipts:
+            await ends(receipt, DurableState.SUCCEEDED)
+    assert min(lost.values()) >= 2
+    assert sorted(functions.ran) == list(range(number))
+
+
+@durable
+async def pauses(number: int) -> None:
+    await anyio.sleep(0.02)
+    functions.ran.append(number)
