@@ -375,3 +375,27 @@ async def test_the_application_is_told_of_everything_else_it_receives() -> None:
     await app({"type": "lifespan", "state": {}}, receiving(*messages), send)
     assert log == ["lifespan.unheard-of"]
     assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_waiting_for_a_task_during_startup_is_refused() -> None:
+    """It would start when startup is complete, which would wait for it, and no signal would end that."""
+    errors: list[str] = []
+
+    async def load() -> None: ...
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        task = get_scheduler(app).schedule(load)
+        with pytest.raises(RuntimeError) as caught:
+            await task
+        errors.append(str(caught.value))
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+    add_tasks(app)
+    with anyio.fail_after(5):
+        async with running(app):
+            pass
+    (error,) = errors
+    assert "does not start before the scheduler is resumed" in error
+    assert "load(...)" in error

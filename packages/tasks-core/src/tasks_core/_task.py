@@ -337,13 +337,6 @@ class Task(Generic[T]):
                 "From a worker thread of that loop write: anyio.from_thread.run(task.wait)"
             )
         self._owner.check_wait(self)
-        phase = self._phase
-        if phase is not None and phase.origin is not None and current() is phase.origin and phase._holds(self):
-            raise RuntimeError(
-                f"{self._title()} was awaited by the code that {phase.name} waits for, before {phase.name} opened, so "
-                "neither could go on. Do what needs the result in a task of the same phase: "
-                f"tasks.{phase.name}.schedule(...)"
-            )
         if self._finished is None:
             self._finished = anyio.Event()
         await self._finished.wait()

@@ -145,7 +145,14 @@ class Runner:
         return self.loop.runs_caller()
 
     def check_wait(self, task: Task[Any]) -> None:
-        if current() is task:
+        caller, phase = current(), task._phase
+        if phase is not None and phase.origin is not None and caller is phase.origin and phase._holds(task):
+            raise RuntimeError(
+                f"Task {task.name!r} #{task.id} was awaited by the code that {phase.name} waits for, before "
+                f"{phase.name} opened, so neither could go on. Do what needs the result in a task of the same phase: "
+                f"tasks.{phase.name}.schedule(...)"
+            )
+        if caller is task:
             raise RuntimeError(
                 f"{task.name!r} waits for itself, which would never end. `await task` belongs into the code that "
                 "scheduled the task, or into another task"
