@@ -65,7 +65,7 @@ async def after_a_warning(caplog: pytest.LogCaptureFixture) -> list[str]:
     return slow_lines(caplog)
 
 
-@pytest.mark.parametrize("func", [block, block_in_a_call, keep_the_interpreter])
+@pytest.mark.parametrize("func", [block, block_in_a_call])
 async def test_a_task_that_blocks_the_event_loop_is_named_once(func: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with TaskScheduler(slow_callback_duration=LIMIT, grace_period=20) as scheduler:
         phase = TaskPhase(scheduler, "after_commit")
@@ -80,6 +80,18 @@ async def test_a_task_that_blocks_the_event_loop_is_named_once(func: Any, caplog
     assert float(seconds[1]) > LIMIT
     assert f"in {func.__name__}" in line
     assert ("in wait_for_the_network, called at " in line) is (func is block_in_a_call)
+
+
+async def test_a_task_that_lets_no_other_thread_run_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Not each time: the watch may get its turn only after the loop has answered."""
+    async with TaskScheduler(slow_callback_duration=LIMIT, grace_period=60) as scheduler:
+        for _ in range(30):
+            await scheduler.task(name="match").schedule(keep_the_interpreter).wait()
+            await turn()
+            if slow_lines(caplog):
+                break
+    assert "in keep_the_interpreter" in slow_lines(caplog)[0]
+    assert slow_lines(caplog)[0].startswith("Task 'match'")
 
 
 async def test_code_that_is_no_task_is_named_as_such(caplog: pytest.LogCaptureFixture) -> None:
