@@ -28,10 +28,10 @@ from ._periodic import PeriodicTask, TaskRegistry
 from ._phase import TaskPhase
 from ._retry import Retry, RetryPolicy, by_exception, chain, retry
 from ._run.ledger import LostTask, SchedulerStatistics
-from ._run.services import Service
 from ._run.shutdown import ShutdownReport
 from ._schedule import ScheduleTarget, transparent
 from ._scheduler import TaskScheduler, current_scheduler
+from ._service import Service
 from ._support.overrides import Subscription
 from ._support.provider import Provided
 from ._task import PhaseInfo, Task, TaskState, current_task

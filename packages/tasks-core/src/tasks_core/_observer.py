@@ -13,7 +13,7 @@ from .exceptions import InvalidConfigError
 
 if TYPE_CHECKING:
     from ._config import Outcome
-    from ._run.services import Service
+    from ._service import Service
     from ._task import PhaseInfo, Task
 
 

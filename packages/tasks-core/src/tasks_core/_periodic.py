@@ -17,8 +17,9 @@ import anyio.lowlevel
 
 from ._clock import Clock, clock_in_force
 from ._config import TaskConfig
-from ._run.services import ENDLESS, Service
+from ._run.services import ENDLESS
 from ._schedule import ScheduleTarget, TaskFactory, phase_of
+from ._service import Service
 from ._support.call import check_provided_call, function_name
 from ._support.log import logger
 from ._task import ProvidedTask, Task

@@ -23,10 +23,11 @@ from ._retry import RetryPolicy
 from ._run.extension import Extension
 from ._run.ledger import SchedulerStatistics
 from ._run.runner import Runner, Stage
-from ._run.services import ENDLESS, Service
+from ._run.services import ENDLESS
 from ._run.shutdown import Shutdown, ShutdownReport
 from ._run.watch import make_slow_callbacks
 from ._schedule import ScheduleTarget, refuse_when
+from ._service import Service
 from ._support.call import check_call, function_name
 from ._support.provider import Provider, Provisions
 from ._support.rules import Rule, is_seconds, is_text

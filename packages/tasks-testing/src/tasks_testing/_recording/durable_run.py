@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .record import RecordedTask
+from typing import Any
 
 PHASE = "durable"
 """The phase of runs, in the record."""
@@ -22,8 +19,8 @@ class DurableRun:
     def __init__(self, where: str) -> None:
         self.where = where
         """The `file:line` that submitted the call."""
-        self.task: RecordedTask[Any] | None = None
-        """The task of the record; `None` until the first attempt is scheduled."""
+        self.task: Any = None
+        """The `RecordedTask` of the record; `None` until the first attempt is scheduled."""
         self._expects_attempt = False
 
     @contextmanager

@@ -49,15 +49,13 @@ class RecordMark:
     events: int
 
 
-class Recording(TaskObserver):
+class Recording(TaskObserver, routing.Routed):
     """
     Requests, tasks and events in their order, and which of the tasks are live.
 
     A task belongs to the recording that was active when it was scheduled, a request to the recording that was active
     when it began. Later events are recorded there, and in no other recording.
     """
-
-    outer: Recording | None = None
 
     def __init__(self) -> None:
         self.monitor: Monitor = Monitor()

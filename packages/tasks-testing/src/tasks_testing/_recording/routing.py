@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import threading
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .recording import Recording
 
-_active: tuple[Recording, ...] = ()
+class Routed:
+    """What a recording needs so that one of several can be chosen."""
+
+    outer: Routed | None = None
+    thread_id: int
+
+
+_active: tuple[Routed, ...] = ()
 _lock = threading.Lock()
 # Used only to decide between recordings side by side. It cannot be the only source: a context variable that a fixture
 # sets is not visible in every test that runs on an event loop.
-_current: ContextVar[Recording | None] = ContextVar("tasks_testing_recording", default=None)
+_current: ContextVar[Routed | None] = ContextVar("tasks_testing_recording", default=None)
 
 
-def activate(recording: Recording) -> None:
+def activate(recording: Routed) -> None:
     """Make a recording active, inside the recording of the caller if there is one."""
     global _active
     with _lock:
@@ -25,7 +29,7 @@ def activate(recording: Recording) -> None:
     _current.set(recording)
 
 
-def deactivate(recording: Recording) -> None:
+def deactivate(recording: Routed) -> None:
     """End the effect of `activate()`."""
     global _active
     with _lock:
@@ -34,7 +38,7 @@ def deactivate(recording: Recording) -> None:
         _current.set(recording.outer)
 
 
-def owners() -> tuple[Recording, ...]:
+def owners() -> tuple[Routed, ...]:
     """
     Return the recording for what the caller does now; several if that cannot be decided.
 
@@ -51,7 +55,7 @@ def owners() -> tuple[Recording, ...]:
     return mine if len(mine) == 1 else innermost
 
 
-def _enclosing() -> Recording | None:
+def _enclosing() -> Routed | None:
     current = _current.get()
     if current in _active:
         return current
@@ -59,7 +63,7 @@ def _enclosing() -> Recording | None:
     return next((recording for recording in reversed(_active) if recording.thread_id == here), None)
 
 
-def _is_inside(recording: Recording | None, other: Recording | None) -> bool:
+def _is_inside(recording: Routed | None, other: Routed | None) -> bool:
     while recording is not None and other is not None:
         if recording is other:
             return True
