@@ -164,8 +164,19 @@ async def test_without_a_provider_the_default_is_refused() -> None:
         assert scheduler.provider is None
         with pytest.raises(InvalidTaskError, match=f"^{re.escape(message)}$"):
             scheduler.schedule(use, 5)
+        with pytest.raises(InvalidTaskError, match="parameters with the default Provided"):
+            scheduler.schedule(Mailer().send)
+        with pytest.raises(InvalidTaskError, match="parameters with the default Provided"):
+            scheduler.schedule(by_name)
         assert await scheduler.schedule(use, 5, "mine") == (5, "mine")
         assert await scheduler.schedule(plain) == 3
+
+
+class Mailer:
+    async def send(self, session: str = Provided) -> None: ...
+
+
+async def by_name(*, number: int = 1, session: str = Provided) -> None: ...
 
 
 async def test_callables_that_can_neither_be_hashed_nor_referenced() -> None:

@@ -106,11 +106,15 @@ class ProvidedCall:
 
 
 def has_provided_default(func: Callable[..., Any]) -> bool:
-    """Return whether a parameter of a function has the default `Provided`; false for other callables."""
-    if not isinstance(func, FunctionType):
+    """Return whether a parameter of a function or method has the default `Provided`; false for other callables."""
+    function = func.__func__ if isinstance(func, MethodType) else func
+    if not isinstance(function, FunctionType):
         return False
-    values = (*(func.__defaults__ or ()), *(func.__kwdefaults__ or {}).values())
-    return any(value is Provided for value in values)
+    for value in function.__defaults__ or ():  # a loop, because each call that leaves out a default pays for it
+        if value is Provided:
+            return True
+    by_name = function.__kwdefaults__
+    return by_name is not None and any(value is Provided for value in by_name.values())
 
 
 class Provisions:
