@@ -7,6 +7,8 @@ import threading
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from core_support import Workers, messages, noop
@@ -135,3 +137,26 @@ async def test_the_failure_of_a_thread_shows_the_function_and_nothing_of_the_mac
         frames.append(traceback.tb_frame.f_code.co_name)
         traceback = traceback.tb_next
     assert frames == ["outer", "inner"]
+
+
+async def test_a_plain_function_calls_back_with_anyio_from_thread() -> None:
+    """As it may under BackgroundTasks, where the thread is one of anyio."""
+    thread = threading.get_ident()
+
+    async def where(number: int) -> tuple[int, int]:
+        await anyio.lowlevel.checkpoint()
+        return threading.get_ident(), number
+
+    def call_back() -> tuple[object, object]:
+        return anyio.from_thread.run(where, 1), anyio.from_thread.run_sync(threading.get_ident)
+
+    async with TaskScheduler() as scheduler:
+        for _ in range(2):
+            assert await scheduler.schedule(call_back) == ((thread, 1), thread)
+
+
+async def test_a_plain_function_waits_for_another_task_with_anyio_from_thread() -> None:
+    async with TaskScheduler() as scheduler:
+        other = scheduler.schedule(anyio.sleep, 0.001)
+        await scheduler.schedule(lambda: anyio.from_thread.run(other.wait))
+    assert other.state.finished

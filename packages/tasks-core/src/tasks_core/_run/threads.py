@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from tasks_core._loop.backend import for_another_thread
+from tasks_core._loop.from_thread import use_in_thread, way_to_loop
 from tasks_core._loop.loop import Loop
 from tasks_core._support.log import traceback_of
 from tasks_core._task import THREAD, Task
@@ -87,6 +88,7 @@ class _Worker(Thread):
     def __init__(self, pool: WorkerThreads, call: ThreadCall) -> None:
         super().__init__(name="tasks worker thread", daemon=True)
         self._pool = pool
+        self._way = way_to_loop()
         self._call: ThreadCall | None = call
         self._handed = Lock()  # locked while there is nothing to take
 
@@ -96,6 +98,7 @@ class _Worker(Thread):
         self._handed.release()
 
     def run(self) -> None:
+        use_in_thread(self._way)
         self._handed.acquire()  # for the call that it was made with
         resting = True
         while resting and (call := self._take()) is not None:
