@@ -37,6 +37,8 @@ PLANS = st.builds(
     held=st.sampled_from([False, False, False, True]),
     when=st.sampled_from([None, "error", "always"]),
     cancel=st.sampled_from([None, None, None, "here", "in a thread"]),
+    key=st.sampled_from([None, None, None, "a", "b"]),
+    on_conflict=st.sampled_from([None, "replace", "queue"]),
 )
 # What is drawn must not depend on how far the tasks have come: an index is taken modulo the number that there is.
 INDEXES = st.integers(0, 99)

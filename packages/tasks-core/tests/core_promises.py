@@ -88,6 +88,8 @@ class Plan:
     held: bool = False
     when: Any = None
     cancel: str | None = None
+    key: str | None = None
+    on_conflict: Any = None
 
 
 class Watcher(TaskObserver):
@@ -116,6 +118,9 @@ class Watcher(TaskObserver):
         self.unless(caller.get() is task.args[0], task, "started in the context of another call")
         self.unless(not checked.overtaken(task), task, "started ahead of an older one")
         self.unless(task.attempts > 1 or task.age >= (task.config.delay or 0), task, "did not wait for its delay")
+        key = task.config.key
+        same = [t for t in checked.tasks if t.config.key == key and t.state is TaskState.RUNNING]
+        self.unless(key is None or len(same) <= 1, task, "runs beside another of its key")
         if LIMITERS_LIMIT:
             limited = [t for t in checked.tasks if t.config.limiter is not None and t.state is TaskState.RUNNING]
             self.unless(len(limited) <= 1, task, "did not wait for its limiter")
@@ -302,6 +307,10 @@ class CheckedScheduler:
             return None
         finally:
             caller.reset(token)
+        if task in self.tasks:  # it has the key
+            if task.config.key is None:
+                self.watcher.wrong.append("a task was returned twice")
+            return None
         self.tasks.append(task)
         if is_outside:
             self.watcher.wrong.append("accepted from outside after the end had begun")
@@ -312,6 +321,7 @@ class CheckedScheduler:
     def stands_in_line(self, task: Task[Any]) -> bool:
         """Return whether a place is all that the task waits for; a function waits for a thread first."""
         config, waits_for_phase = task.config, task.phase is not None and not task.phase.opened
+        waits_for_phase = waits_for_phase or config.key is not None
         waits = waits_for_phase or config.delay is not None or config.limiter is not None or task.name == "held"
         return not waits and task.func.__name__ not in PLAIN_KINDS
 
@@ -324,6 +334,8 @@ class CheckedScheduler:
             "timeout": plan.timeout,
             "on_error": plan.on_error,
             "limiter": self.limiter if plan.limited else None,
+            "key": plan.key,
+            "on_conflict": plan.on_conflict,
         }
         target: Any = self.scheduler
         if plan.phase is not None:
@@ -394,7 +406,7 @@ class CheckedScheduler:
             if task.state is TaskState.CANCELLED:
                 assert task.id in self.cancelled
             if task.state is TaskState.DISCARDED:
-                assert task.phase is not None, "there is no other reason than an outcome"
+                assert task.phase is not None or task.config.key is not None, "there is no other reason"
 
     def check_the_end(self, report: ShutdownReport) -> None:
         self.check_nothing_went_wrong()

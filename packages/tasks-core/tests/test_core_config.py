@@ -133,7 +133,8 @@ def test_a_bad_option_is_refused_where_it_is_given(options: dict[str, Any], mess
     [
         (
             {"config": {"shield": True}},
-            "config=<dict>: config must be a TaskConfig, as in config=TaskConfig(on_error=report)",
+            "config=<dict>: config must be a TaskConfig without a key, which is for one call, "
+            "as in config=TaskConfig(on_error=report)",
         ),
         ({"grace_period": -1}, "grace_period=-1: grace_period must be a number of seconds, 0 or more"),
         ({"grace_period": "5"}, "grace_period='5': grace_period must be a number of seconds, 0 or more"),

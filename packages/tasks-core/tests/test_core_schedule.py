@@ -554,8 +554,8 @@ async def test_a_closed_scheduler_refuses_on_the_loop_and_in_threads() -> None:
         batch = TaskPhase(scheduler, "later")
     message = (
         "'noop' was scheduled after shutdown began. "
-        "Only tasks and requests that still run may schedule more; schedule other work before "
-        "`async with scheduler` is left"
+        "Only tasks, services and requests that still run may schedule more. Work that belongs to the end is scheduled "
+        "by a service: scheduler.service(say_goodbye, grace=2), which begins with `await scheduler.stopping.wait()`"
     )
     for target in (scheduler, batch, scheduler.task(shield=True)):
         with pytest.raises(SchedulerClosedError, match=f"^{re.escape(message)}$"):

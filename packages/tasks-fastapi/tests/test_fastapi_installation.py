@@ -69,7 +69,8 @@ async def test_add_tasks_after_the_application_has_started(kind: type[Starlette]
     [
         (
             {"config": {"shield": True}},
-            "config=<dict>: config must be a TaskConfig, as in config=TaskConfig(on_error=report)",
+            "config=<dict>: config must be a TaskConfig without a key, which is for one call, "
+            "as in config=TaskConfig(on_error=report)",
         ),
         ({"grace_period": -1}, "grace_period=-1: grace_period must be a number of seconds, 0 or more"),
         ({"grace_period": None}, "grace_period=None: grace_period must be a number of seconds, 0 or more"),

@@ -34,6 +34,9 @@ When: TypeAlias = Literal["success", "error", "always"]
 """For which outcome of its phase a task runs."""
 
 
+OnConflict: TypeAlias = Literal["join", "replace", "queue"]
+"""What a task does when another with the same key has not ended."""
+
 TaskEndHandler: TypeAlias = Callable[["Task[Any]"], Any]
 """
 `handler(task)`, called when a task has reached its terminal state, whichever that is; a plain function or a coroutine
@@ -78,6 +81,16 @@ class TaskConfig(_Derived):
 
         delay: Seconds to wait before the first attempt, counted from the opening of the phase.
 
+        key: Names the work, among what has not ended in the scheduler: of the tasks with one key, at most one runs at a
+            time. A task of a phase takes its key when the phase opens. It is not inherited from a scheduler or a
+            phase.
+
+        on_conflict: What happens if a task with the same key has not ended. `"join"` (default): the call returns that
+            task and makes none; in a phase, the new task is discarded when the phase opens. `"replace"`: tasks of the
+            key that have not started are discarded, and this one takes their place, with its whole delay; if one
+            runs, this one runs after it. `"queue"`: this one runs when those before it have ended, in order. Each
+            of these is logged at INFO.
+
         limiter: A limiter that this task shares with other tasks. An attempt starts when it has acquired a token, and
             releases it when it ends, or when its task abandons a thread.
 
@@ -108,6 +121,15 @@ class TaskConfig(_Derived):
     delay: float | None = field(
         default=None, metadata=must_be(is_finite_seconds, "a finite number of seconds, 0 or more, as in delay=5")
     )
+    key: str | None = field(
+        default=None, metadata=must_be(is_text, "a text that is not empty, as in key=f'reindex:{customer}'")
+    )
+    on_conflict: OnConflict | None = field(
+        default=None,
+        metadata=must_be(
+            lambda v: v in ("join", "replace", "queue"), "'join', 'replace' or 'queue', as in on_conflict='queue'"
+        ),
+    )
     limiter: anyio.CapacityLimiter | None = field(
         default=None,
         metadata=must_be(
@@ -120,7 +142,7 @@ class TaskConfig(_Derived):
             value, rule = getattr(self, option.name), option.metadata["rule"]
             if value is not None and not rule.allows(value):
                 rule.refuse(option.name, value)
-        is_plain = not self.delay and self.limiter is None and self.on_end is None
+        is_plain = not self.delay and self.limiter is None and self.on_end is None and self.key is None
         object.__setattr__(self, "is_plain", is_plain)
         if self.name is not None and type(self.name) is not str:
             # The `__str__` of a subclass may raise, and would do so in the middle of a log line.

@@ -36,7 +36,10 @@ _DURATION = Rule(
     "a number of seconds above 0, or None, as in slow_callback_duration=0.5",
 )
 _COUNT = Rule(is_count, "a whole number, 1 or more")
-_CONFIG = Rule(lambda value: isinstance(value, TaskConfig), "a TaskConfig, as in config=TaskConfig(on_error=report)")
+_CONFIG = Rule(
+    lambda value: isinstance(value, TaskConfig) and value.key is None,
+    "a TaskConfig without a key, which is for one call, as in config=TaskConfig(on_error=report)",
+)
 _CLOCK = Rule(
     lambda value: isinstance(value, Clock), "an object with the methods now() and sleep_until(); see tasks_core.Clock"
 )

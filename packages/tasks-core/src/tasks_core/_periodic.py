@@ -18,11 +18,11 @@ import anyio.lowlevel
 from ._clock import Clock, clock_in_force
 from ._config import TaskConfig
 from ._run.services import ENDLESS
-from ._schedule import ScheduleTarget, TaskFactory, phase_of
+from ._schedule import ScheduleTarget, TaskFactory, make_task
 from ._service import Service
 from ._support.call import check_provided_call, function_name
 from ._support.log import logger
-from ._task import ProvidedTask, Task
+from ._task import Task
 from .exceptions import InvalidConfigError, InvalidTaskError, TasksError
 from .triggers import Every, Trigger
 
@@ -167,20 +167,8 @@ class PeriodicTask(Generic[T]):
             return
         target, runner = self._target, self._target._runner
         try:
-            is_async = check_provided_call(self.func, self.args, self.kwargs, runner.provisions)
-            kind: type[Task[Any]] = Task if isinstance(is_async, bool) else ProvidedTask
-            task = kind(
-                runner,
-                self.func,
-                self.args,
-                self.kwargs,
-                target.config,
-                phase_of(target),
-                is_async,
-                self._context.copy(),
-                self._code,
-                self._instruction,
-                runner.clock.now(),
+            task = make_task(
+                target, self.func, self.args, self.kwargs, self._context.copy(), self._code, self._instruction
             )
             runner.accept(task, target._take)
         except TasksError as error:

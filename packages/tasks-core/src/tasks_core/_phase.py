@@ -63,6 +63,8 @@ class TaskPhase(ScheduleTarget):
     ) -> None:
         if not isinstance(name, str) or not name:
             raise InvalidConfigError('TaskPhase(scheduler, name): name must be a text, such as "after_commit"')
+        if config is not None and config.key is not None:
+            raise InvalidConfigError("TaskPhase(config=...): key is for one call: phase.task(key=...).schedule(...)")
         self._runner = scheduler._runner
         self.config = self._inherited = scheduler.config if config is None else scheduler.config.merge(config)
         self._waiting: list[int] = []  # ids: a task that is cancelled while it waits is released at once

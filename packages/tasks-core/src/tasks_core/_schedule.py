@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass, fields
 from functools import partial
 from types import CodeType, FrameType, FunctionType
@@ -126,7 +126,8 @@ class ScheduleTarget(ABC):
         """
         config = TaskConfig(**options)
         self._refuse(config)
-        return ConfiguredTarget(self, self.config.merge(config))
+        config = self.config.merge(config)
+        return ConfiguredTarget(self, config) if config.key is None else KeyedTarget(self, config)
 
 
 # The code of functions that are transparent, by its id, because computing the hash of a code object takes long.
@@ -189,6 +190,54 @@ class ConfiguredTarget(ScheduleTarget):
 
     def _refuse(self, config: TaskConfig) -> None:
         self._target._refuse(config)
+
+
+class KeyedTarget(ConfiguredTarget):
+    """What `.task(key=...)` returns."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # it has the same types
+
+        def schedule(self, func: Any, /, *args: Any, **kwargs: Any) -> Task[Any]:
+            """Do what `ScheduleTarget.schedule()` does; or return the task that has the key."""
+            caller = _past_helpers(sys._getframe(1))
+            factory = func.func if isinstance(func, partial) else func
+            if isinstance(factory, TaskFactory):
+                return factory._schedule_into(self, ScheduledCall(func, args, kwargs, caller))
+            task = make_task(self, func, args, kwargs, copy_context(), caller.f_code, caller.f_lasti)
+            return self._runner.accept_keyed(task, self._take)
+
+
+def make_task(
+    target: ScheduleTarget,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: Context,
+    code: CodeType,
+    instruction: int,
+) -> Task[Any]:
+    """Make a task that the caller has the runner accept; `schedule()` does the same with fewer calls."""
+    runner = target._runner
+    try:
+        is_async = check_provided_call(func, args, kwargs, runner.provisions)
+    except InvalidTaskError as error:
+        raise _with_options_named(error, func, kwargs) from None
+    kind: type[Task[Any]] = Task if isinstance(is_async, bool) else ProvidedTask
+    return kind(
+        runner,
+        func,
+        args,
+        kwargs,
+        target.config,
+        phase_of(target),
+        is_async,
+        context,
+        code,
+        instruction,
+        runner.clock.now(),
+    )
 
 
 def phase_of(target: ScheduleTarget) -> PhaseInfo | None:

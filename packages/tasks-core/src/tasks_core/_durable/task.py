@@ -64,7 +64,7 @@ class CallOptions:
 # What an option of `.task(...)` means for a durable call. Each is in one of the two.
 OF_THE_SUBMIT = frozenset(("name", "shield", "when", "delay"))
 """It is about the submit, or about when the call is submitted; a submit is always shielded."""
-OF_THE_RUN = {"on_error": True, "timeout": True, "limiter": False, "on_end": False}
+OF_THE_RUN = {"on_error": True, "timeout": True, "limiter": False, "on_end": False, "key": False, "on_conflict": False}
 """It would be about the run, in another process: an error at the call. The value is whether `@durable()` takes it."""
 
 # Seconds that an engine has to acknowledge.

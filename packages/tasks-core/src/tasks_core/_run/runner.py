@@ -27,6 +27,7 @@ from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError
 from .attempt import Attempts
 from .endings import Endings
 from .extension import Extension
+from .keys import Keys
 from .ledger import CANCEL_CALLED, HELD, LIMITER, Ledger, log_fields, title, unstarted
 from .limits import Limits
 from .services import Services
@@ -64,11 +65,13 @@ class Runner:
     """
 
     __slots__ = (
+        "_endings",
         "attempts",
         "clock",
         "delayed",
         "extensions",
         "find_scheduler",
+        "keys",
         "ledger",
         "limits",
         "loop",
@@ -97,7 +100,9 @@ class Runner:
         self.stage = Stage.NEW
         self.paused = True
         self.loop = Loop()
-        self.ledger = Ledger(max_pending, Endings(self).begin)
+        self.keys = Keys(self)
+        self._endings = Endings(self)
+        self.ledger = Ledger(max_pending, self._begin_ending)
         self.limits = Limits(self.ledger, max_concurrency, max_threads)
         self.attempts = Attempts(self, max_threads)
         self.services = Services(self)
@@ -208,6 +213,37 @@ class Runner:
         except Exception as error:
             self.end_anyhow(task, error)
 
+    def accept_keyed(self, task: AnyTask, then: Callable[[AnyTask], object]) -> Task[Any]:
+        """Accept a task that has a key; or return the one that it joins."""
+        joined = self.keys.find_joined(task)
+        if joined is not None:
+            return joined
+        self.accept(task, then)
+        return task
+
+    def _begin_ending(self, task: Task[Any], state: TaskState, reason: str | None) -> bool:
+        if task.config.key is not None and (following := self.keys.release(task)) is not None:
+            # Not now: this task is not in its terminal state yet.
+            self.loop.post(partial(self._start_keyed, *following))
+        return self._endings.begin(task, state, reason)
+
+    def _start_keyed(self, task: Task[Any], delay: float) -> None:
+        if task._state is not PENDING:
+            return
+        if self.stage is not _OPEN and (reason := self._too_late(task)):
+            self.ledger.record_loss(task, TaskState.DISCARDED, reason)
+        else:
+            self._wait_or_start(task, delay)
+
+    def discard(self, task: Task[Any], reason: str) -> None:
+        """Discard a task that has not started, because a call said so. Call on the loop."""
+        native = task._native
+        self.delayed.pop(task.id, None)
+        self.release_limits(task)
+        self.ledger.drop(task, reason)
+        if native is not None:
+            native.cancel()
+
     def _enter_and_announce(self, task: Task[Any], here: bool) -> None:
         if not self.ledger.enter(task, here, True):
             raise _closed(task)
@@ -271,6 +307,8 @@ class Runner:
     # ---- starting, and starting again ----
 
     def _wait_or_start(self, task: Task[Any], delay: float) -> None:
+        if task.config.key is not None and not self.keys.take(task, delay):
+            return
         if delay and self.stage is not _OPEN and delay > self.time_left(task):
             self.ledger.record_loss(task, unstarted(task), DELAY_TOO_LONG)
         elif delay or task.config.limiter is not None:
