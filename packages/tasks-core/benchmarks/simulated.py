@@ -193,7 +193,7 @@ class Simulation(CheckedScheduler):
             if program.drains:
                 await self.drain()
             await self.end()
-            await self.check_nothing_is_left()
+            self.check_nothing_is_left()
         finally:
             self.tear_down()
 
@@ -266,8 +266,7 @@ class Simulation(CheckedScheduler):
         else:
             raise AssertionError("a closed scheduler accepted a task")
 
-    async def check_nothing_is_left(self) -> None:
-        await asyncio.sleep(LONG)  # timers that were left behind would go off
+    def check_nothing_is_left(self) -> None:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"native tasks are left: {left}"
 
