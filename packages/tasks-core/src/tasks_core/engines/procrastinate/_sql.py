@@ -259,10 +259,10 @@ WITH reported AS (
            args = CASE WHEN accepted.note IS NULL THEN job.args
                ELSE (job.args - '{failures,returns,deaths,misfit_since,misfits,given_up}'::text[]) || accepted.note END
       FROM accepted WHERE job.id = accepted.id
-    RETURNING job.id, job.status::text, job.queue_name, job.scheduled_at
+    RETURNING job.id, job.status::text, job.queue_name
 ), woken AS (
     SELECT pg_notify('procrastinate_queue_v1#' || queue_name, '{"type": "job_inserted"}')
-      FROM stored WHERE status = 'todo' AND scheduled_at IS NULL GROUP BY queue_name
+      FROM stored WHERE status = 'todo' GROUP BY queue_name
 )
 SELECT id, status, (SELECT count(*) FROM woken) FROM stored
 """
@@ -273,6 +273,8 @@ The answer may be lost with the connection, so that each report may come twice; 
 worker that seemed dead. A delivery is identified by the number of those before it: once the row has another number, its
 report changes nothing. The exception is a success, which spares the other workers the call, and wins over the
 presumption that workers died of it.
+
+Workers are notified of what is put back, also with a delay: those that sleep until the next call is due look again.
 
 What the row remembers about earlier deliveries is replaced by *note*, if there is one.
 """

@@ -28,6 +28,8 @@ logger = logging.getLogger("tasks_core")
 
 # Seconds between two looks for calls, for those of which the notification was lost.
 POLL = 2.0
+# How much longer a worker waits between them while it listens.
+_LISTENING = 2.5
 # Candidates for each call that is to be claimed: as many workers may claim at the same moment.
 _LOOK = 4
 # Seconds for which a registration is kept after the answer to a claim was lost: the server may execute it still.
@@ -62,6 +64,7 @@ class _Work:
         self._names: list[str] = []
         self._former: dict[int, float] = {}  # earlier numbers, and since when
         self._lost: str | None = None  # the error because of which the worker cannot claim
+        self._listening = False
         self._wake = asyncio.Event()
 
     async def work(self) -> None:
@@ -163,7 +166,8 @@ class _Work:
 
     async def _next_due(self) -> float:
         [[seconds]] = await self._claims.fetch(NEXT_DUE, {"queue": self._options.queue, "names": self._names})
-        return POLL if seconds is None else min(POLL, max(0.01, seconds))
+        poll = POLL * _LISTENING if self._listening else POLL
+        return poll if seconds is None else min(poll, max(0.01, seconds))
 
     def _when_claim_failed(self, error: Exception) -> None:
         """Leave the registration: the database may have claimed calls for it, and the answer was lost."""
@@ -216,9 +220,11 @@ class _Work:
                             POLL,
                         )
                     await listening.execute(f'LISTEN "procrastinate_queue_v1#{self._options.queue}"'.encode())
+                    self._listening = not connection.pooled
                     self.wake()
                     async for notification in listening.notifies():
                         self._when_notified(notification.payload)
+            self._listening = False
             await asyncio.sleep(_reports.RECONNECT)
 
     def _when_notified(self, payload: str) -> None:
