@@ -27,7 +27,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -185,11 +185,13 @@ class Simulation(CheckedScheduler):
 
     async def run(self, program: Program) -> None:
         self.closing: list[asyncio.Task[ShutdownReport]] = []
-        self.set_up(program.max_concurrency, program.max_pending, clock=LoopClock())
+        # What looks for a blocked event loop is a thread, and goes by real time.
+        limits = program.max_concurrency, program.max_pending
+        self.set_up(*limits, clock=LoopClock(), slow_callback_duration=None)
         try:
             self.make_gates()
             await self.scheduler.start()
-            await together([partial(self.take, step) for step in program.steps])
+            await asyncio.gather(*(self.take(step) for step in program.steps))
             if program.drains:
                 await self.drain()
             await self.end()
@@ -269,12 +271,6 @@ class Simulation(CheckedScheduler):
     def check_nothing_is_left(self) -> None:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"native tasks are left: {left}"
-
-
-async def together(steps: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for step in steps:
-            group.create_task(step())
 
 
 # ---- programs that are drawn ----
@@ -372,9 +368,9 @@ def explore_scenarios(delays: int, describe: bool) -> bool:
 def check_that_a_seed_decides() -> None:
     """Raise if a schedule that is run twice is not the same."""
     for seed in range(3):
-        twice = simloom.run(run_drawn_program, seed=seed, check_determinism=True, raise_on_error=False, **SIMULATED)
-        if isinstance(twice.error, simloom.SimloomNondeterminismError):
-            raise twice.error
+        # Of a run that fails, the rest may differ, and the failure is reported anyway.
+        if simloom.run(run_drawn_program, seed=seed, raise_on_error=False, **SIMULATED).error is None:
+            simloom.run(run_drawn_program, seed=seed, check_determinism=True, **SIMULATED)
 
 
 def main() -> int:

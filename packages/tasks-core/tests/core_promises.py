@@ -184,6 +184,7 @@ class CheckedScheduler:
         max_threads: int = 2,
         *,
         clock: Clock,
+        slow_callback_duration: float | None = 1.0,
     ) -> None:
         self.lines = Lines()
         self.lines.open()
@@ -195,6 +196,7 @@ class CheckedScheduler:
             max_concurrency=max_concurrency,
             max_pending=max_pending,
             max_threads=max_threads,
+            slow_callback_duration=slow_callback_duration,
         )
         self.now = clock.now
         self.limiter = anyio.CapacityLimiter(1)
