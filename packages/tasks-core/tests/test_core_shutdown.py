@@ -297,7 +297,10 @@ async def test_a_retrying_task_follows_its_shield() -> None:
         await closing.begin(group)
         for _ in range(120):
             await closing.advance(1)
-    assert (plain.state, plain.reason) == (TaskState.CANCELLED, "the grace period of the shutdown was over")
+    assert (plain.state, plain.reason) == (
+        TaskState.CANCELLED,
+        "its delay would have ended after the time that shutdown leaves it",
+    )
     assert (shielded.state, shielded.reason) == (
         TaskState.CANCELLED,
         "the time for shielded tasks (shield_timeout) was over",
