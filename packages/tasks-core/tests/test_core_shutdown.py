@@ -301,10 +301,7 @@ async def test_a_retrying_task_follows_its_shield() -> None:
         TaskState.CANCELLED,
         "its delay would have ended after the time that shutdown leaves it",
     )
-    assert (shielded.state, shielded.reason) == (
-        TaskState.CANCELLED,
-        "the time for shielded tasks (shield_timeout) was over",
-    )
+    assert (shielded.state, shielded.reason) == (plain.state, plain.reason)
     assert plain.attempts == 3
     assert shielded.attempts == 28
 
