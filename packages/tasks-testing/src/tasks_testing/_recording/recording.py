@@ -201,10 +201,18 @@ class Recording(TaskObserver, routing.Routed):
         """
         deadline = None if timeout is None else monotonic() + timeout
         parked: list[RecordedTask[Any]] = []
-        for _ in range(MOST_JUMPS):
+
+        def is_done_or_moves() -> bool:
+            nonlocal parked
+            if done():
+                return True
+            # Before the move, because the tasks that it wakes are not parked any more.
             parked = self.parked() or parked
+            return self.move()
+
+        for _ in range(MOST_JUMPS):
             left = None if deadline is None else max(0.0, deadline - monotonic())
-            in_time = yield Wait(lambda: done() or self.move(), left)
+            in_time = yield Wait(is_done_or_moves, left)
             if done() or not in_time:
                 return in_time
         raise EndlessError(parked)
