@@ -18,8 +18,8 @@ def export(path: str) -> bytes:
 
 def check_services(scheduler: TaskScheduler) -> None:
     assert_type(scheduler.service(consume, "orders", 5, grace=2), Service)
-    scheduler.service(consume, "orders")  # type: ignore[arg-type]
-    scheduler.service(consume, "orders", "5")  # type: ignore[arg-type]
+    scheduler.service(consume, "orders")  # type: ignore[arg-type]  # no error for ty
+    scheduler.service(consume, "orders", "5")  # type: ignore[arg-type]  # no error for ty
     scheduler.service(report, grace="2")  # type: ignore[arg-type]
 
 
