@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._config import Outcome, TaskConfig
@@ -132,21 +133,25 @@ class TaskPhase(ScheduleTarget):
         """
         if outcome not in ("success", "error"):
             raise InvalidConfigError(f"open({outcome!r}): outcome must be 'success' or 'error'")
-        self._runner.loop.call(self._open, outcome)
+        loop = self._runner.loop
+        try:
+            here = loop.running() is loop.native  # Loop.here(), without the call
+        except RuntimeError:
+            here = False
+        if not here:
+            loop.post(partial(self.open, outcome))
+        elif self._outcome is not None or self._discarded is not None:
+            self._opened_again(outcome)
+        else:
+            self._outcome = outcome
+            if hooks.phase_opened:
+                notify(hooks.phase_opened, self, outcome)
+            if self._waiting:
+                self._pass_on()
 
     def discard(self, reason: str) -> None:
         """Discard the tasks, and those that are scheduled here later; each is logged with *reason*, at INFO."""
         self._runner.loop.call(self._discard, reason)
-
-    def _open(self, outcome: Outcome) -> None:
-        if self._outcome is not None or self._discarded is not None:
-            self._opened_again(outcome)
-            return
-        self._outcome = outcome
-        if hooks.phase_opened:
-            notify(hooks.phase_opened, self, outcome)
-        if self._waiting:
-            self._pass_on()
 
     def _opened_again(self, outcome: Outcome) -> None:
         """Do nothing; a kind of phase that holds tasks back although it is open starts them now."""

@@ -322,8 +322,9 @@ class RequestOrigin:
             outcome: Outcome = "success" if status < 400 else "error"
             self.returned = not self.raised
             tasks = self._tasks
-            if self.observed or (tasks is not None and not tasks.pass_barrier(outcome)):
-                return self._send_start(message, outcome)
+            waits = tasks is not None and not tasks.pass_barrier(outcome)
+            if waits or self.observed:
+                return self._send_start(message, outcome, waits)
             self._open_after_route(outcome)
             return self._send(message)
         if kind == "http.response.body" and not self._trailers:
@@ -344,9 +345,9 @@ class RequestOrigin:
             self.returned = False
         return self.returned
 
-    async def _send_start(self, message: Message, outcome: Outcome) -> None:
+    async def _send_start(self, message: Message, outcome: Outcome, waits: bool) -> None:
         tasks = self._tasks
-        if tasks is not None and not tasks.pass_barrier(outcome):
+        if waits and tasks is not None:
             await self._submit(tasks, outcome)
         self._open_after_route(outcome)
         await self._send(message)

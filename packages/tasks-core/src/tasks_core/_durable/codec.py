@@ -32,7 +32,9 @@ class ValueCodec(Protocol):
 
     def dump(self, value: Any, /) -> str: ...
     def load(self, text: str, /) -> Any: ...
-    def same(self, value: Any, restored: Any, /) -> bool: ...
+    def same(self, value: Any, restored: Any, /) -> bool:
+        """Return whether two values that are not equal are the same all the same."""
+        ...
 
 
 class PlainCodec:
@@ -47,7 +49,7 @@ class PlainCodec:
         return json.loads(text)
 
     def same(self, value: Any, restored: Any, /) -> bool:
-        return bool(restored == value)
+        return False
 
 
 class PydanticCodec:
@@ -68,8 +70,6 @@ class PydanticCodec:
         return self._adapter.validate_json(text)
 
     def same(self, value: Any, restored: Any, /) -> bool:
-        if restored == value:
-            return True
         # A local time in an hour that a change of the clocks repeats or skips is equal to no time of another zone
         # (PEP 495), also when both are the same moment.
         dump = self._adapter.dump_python
@@ -144,7 +144,8 @@ class ArgumentCodec:
             value = list(value)
         try:
             text = codec.dump(value)
-            same = codec.same(value, codec.load(text))
+            restored = codec.load(text)
+            same = bool(restored == value) or codec.same(value, restored)
         except Exception as error:  # its message may contain the value, which must not be shown
             reason = _reason(error)
             raise self._error(name, f"was given a {_type_name(value)}, which JSON cannot carry{reason}") from None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from copy import copy
+from functools import cached_property
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from tasks_core._config import TaskConfig, TaskErrorHandler
+from tasks_core._phase import TaskPhase
 from tasks_core._retry import RetryPolicy
-from tasks_core._schedule import TaskFactory, phase_of
+from tasks_core._schedule import TaskFactory
 from tasks_core._support.call import check_provided_call, function_name
 from tasks_core._support.provider import ELSEWHERE
 from tasks_core._support.rules import Rule
@@ -75,7 +77,6 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
         self.aliases = tuple(map(_check_name, aliases))
         self.retry = retry
         self.config = config or TaskConfig()
-        self._codec: ArgumentCodec | None = None
         self._options = CallOptions()
         self.__wrapped__ = func
         for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
@@ -112,7 +113,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
                 f"schedule({self.__name__}, ...)"
             )
         check_provided_call(self.__wrapped__, call.args, call.kwargs, target._runner.provisions or ELSEWHERE)
-        phase = phase_of(target)
+        phase = target if isinstance(target, TaskPhase) else target._phase
         take = phase._schedule_durable if isinstance(phase, DurablePhase) else target._take
         return submit_call(self, target, call, self._options, phase, take)
 
@@ -129,12 +130,10 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
         """Whether it is a coroutine function; a plain one runs in a thread of the worker."""
         return inspect.iscoroutinefunction(self.__wrapped__)
 
-    @property
+    @cached_property
     def codec(self) -> ArgumentCodec:
         """How its arguments are serialized."""
-        if self._codec is None:
-            self._codec = ArgumentCodec(function_name(self.func), self.func)
-        return self._codec
+        return ArgumentCodec(function_name(self.func), self.func)
 
     def __repr__(self) -> str:
         return f"<durable {self.name}>"

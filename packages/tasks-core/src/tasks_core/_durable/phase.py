@@ -111,7 +111,14 @@ class DurablePhase(TaskPhase):
     async def _submit(self, outcome: Outcome) -> None:
         tracked, self._durable = self._durable, []
         self.unsubmitted = False
-        meant = [task for task in self._durable_waiting() if self._immediate or task._is_for(outcome)]
+        usual = outcome == "success"  # where a task is for it without `when` and `transaction`, the call is not needed
+        meant = [
+            task
+            for task in self._durable_waiting()
+            if self._immediate
+            or (usual and task.config.when is None and task.transaction is None)
+            or task._is_for(outcome)
+        ]
         _make_batches([task for task in meant if task.transaction is None])
         # Those in a transaction one after the other, last, because a connection does one thing at a time.
         for task in sorted(meant, key=lambda task: task.transaction is not None):

@@ -95,6 +95,8 @@ class DurableTask(Task[Receipt]):
         return getattr(self.transaction, "stored", False)
 
     def _is_for(self, outcome: Outcome) -> bool:
+        if self.transaction is None:
+            return super()._is_for(outcome)
         return not self.dropped and (super()._is_for(outcome) or self.stored)  # a row that is committed already stays
 
     @property

@@ -24,7 +24,7 @@ class Loop:
     What is posted is done in the order of posting; one wake-up of the loop serves all that has arrived by then.
     """
 
-    __slots__ = ("_backend", "_posts", "_woken", "native", "running", "spawn", "thread_id")
+    __slots__ = ("_backend", "_posts", "_woken", "native", "running", "runs_caller", "spawn", "thread_id")
 
     spawn: Spawn
     """`Backend.spawn` of the loop; there when it is open."""
@@ -36,6 +36,8 @@ class Loop:
         self.thread_id: int = -1
         self.native: object = None
         self.running: Callable[[], object] = _no_loop
+        self.runs_caller: Callable[[], bool] = _is_not_open
+        """Returns whether the caller may wait on this loop: also not as a guest of it, in a task of trio."""
 
     async def open(self) -> None:
         """Bind to the running event loop."""
@@ -44,6 +46,7 @@ class Loop:
         self.spawn = self._backend.spawn
         self.thread_id = self._backend.thread_id
         self.native, self.running = self._backend.native, self._backend.running
+        self.runs_caller = self._backend.runs_caller
 
     async def close(self) -> None:
         """Release the event loop. Posting and spawning have no effect any more."""
@@ -65,10 +68,6 @@ class Loop:
         """Return whether the loop does not run while another one runs the caller, which may go on for as long."""
         assert self._backend is not None
         return is_on_a_loop() and not self._backend.runs()
-
-    def runs_caller(self) -> bool:
-        """Return whether the caller may wait on this loop: also not as a guest of it, in a task of trio."""
-        return self._backend is not None and self._backend.runs_caller()
 
     def interrupt(self, error: KeyboardInterrupt) -> None:
         """Interrupt the process, as Ctrl-C does."""
@@ -131,6 +130,10 @@ class Loop:
                 if self._posts and self._backend is not None:
                     self._wake(self._backend)
                 raise
+
+
+def _is_not_open() -> bool:
+    return False
 
 
 def _no_loop() -> object:

@@ -112,7 +112,7 @@ class Attempts:
     async def _call_in_time(self, task: Task[Any]) -> Any:
         timeout = task.config.timeout
         if timeout is None or timeout == inf:
-            return await self._call_observed(task)
+            return await (self._call_observed(task) if hooks.around_attempt else self._call(task))
         clock = steady(clock_in_force(self._runner.clock))
         name_thread = partial(self.name_thread_left, task, "its timeout")
         with self._runner.loop.deadline(clock, clock.now() + timeout, name_thread):

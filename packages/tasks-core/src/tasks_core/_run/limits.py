@@ -52,25 +52,26 @@ class Limits:
     is started here: the methods return the tasks that may start now, and the runner starts them.
     """
 
-    __slots__ = ("_ledger", "_max_concurrency", "_slots", "_threads", "_unlimited")
+    __slots__ = ("_ledger", "_max_concurrency", "_slots", "_threads", "unlimited")
 
     def __init__(self, ledger: Ledger, max_concurrency: float, max_threads: float) -> None:
         self._ledger = ledger
         self._max_concurrency = max_concurrency
         self._slots = Gate(SLOT, 0)  # until resume()
         self._threads = Gate(THREAD, max_threads)
-        self._unlimited = False
+        self.unlimited = False
+        """Whether there is nothing to count for a coroutine function."""
 
     def resume(self) -> list[Task[Any]]:
         """Begin to admit tasks; return those that have waited for it."""
         self._slots.limit = self._max_concurrency
-        self._unlimited = self._max_concurrency == self._ledger.max_pending == inf
+        self.unlimited = self._max_concurrency == self._ledger.max_pending == inf
         return self._refill(self._slots)
 
     def admit(self, task: Task[Any]) -> bool:
         """Return whether the task may start now; if not, it waits here and is returned by a later call."""
-        if self._unlimited and task._is_async:
-            return True  # there is nothing to count
+        if self.unlimited and task._is_async:
+            return True
         if not ((task._is_async or self._threads.take(task)) and self._slots.take(task)):
             return False
         self._ledger.launch(task)

@@ -71,6 +71,7 @@ class Runner:
         "delayed",
         "extensions",
         "find_scheduler",
+        "here",
         "keys",
         "ledger",
         "limits",
@@ -100,6 +101,7 @@ class Runner:
         self.stage = Stage.NEW
         self.paused = True
         self.loop = Loop()
+        self.here: Callable[[], bool] = self.loop.runs_caller  # replaced in open()
         self.keys = Keys(self)
         self._endings = Endings(self)
         self.ledger = Ledger(max_pending, self._begin_ending)
@@ -118,6 +120,7 @@ class Runner:
         self.attempts.open()
         try:
             await self.loop.open()
+            self.here = self.loop.runs_caller
             for extension in self.extensions:
                 await extension.open(self.loop)
         except BaseException:
@@ -145,9 +148,6 @@ class Runner:
 
     def now(self) -> float:
         return self.steady_clock.now()
-
-    def here(self) -> bool:
-        return self.loop.runs_caller()
 
     def check_wait(self, task: Task[Any]) -> None:
         caller, phase = current(), task._phase
@@ -279,7 +279,7 @@ class Runner:
             return
         elif not task.config.is_plain:
             self._wait_or_start(task, task.config.delay or 0.0)
-        elif self.limits.admit(task):
+        elif (self.limits.unlimited and task._is_async) or self.limits.admit(task):  # the usual case, without the call
             self.start(task)
 
     def _hold(self, task: Task[Any]) -> bool:
