@@ -228,7 +228,9 @@ async def _is_refused(scheduler: object) -> bool:
 def two(postgres: Postgres, *, short: bool) -> bool:
     number = 300 if short else 5000
     setting = Setting(postgres)
-    asyncio.run(setting.hand_over([f"task-{n}" for n in range(number)]))
+    meetings = 40  # more than one worker runs at a time
+    asyncio.run(setting.hand_over([f"task-{n}" for n in range(meetings)], "meet"))
+    asyncio.run(setting.hand_over([f"task-{n}" for n in range(meetings, number)]))
     with setting.worker(), setting.worker():
         began = time.monotonic()
         wait(lambda: len(setting.done()) == number, "all tasks", 300)

@@ -34,6 +34,15 @@ async def hang_at_first(name: str) -> None:
     write("done", name, os.getpid(), attempt)
 
 
+@durable
+async def meet(name: str) -> None:
+    """Done as soon as two workers have one of these: a fast worker cannot take every task before the other starts."""
+    write("came", name, os.getpid())
+    while len({line.split()[2] for line in LOG.read_text().splitlines() if line.startswith("came ")}) < 2:
+        await asyncio.sleep(0.05)
+    write("done", name, os.getpid())
+
+
 async def in_memory(name: str) -> None:
     await asyncio.sleep(0.1)  # as if it did something
     write("done", name, os.getpid())
