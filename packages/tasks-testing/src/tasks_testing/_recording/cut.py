@@ -8,7 +8,7 @@ import functools
 import inspect
 import linecache
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import coroutine
@@ -122,9 +122,13 @@ def take_planned_cut() -> Cut | None:
     return cut
 
 
-@coroutine
-def _until_cut(running: Coroutine[Any, Any, R], cut: Cut, *, is_body: bool) -> Generator[Any, Any, R | None]:
+async def _until_cut(running: Coroutine[Any, Any, R], cut: Cut, *, is_body: bool) -> R | None:
     """Run a coroutine until the cut; from then on nothing of it runs, not even its `finally` blocks."""
+    return await _steps_until_cut(running, cut, is_body=is_body)  # since Python 3.12, a task refuses a generator
+
+
+@coroutine
+def _steps_until_cut(running: Coroutine[Any, Any, R], cut: Cut, *, is_body: bool) -> Generator[Any, Any, R | None]:
     result: Any = None
     error: BaseException | None = None
     while True:
@@ -142,7 +146,9 @@ def _until_cut(running: Coroutine[Any, Any, R], cut: Cut, *, is_body: bool) -> G
                 cut.made = True
                 _abandon(running)
                 if asyncio.isfuture(waits_for):
-                    yield from asyncio.wait([waits_for], timeout=_LAST_OPERATION).__await__()
+                    # A timeout that the function has set still cancels this task; that must not replace the cut.
+                    with suppress(asyncio.CancelledError):
+                        yield from asyncio.wait([waits_for], timeout=_LAST_OPERATION).__await__()
                 raise WorkerKilled(cut.places[0].source)
         try:
             result, error = (yield waits_for), None
