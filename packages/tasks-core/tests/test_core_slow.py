@@ -65,11 +65,11 @@ async def after_a_warning(caplog: pytest.LogCaptureFixture) -> list[str]:
     return slow_lines(caplog)
 
 
-@pytest.mark.parametrize("func", [block, block_in_a_call])
-async def test_a_task_that_blocks_the_event_loop_is_named_once(func: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("function", [block, block_in_a_call])
+async def test_a_task_that_blocks_the_event_loop_is_named_once(function: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with TaskScheduler(slow_callback_duration=LIMIT, grace_period=20) as scheduler:
         phase = TaskPhase(scheduler, "after_commit")
-        task = phase.task(name="charge").schedule(func)
+        task = phase.task(name="charge").schedule(function)
         await turn()
         phase.open()
         await task.wait()
@@ -78,8 +78,8 @@ async def test_a_task_that_blocks_the_event_loop_is_named_once(func: Any, caplog
     seconds = re.search(r"turning for (?:more than )?(\d+\.\d+) s", line)
     assert seconds is not None
     assert float(seconds[1]) > LIMIT
-    assert f"in {func.__name__}" in line
-    assert ("in wait_for_the_network, called at " in line) is (func is block_in_a_call)
+    assert f"in {function.__name__}" in line
+    assert ("in wait_for_the_network, called at " in line) is (function is block_in_a_call)
 
 
 async def test_a_task_that_lets_no_other_thread_run_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -213,11 +213,11 @@ async def odd_answer(task: Task[Any], error: Exception) -> Any:
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("make", ERRORS)
-@pytest.mark.parametrize("func", [raising, raising_plainly])
+@pytest.mark.parametrize("function", [raising, raising_plainly])
 async def test_a_task_ends_once_with_one_line_and_gives_its_slot_back(
     make: Callable[[], BaseException],
     step: Callable[[], Any],
-    func: Callable[..., Any],
+    function: Callable[..., Any],
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -225,7 +225,7 @@ async def test_a_task_ends_once_with_one_line_and_gives_its_slot_back(
     with observe(events), anyio.fail_after(10):
         async with TaskScheduler(max_concurrency=1, max_threads=1, shield_timeout=0, grace_period=5) as scheduler:
             with step():
-                task = scheduler.task(shield=True, name="charge").schedule(func, make)
+                task = scheduler.task(shield=True, name="charge").schedule(function, make)
                 await task.wait()
                 assert (await scheduler.schedule(threading.get_ident)) != 0  # the slot and the thread are free
             numbers = scheduler.statistics()
@@ -273,13 +273,13 @@ async def test_a_frozen_exception_is_retried_and_is_what_the_task_raises() -> No
     assert raised.traceback[-1].name == "raising"
 
 
-@pytest.mark.parametrize("func", [raising, raising_plainly])
-async def test_a_function_that_raises_stop_iteration_fails_with_just_that(func: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("function", [raising, raising_plainly])
+async def test_a_function_that_raises_stop_iteration_fails_with_just_that(function: Callable[..., Any]) -> None:
     stop = StopIteration("nothing left")
     asked: list[BaseException] = []
     async with TaskScheduler() as scheduler:
         configured = scheduler.task(on_error=lambda task, error: asked.append(error))
-        task = configured.schedule(func, lambda: stop)
+        task = configured.schedule(function, lambda: stop)
         await task.wait()
     assert task.exception is stop
     assert asked == [stop]
