@@ -409,9 +409,10 @@ class EngineContract:
                 await self.until(lambda: _runs.texts == ["a"])
 
     async def test_an_engine_that_is_unavailable_says_so_and_comes_back(self, engine: Engine) -> None:
+        outage = self.outage(engine)  # inside of a task group, old releases of AnyIO turn its skip into an error
         async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
             await self.ended(await scheduler.schedule(record_run, "before"), DurableState.SUCCEEDED)
-            async with self.outage(engine):
+            async with outage:
                 with pytest.raises(EngineUnavailableError):
                     await scheduler.schedule(record_run, "meanwhile")
             receipt = await scheduler.schedule(record_run, "after")
