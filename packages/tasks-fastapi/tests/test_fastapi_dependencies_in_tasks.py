@@ -473,8 +473,6 @@ async def test_a_provider_of_the_users_own() -> None:
     assert LOG == ["send 5 with own"]
 
 
-# A collection meets what others have left in the process too, such as the database that coverage writes to.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_neither_applications_nor_functions_are_kept_alive() -> None:
     app = FastAPI()
     add_tasks(app)

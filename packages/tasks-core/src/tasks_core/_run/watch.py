@@ -98,6 +98,8 @@ class LoopWatch:
         frame = sys._current_frames().get(self._loop.thread_id)
         if frame is None or self._answered.is_set() or _package(frame) in _LOOPS:
             return None
+        if frame.f_code is LoopWatch._note_collection.__code__:  # a collection begins or ends at this moment
+            return None
         line = own_line = _line(frame)
         current: FrameType | None = frame
         while current is not None:
