@@ -141,7 +141,7 @@ async def test_a_plain_function_that_took_longer_than_its_timeout_sees_it_and_th
         return Retry()
 
     async with TaskScheduler() as scheduler:
-        await scheduler.task(timeout=0.01, on_error=try_again).schedule(work)
+        await scheduler.task(timeout=0.5, on_error=try_again).schedule(work)
     assert seen == [True, False]
 
 

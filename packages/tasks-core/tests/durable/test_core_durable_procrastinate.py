@@ -719,6 +719,21 @@ async def test_operator_who_retries_a_task_that_was_given_up_has_it_begin_again(
     assert len(row["args"]["deaths"]) == 1
 
 
+async def test_a_worker_that_leaves_does_not_lock_the_calls_that_have_ended(postgres: str, queue: str) -> None:
+    engine = ProcrastinateEngine(postgres, queue=queue)
+    with anyio.fail_after(30):
+        async with (
+            TaskScheduler(engine=engine) as scheduler,
+            await psycopg.AsyncConnection.connect(postgres) as operator,
+        ):
+            async with working(engine):
+                receipt = await scheduler.schedule(flaky, 9, "KeyError")
+                await ends(receipt, DurableState.FAILED)
+                await operator.execute("SELECT FROM procrastinate_jobs WHERE id = %s FOR UPDATE", [int(receipt.id)])
+            # The worker has left, although the operator's transaction goes on.
+            await operator.execute("SELECT procrastinate_retry_job_v2(%s, now(), NULL, NULL, NULL)", [int(receipt.id)])
+
+
 async def test_success_wins_over_a_presumed_death(postgres: str, queue: str, soon: None) -> None:
     """The worker was stopped by the system, its task was given up, and it goes on and ends the task."""
     engine = ProcrastinateEngine(postgres, queue=queue, heartbeat=0.2)

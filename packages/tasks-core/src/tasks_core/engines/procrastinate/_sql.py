@@ -252,6 +252,7 @@ WITH reported AS (
        SET status = CASE WHEN accepted.state = 'todo' AND job.abort_requested THEN 'aborted'
                          ELSE accepted.state END::procrastinate_job_status,
            attempts = job.attempts + CASE job.status WHEN 'doing' THEN 1 ELSE 0 END,
+           worker_id = NULL,
            abort_requested = false,
            scheduled_at = CASE accepted.state
                WHEN 'todo' THEN clock_timestamp() + make_interval(secs => accepted.delay) ELSE job.scheduled_at END,
@@ -275,6 +276,9 @@ report changes nothing. The exception is a success, which spares the other worke
 presumption that workers died of it.
 
 Workers are notified of what is put back, also with a delay: those that sleep until the next call is due look again.
+
+The row belongs to no worker then: else a worker that leaves would lock it, and an operator who retries the call at that
+moment would wait for the worker's row, in a circle.
 
 What the row remembers about earlier deliveries is replaced by *note*, if there is one.
 """
