@@ -57,6 +57,21 @@ async def test_engines_in_two_schemas_of_a_database(database: str, queue: str) -
     assert functions.ran == ["a", "b"]
 
 
+async def test_part_that_a_newer_release_needs_is_created_in_a_database_of_an_older_one(
+    database: str, queue: str
+) -> None:
+    engine = ProcrastinateEngine(database, queue=queue)
+    async with TaskScheduler(engine=engine) as scheduler:
+        first = await scheduler.schedule(note.configure(idempotency_key="k"), "x")
+    await execute(database, "DROP FUNCTION tasks_submit_v2")
+    unchanged = ProcrastinateEngine(database, queue=queue, apply_schema=False)
+    with pytest.raises(EngineSchemaError, match="lacks tasks_submit_v2"):
+        await unchanged.__aenter__()
+    async with TaskScheduler(engine=engine) as scheduler:
+        second = await scheduler.schedule(note.configure(idempotency_key="k"), "x")
+    assert (second.id, second.created) == (first.id, False)
+
+
 async def test_role_that_may_not_create_the_tables(database: str) -> None:
     await execute(database, "CREATE ROLE restricted LOGIN", "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
     with pytest.raises(EngineSchemaError, match="permission denied for schema public"):

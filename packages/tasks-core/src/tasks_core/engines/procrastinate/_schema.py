@@ -13,7 +13,7 @@ from psycopg.sql import SQL
 
 from tasks_core.engines import EngineSchemaError
 
-from ._sql import FUNCTIONS, INDEXES, MISSING_FUNCTIONS, MISSING_INDEXES, SETTINGS, TABLES
+from ._sql import INDEXES, MISSING_INDEXES, MISSING_PARTS, PARTS, SETTINGS
 
 logger = logging.getLogger("tasks_core")
 
@@ -57,8 +57,13 @@ async def _apply(connection: AsyncConnection[Any]) -> None:
     if not await _exists(connection):
         await connection.execute(SchemaManager.get_schema())
         logger.info("Created the tables of procrastinate in the database of the durable tasks")
-    if await _missing(connection) == list(FUNCTIONS):
-        await connection.execute(TABLES)
+    missing = await _missing(connection)
+    if not missing or not missing.issubset(PARTS):
+        return
+    for name, statement in PARTS.items():
+        if name in missing:
+            await connection.execute(statement)
+    if missing == PARTS.keys():
         try:
             async with connection.transaction():
                 await connection.execute(SETTINGS)
@@ -75,7 +80,8 @@ async def _check(connection: AsyncConnection[Any]) -> None:
     else:
         advice = "Let the engine create them once: ProcrastinateEngine(..., apply_schema=True)"
     raise EngineSchemaError(
-        f"The database lacks {', '.join(missing)}, which tasks-core and this release of procrastinate need. {advice}"
+        f"The database lacks {', '.join(sorted(missing))}, which tasks-core and this release of procrastinate need. "
+        f"{advice}"
     )
 
 
@@ -85,9 +91,9 @@ async def _exists(connection: AsyncConnection[Any]) -> bool:
     return bool(row and row[0])
 
 
-async def _missing(connection: AsyncConnection[Any]) -> list[str]:
-    cursor = await connection.execute(MISSING_FUNCTIONS, [[*_OF_PROCRASTINATE, *FUNCTIONS]])
-    return [row[0] for row in await cursor.fetchall()]
+async def _missing(connection: AsyncConnection[Any]) -> set[str]:
+    cursor = await connection.execute(MISSING_PARTS, [[*_OF_PROCRASTINATE, *PARTS]])
+    return {row[0] for row in await cursor.fetchall()}
 
 
 async def _prepare_indexes(connection: AsyncConnection[Any], *, apply: bool) -> None:

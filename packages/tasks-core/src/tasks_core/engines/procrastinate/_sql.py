@@ -40,7 +40,9 @@ procrastinate_jobs (queue_name, worker_id) WHERE status = 'doing' AND {_TASK}
 }
 """Partial indexes by name: what follows `CREATE INDEX name ON`."""
 
-TABLES: LiteralString = """
+PARTS: dict[str, LiteralString] = {
+    # A key belongs to a function and a queue for as long as its row is kept.
+    "tasks_keys_v2": """
 CREATE TABLE tasks_keys_v2 (
     queue text NOT NULL,
     name text NOT NULL,
@@ -48,14 +50,19 @@ CREATE TABLE tasks_keys_v2 (
     job_id bigint REFERENCES procrastinate_jobs (id) ON DELETE CASCADE,
     PRIMARY KEY (queue, name, key)
 );
-CREATE INDEX tasks_keys_v2_job_id ON tasks_keys_v2 (job_id);
-
+CREATE INDEX tasks_keys_v2_job_id ON tasks_keys_v2 (job_id)
+""",
+    # Which functions a worker knows.
+    "tasks_workers_v1": """
 CREATE TABLE tasks_workers_v1 (
     id bigint PRIMARY KEY REFERENCES procrastinate_workers (id) ON DELETE CASCADE,
     queue text NOT NULL,
     names text[] NOT NULL
-);
-
+)
+""",
+    # A second call with the key waits for the transaction of the first one, and gets its row. That is a function and
+    # not a statement, because each statement within a function sees what was committed before the statement.
+    "tasks_submit_v2": """
 CREATE FUNCTION tasks_submit_v2(queue text, calls jsonb)
     RETURNS TABLE (id bigint, created boolean, same boolean)
     LANGUAGE plpgsql
@@ -108,23 +115,21 @@ BEGIN
         RETURN NEXT;
     END LOOP;
 END;
-$$;
+$$
+""",
+}
 """
-"""
-Our own tables. A key belongs to a function and a queue for as long as its row is kept.
+Our own tables and functions, by name, in the order in which they are created: each is created where it is missing.
 
-A second call with the key waits for the transaction of the first one, and gets its row. That is a function and not a
-statement, because each statement within a function sees what was committed before the statement.
+A part that has been released is never changed: what replaces it gets another name.
 """
 
-FUNCTIONS = ("tasks_submit_v2",)
-"""What `TABLES` creates; the tables are there if these are."""
-
-MISSING_FUNCTIONS: LiteralString = """
+MISSING_PARTS: LiteralString = """
 SELECT name FROM unnest(%s::text[]) AS name
- WHERE NOT EXISTS (SELECT FROM pg_proc WHERE proname = name AND pg_function_is_visible(oid))
+ WHERE to_regclass(name) IS NULL
+   AND NOT EXISTS (SELECT FROM pg_proc WHERE proname = name AND pg_function_is_visible(oid))
 """
-"""The functions that the search path of this connection does not lead to: another schema may have its own ones."""
+"""The tables and functions that the search path of this connection does not lead to: another schema may have them."""
 
 MISSING_INDEXES: LiteralString = """
 SELECT name, class.oid IS NOT NULL AS invalid, jobs.relpages > 2000 AS large
