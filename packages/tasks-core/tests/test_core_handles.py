@@ -153,6 +153,9 @@ async def test_a_thread_whose_task_has_ended_cannot_schedule_after_the_shutdown_
 
     def work() -> None:
         thread.run()
+        assert thread.task is not None
+        while not thread.task.state.finished:
+            ended.wait(0.001)
         try:
             outcome.append(scheduler.schedule(noop))
         except SchedulerClosedError as error:
