@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
 
-from ._support.rules import is_finite_seconds, is_seconds, is_text, must_be
+from ._support.rules import Rule, is_finite_seconds, is_seconds, is_text, must_be
 
 if TYPE_CHECKING:
     from ._task import Task
@@ -138,10 +138,10 @@ class TaskConfig(_Derived):
     )
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value, rule = getattr(self, option.name), option.metadata["rule"]
+        for name, rule in _RULES:
+            value = getattr(self, name)
             if value is not None and not rule.allows(value):
-                rule.refuse(option.name, value)
+                rule.refuse(name, value)
         is_plain = not self.delay and self.limiter is None and self.on_end is None and self.key is None
         object.__setattr__(self, "is_plain", is_plain)
         if self.name is not None and type(self.name) is not str:
@@ -159,10 +159,13 @@ class TaskConfig(_Derived):
             return self
         if self == _EMPTY:
             return other
-        names = [option.name for option in fields(TaskConfig)]
-        mine = {name: getattr(self, name) for name in names}
-        theirs = {name: getattr(other, name) for name in names}
-        return TaskConfig(**{name: mine[name] if theirs[name] is None else theirs[name] for name in names})
+        merged = {}
+        for name, _ in _RULES:
+            value = getattr(other, name)
+            merged[name] = getattr(self, name) if value is None else value
+        return TaskConfig(**merged)
 
 
+# Read once: each `.task(...)` makes a configuration.
+_RULES: tuple[tuple[str, Rule], ...] = tuple((option.name, option.metadata["rule"]) for option in fields(TaskConfig))
 _EMPTY = TaskConfig()
