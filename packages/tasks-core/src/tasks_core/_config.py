@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
@@ -138,7 +139,8 @@ class TaskConfig(_Derived):
     )
 
     def __post_init__(self) -> None:
-        for name, rule in _RULES:
+        declaration: Any = type(self)  # which mypy takes for unhashable
+        for name, rule in _rules(declaration):
             value = getattr(self, name)
             if value is not None and not rule.allows(value):
                 rule.refuse(name, value)
@@ -160,12 +162,16 @@ class TaskConfig(_Derived):
         if self == _EMPTY:
             return other
         merged = {}
-        for name, _ in _RULES:
+        for name, _ in _rules(TaskConfig):
             value = getattr(other, name)
             merged[name] = getattr(self, name) if value is None else value
         return TaskConfig(**merged)
 
 
-# Read once: each `.task(...)` makes a configuration.
-_RULES: tuple[tuple[str, Rule], ...] = tuple((option.name, option.metadata["rule"]) for option in fields(TaskConfig))
+@cache
+def _rules(declaration: type[Any]) -> tuple[tuple[str, Rule], ...]:
+    """Return the rule of each field; read once, because each `.task(...)` makes a configuration."""
+    return tuple((option.name, option.metadata["rule"]) for option in fields(declaration))
+
+
 _EMPTY = TaskConfig()
