@@ -1,8 +1,9 @@
-"""Durable tasks from a process that runs trio: handed over, and run, by way of an event loop of asyncio in a thread."""
+"""Durable tasks in a process that runs trio: submitted and run through an event loop of asyncio in a thread."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 
@@ -191,6 +192,34 @@ async def test_worker_on_trio_that_is_cancelled_by_procrastinate(
         await until(lambda: " was cancelled" in caplog.text)
         assert not stop.is_set()
     assert functions.ran == []
+
+
+async def test_worker_on_trio_that_is_cancelled_while_its_task_starts(
+    engine: ProcrastinateEngine, postgres: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+        receipt = await scheduler.task(delay=3600).schedule(unshielded, "x")
+        # Here, so that trio does not turn until the worker was notified of the cancellation.
+        claimed_and_aborted(postgres, int(receipt.id))
+        await ends(receipt, DurableState.CANCELLED)
+    assert functions.ran == []
+    assert "grace period" not in caplog.text  # else the task has gone on until the worker was stopped
+
+
+def claimed_and_aborted(address: str, job_id: int) -> None:
+    row = [job_id]
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("UPDATE procrastinate_jobs SET scheduled_at = now() WHERE id = %s", row)
+        connection.execute(
+            "SELECT pg_notify('procrastinate_queue_v1#' || queue_name, '{}') FROM procrastinate_jobs WHERE id = %s", row
+        )
+        deadline = time.monotonic() + 30
+        while connection.execute("SELECT status FROM procrastinate_jobs WHERE id = %s", row).fetchone() != ("doing",):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    abort(address, job_id)
+    time.sleep(0.5)  # at once; and with each heartbeat
 
 
 def abort(address: str, job_id: int) -> None:

@@ -112,9 +112,12 @@ class _Bridge:
         self.stopping.set()
 
     async def run(self, delivery: Delivery) -> None:
-        future = await asyncio.to_thread(self._portal.start_task_soon, self._run_here, delivery)
+        start = asyncio.to_thread(self._portal.start_task_soon, self._run_here, delivery)
+        starting = asyncio.ensure_future(start)
         try:
-            await asyncio.shield(asyncio.wrap_future(future))
+            await asyncio.shield(asyncio.wrap_future(await asyncio.shield(starting)))
         except asyncio.CancelledError:
+            # Also before the thread has returned: the task on trio starts then all the same.
+            future = await starting
             await asyncio.to_thread(future.cancel)
             raise
