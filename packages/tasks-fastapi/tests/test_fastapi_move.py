@@ -6,59 +6,15 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from fastapi.testclient import TestClient
+from move_sources import BACKGROUND, ENDPOINT, MODELS, RESPONSE, Sources, dedent, endpoint, in_app, sources
 from tasks_fastapi.move.__main__ import main
 
-
-@dataclass
-class Sources:
-    """A project in a folder of its own, and the command that is run on it."""
-
-    folder: Path
-    capsys: pytest.CaptureFixture[str]
-
-    def add(self, name: str, source: str) -> Path:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(source).lstrip("\n"))
-        return path
-
-    def run(self, *arguments: str) -> tuple[int, str]:
-        code = main([str(self.folder), *arguments])
-        return code, self.capsys.readouterr().out
-
-    def moved(self, source: str, *arguments: str) -> str:
-        """Return what the command makes of one file; a second run has to find nothing to change."""
-        path = self.add("module.py", source)
-        code, _ = self.run("--write", *arguments)
-        assert code == 0
-        text = path.read_text()
-        assert self.run(*arguments)[0] == 0
-        assert path.read_text() == text
-        return text
-
-    def left(self, source: str, *arguments: str) -> str:
-        """Return the reasons for which every call of one file is left; the file has to stay as it is."""
-        path = self.add("module.py", source)
-        before = path.read_bytes()
-        code, output = self.run("--write", *arguments)
-        assert code == 0
-        assert path.read_bytes() == before
-        assert " 0 moved" in output
-        return output
-
-
-@pytest.fixture
-def sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Sources:
-    folder = tmp_path / "shop"
-    folder.mkdir()
-    (folder / "pyproject.toml").touch()  # the root of the project
-    return Sources(folder, capsys)
+__all__ = ("sources",)
 
 
 @pytest.fixture
@@ -68,28 +24,6 @@ def load(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     yield importlib.import_module
     for name in set(sys.modules) - known:
         del sys.modules[name]
-
-
-def dedent(source: str) -> str:
-    return textwrap.dedent(source).lstrip("\n")
-
-
-APP = """\
-import asyncio
-
-from fastapi import FastAPI
-
-app = FastAPI()
-
-
-async def track(event: str, *, count: int = 1) -> None: ...
-
-
-"""
-
-
-def in_app(source: str) -> str:
-    return APP + dedent(source)
 
 
 # asyncio.create_task
@@ -446,31 +380,6 @@ def test_a_decorator_of_the_project_that_returns_a_coroutine_function_is_underst
 
 # BackgroundTasks
 
-BACKGROUND = """\
-from typing import Annotated
-
-from fastapi import APIRouter, BackgroundTasks, Depends, UploadFile
-
-router = APIRouter()
-
-
-def send(address: str, subject: object = "") -> None: ...
-
-
-def session():
-    yield object()
-
-
-def user(db=Depends(session)):
-    return db
-
-
-def settings():
-    return {}
-
-
-"""
-
 
 def test_add_task_of_an_endpoint_uses_tasks(sources: Sources) -> None:
     text = sources.moved(
@@ -504,12 +413,6 @@ def test_add_task_of_an_endpoint_uses_tasks(sources: Sources) -> None:
     assert "from fastapi import APIRouter, Depends, UploadFile\nfrom tasks_fastapi import Tasks\n" in text
 
 
-ENDPOINT = """
-@router.post("/")
-async def create(address: str, background: BackgroundTasks{parameters}):
-{body}
-"""
-
 LEFT_ADD_TASK = {
     "two tasks": ("", "background.add_task(send, 'a')\nbackground.add_task(send, 'b')", "--assume order"),
     "a loop": ("", "for one in address:\n    background.add_task(send, one)", "--assume order"),
@@ -531,10 +434,6 @@ LEFT_ADD_TASK = {
     "a nested function": ("", "def later():\n    background.add_task(send, 'a')\nlater()", "may run at another time"),
     "an optional parameter": (" = None", "background.add_task(send, 'a')", "may be something else"),
 }
-
-
-def endpoint(parameters: str, body: str) -> str:
-    return BACKGROUND + ENDPOINT.format(parameters=parameters, body=textwrap.indent(body, "    "))
 
 
 @pytest.mark.parametrize("case", LEFT_ADD_TASK)
@@ -583,26 +482,6 @@ def test_all_calls_of_a_parameter_are_moved_or_none(sources: Sources) -> None:
         )
     )
     assert output.count("--assume values") == 2
-
-
-MODELS = """
-from models import Row
-from sqlalchemy import Column, Integer
-from sqlalchemy.orm import Mapped, relationship
-
-
-class Base:
-    id = Column(Integer, primary_key=True)
-
-
-class User(Base):
-    email: Mapped[str | None]
-    friends: Mapped[list[Row]]
-    owner = relationship("User")
-
-
-CurrentUser = Annotated[User, Depends(user)]
-"""
 
 
 @pytest.mark.parametrize("argument", ["me.id", "me.email", "f'{me.owner}'", "str(me.owner)"])
@@ -685,13 +564,6 @@ def test_both_kinds_in_one_endpoint_share_the_parameter(sources: Sources) -> Non
 
 
 # BackgroundTask of a response
-
-RESPONSE = BACKGROUND + dedent("""
-    from fastapi.responses import FileResponse, JSONResponse
-    from starlette.background import BackgroundTask
-
-
-    """)
 
 
 def test_the_background_of_a_response_comes_before_the_return(sources: Sources) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 from ._project import (
@@ -20,6 +21,7 @@ from ._project import (
     bindings,
     is_depends,
     last_name,
+    named_by,
     parameters,
     walk,
 )
@@ -218,11 +220,8 @@ class _Decisions:
 
     def _why_not_create(self, call: ast.Call, scopes: tuple[Scope, ...], parents: tuple[ast.AST, ...]) -> str:
         if _external(self.project.resolve(self.module, scopes, call.func)) not in _CREATE:
-            return (
-                f"{ast.unparse(call.func.value)} is an event loop that is known at run time only"
-                if isinstance(call.func, ast.Attribute)
-                else "its event loop is known at run time only"
-            )
+            assert isinstance(call.func, ast.Attribute)
+            return f"{ast.unparse(call.func.value)} is an event loop that is known at run time only"
         if not isinstance(parents[-1], ast.Expr):
             return "its result is used, and a Task has other methods than asyncio.Task"
         if len(call.args) != 1 or not isinstance(call.args[0], ast.Call):
@@ -486,21 +485,28 @@ class _Decisions:
         return found
 
     def _class_of(self, parameter: ast.arg, scopes: tuple[Scope, ...]) -> Definition | None:
+        cls: Referent | None = None
+        for node, module, inner in self._aliases(parameter, scopes):
+            cls = self.project.resolve(module, inner, node)
+        return cls if isinstance(cls, Definition) and isinstance(cls.node, ast.ClassDef) else None
+
+    def _aliases(
+        self, parameter: ast.arg, scopes: tuple[Scope, ...]
+    ) -> Iterator[tuple[ast.expr, Module, tuple[Scope, ...]]]:
+        """Yield the annotation of a parameter, and all that it is another name of, each where it is written."""
         module, node = self.module, parameter.annotation
-        for _ in range(5):  # an alias of an alias
+        seen: set[ast.expr] = set()
+        while node is not None and node not in seen:
+            seen.add(node)
+            yield node, module, scopes
             match node:
-                case ast.Subscript(value=alias, slice=ast.Tuple(elts=[first, *_])) if last_name(alias) == "Annotated":
+                case ast.Subscript(value=outer, slice=ast.Tuple(elts=[first, *_])) if last_name(outer) == "Annotated":
                     node = first
-                case ast.Name() | ast.Attribute():
-                    referent = self.project.resolve(module, scopes if module is self.module else (), node)
-                    if isinstance(referent, Definition) and isinstance(referent.node, ast.ClassDef):
-                        return referent
-                    if not isinstance(referent, Value):
-                        return None
-                    module, node = referent.module, referent.node
                 case _:
-                    return None
-        return None
+                    referent = self.project.resolve(module, scopes, node)
+                    if not isinstance(referent, Value):
+                        return
+                    module, node, scopes = referent.module, referent.node, referent.scopes
 
     def _declares_value(self, cls: Definition, attribute: str) -> bool:
         declared = bindings(cls.node).get(attribute)
@@ -577,31 +583,21 @@ class _Decisions:
         if default is not None and is_depends(default):
             assert isinstance(default, ast.Call)
             return default, self.module, scopes
-        module, node = self.module, parameter.annotation
-        for _ in range(5):  # an alias of an alias
-            if node is None:
-                return None
+        for node, module, inner in self._aliases(parameter, scopes):
             for part in ast.walk(node):
                 if isinstance(part, ast.Call) and is_depends(part):
-                    return part, module, scopes if module is self.module else ()
-            referent = self.project.resolve(module, scopes if module is self.module else (), node)
-            if not isinstance(referent, Value):
-                return None
-            module, node = referent.module, referent.node
+                    return part, module, inner
         return None
 
     def _dependency_of(
         self, parameter: ast.arg, marker: tuple[ast.Call, Module, tuple[Scope, ...]], scopes: tuple[Scope, ...]
     ) -> Definition | None:
         call, module, inner = marker
-        named: Referent | None
-        if call.args:
-            named = self.project.resolve(module, inner, call.args[0])
-        elif parameter.annotation is not None:
-            named = self.project.resolve(self.module, scopes, parameter.annotation)
-        else:
-            named = None
-        return named if isinstance(named, Definition) else None
+        named = named_by(call)
+        if named is None:
+            return self._class_of(parameter, scopes)
+        found = self.project.resolve(module, inner, named)
+        return found if isinstance(found, Definition) else None
 
     def _dependency_facts(self, function: Function, scopes: tuple[Scope, ...], seen: set[ast.AST]) -> _Facts:
         closes = adds = False
@@ -708,15 +704,15 @@ class _Decisions:
         root = node
         while isinstance(root, ast.Attribute):
             root = root.value
-        if not isinstance(root, ast.Name):
-            return
+        assert isinstance(root, ast.Name)
         for bound in self.module.names.get(root.id, ()):
             if isinstance(bound, ast.Import | ast.ImportFrom):
                 for alias in bound.names:
                     if (alias.asname or alias.name) == root.id:
                         if isinstance(bound, ast.Import):
                             self.plan.unused.add((alias.name, None, alias.asname))
-                        elif bound.module and not bound.level:
+                        else:
+                            assert bound.module is not None
                             self.plan.unused.add((bound.module, alias.name, alias.asname))
 
 
@@ -799,10 +795,12 @@ def _returns_coroutine_function(decorator: ast.FunctionDef) -> bool:
 
 def _catches(parents: Sequence[ast.AST], names: set[str], *, silent: bool) -> bool:
     """Return whether a `try` in the same function catches one of *names*; if *silent*, only if it does nothing then."""
-    for index in range(len(parents) - 1, -1, -1):
-        parent = parents[index]
-        if isinstance(parent, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            return False
+    start = max(
+        index
+        for index, parent in enumerate(parents)
+        if isinstance(parent, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    )
+    for parent, below in pairwise(parents[start:]):
         if isinstance(parent, ast.With | ast.AsyncWith):
             for item in parent.items:
                 call = item.context_expr
@@ -812,7 +810,6 @@ def _catches(parents: Sequence[ast.AST], names: set[str], *, silent: bool) -> bo
                     return True
         if not isinstance(parent, ast.Try | ast.TryStar):
             continue
-        below = parents[index + 1]
         if not any(below is statement for statement in parent.body):
             continue
         for handler in parent.handlers:

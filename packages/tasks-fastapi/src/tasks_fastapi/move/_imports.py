@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable
+from itertools import takewhile
 
 import libcst as cst
 
@@ -15,30 +16,22 @@ def add_import(module: cst.Module, names: Iterable[str]) -> cst.Module:
     """Import the names from tasks_fastapi: in the statement that imports from it, or in one of their own."""
     body = list(module.body)
     wanted = sorted(set(names))
-    after = 0
-    for index, line in enumerate(body):
+    first = after = int(_is_docstring(body[0]))
+    imports = takewhile(lambda line: isinstance(_only(line), cst.Import | cst.ImportFrom), body[first:])
+    for index, line in enumerate(imports, first):
         statement = _only(line)
-        if (
-            isinstance(statement, cst.ImportFrom)
-            and not isinstance(statement.names, cst.ImportStar)
-            and _name(statement) == _PACKAGE
-        ):
-            imported = {alias.evaluated_name for alias in statement.names if alias.asname is None}
-            body[index] = _with_names(line, statement, [name for name in wanted if name not in imported])
-            return module.with_changes(body=body)
-        if isinstance(statement, cst.Import | cst.ImportFrom):
-            # A relative import comes after those of other packages.
-            if not after or not isinstance(statement, cst.ImportFrom) or not statement.relative:
-                after = index + 1
-        elif index or not _is_docstring(statement):
-            break
-        else:
+        relative = False
+        if isinstance(statement, cst.ImportFrom):
+            if _name(statement) == _PACKAGE and not isinstance(statement.names, cst.ImportStar):
+                imported = {alias.evaluated_name for alias in statement.names if alias.asname is None}
+                body[index] = _with_names(line, statement, [name for name in wanted if name not in imported])
+                return module.with_changes(body=body)
+            relative = bool(statement.relative)
+        if not relative:  # a relative import comes after those of other packages
             after = index + 1
-    if not wanted:
-        return module
     new = cst.parse_statement(f"from {_PACKAGE} import {', '.join(wanted)}\n")
     body.insert(after, new)
-    if after == 0 and len(body) > 1:
+    if after == 0:
         body[1] = body[1].with_changes(leading_lines=[cst.EmptyLine(indent=False), *body[1].leading_lines])
     return module.with_changes(body=body)
 
@@ -109,7 +102,8 @@ def _only(line: cst.CSTNode) -> cst.CSTNode | None:
     return line.body[0] if isinstance(line, cst.SimpleStatementLine) and len(line.body) == 1 else None
 
 
-def _is_docstring(statement: cst.CSTNode | None) -> bool:
+def _is_docstring(line: cst.CSTNode) -> bool:
+    statement = _only(line)
     return isinstance(statement, cst.Expr) and isinstance(statement.value, cst.SimpleString | cst.ConcatenatedString)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -139,8 +140,8 @@ class Project:
         found: set[ast.AST] = set()
         for module in self._all:
             for call, scopes in module.calls:
-                if is_depends(call) and call.args:
-                    target = self.resolve(module, scopes, call.args[0])
+                if is_depends(call) and (named := named_by(call)) is not None:
+                    target = self.resolve(module, scopes, named)
                     if isinstance(target, Definition):
                         found.add(target.node)
         return found
@@ -250,20 +251,22 @@ class Project:
         match nodes[0]:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() as node:
                 return Definition(module, node, scopes)
-            case ast.Import() as node:
-                for alias in node.names:
-                    if alias.asname == name:
-                        return self._import(alias.name)
-                    if alias.asname is None and alias.name.split(".")[0] == name:
-                        return self._import(name)
+            case ast.Import():
+                # `import a.b` and `import a.c` bind the same `a`, unlike `import a as name` and `import b as name`.
+                aliases = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+                imported = {
+                    alias.name if alias.asname else name
+                    for alias in aliases
+                    if (alias.asname or alias.name.split(".")[0]) == name
+                }
+                return self._import(*imported) if len(imported) == 1 else None
             case ast.ImportFrom() as node:
                 source = _imported_module(module, node)
-                for alias in node.names:
-                    if (alias.asname or alias.name) == name:
-                        target = self._modules.get(source)
-                        if target is None:
-                            return self._modules.get(f"{source}.{alias.name}") or External(f"{source}.{alias.name}")
-                        return self._member(target, alias.name, seen)
+                original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+                target = self._modules.get(source)
+                if target is None:
+                    return self._modules.get(f"{source}.{original}") or External(f"{source}.{original}")
+                return self._member(target, original, seen)
             case (
                 ast.Assign(targets=[ast.Name()], value=value)
                 | ast.AnnAssign(target=ast.Name(), value=ast.expr() as value)
@@ -275,6 +278,8 @@ class Project:
                     ):
                         return Instance(cls)
                 return Value(module, value, scopes)
+            case node if sys.version_info >= (3, 12) and isinstance(node, ast.TypeAlias):
+                return Value(module, node.value, scopes)
         return None
 
     def _import(self, name: str) -> Referent:
@@ -345,7 +350,8 @@ def _bind(node: ast.AST, statement: ast.AST | None, found: dict[str, list[ast.AS
             ast.ExceptHandler(name=str() as name) | ast.MatchAs(name=str() as name) | ast.MatchStar(name=str() as name)
         ):
             found.setdefault(name, []).append(node)
-    simple = isinstance(node, ast.Assign | ast.AnnAssign)
+    # The last one is `type X = ...`, which came with Python 3.12.
+    simple = isinstance(node, (ast.Assign, ast.AnnAssign, getattr(ast, "TypeAlias", ast.Assign)))
     for child in ast.iter_child_nodes(node):
         _bind(child, node if simple else None, found, outer)
 
@@ -381,6 +387,12 @@ def last_name(node: ast.expr) -> str:
 
 def is_depends(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and last_name(node.func) in ("Depends", "Security")
+
+
+def named_by(depends: ast.Call) -> ast.expr | None:
+    """Return what a `Depends(...)` names; without it, FastAPI calls the class in the annotation of the parameter."""
+    keywords = (keyword.value for keyword in depends.keywords if keyword.arg == "dependency")
+    return depends.args[0] if depends.args else next(keywords, None)
 
 
 def _class_of_self(scopes: tuple[Scope, ...], name: str) -> tuple[ast.ClassDef, tuple[Scope, ...]] | None:

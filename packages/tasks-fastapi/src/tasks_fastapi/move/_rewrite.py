@@ -202,29 +202,30 @@ def _with_tasks(params: cst.Parameters) -> cst.Parameters:
     if not existing or not isinstance(params.star_arg, cst.MaybeSentinel) or params.kwonly_params or params.star_kwarg:
         comma = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
         more = bool(params.kwonly_params or params.star_kwarg or not isinstance(params.star_arg, cst.MaybeSentinel))
-        if existing and not isinstance(existing[-1].comma, cst.Comma):
-            existing[-1] = existing[-1].with_changes(comma=comma)
         return params.with_changes(params=[*existing, tasks.with_changes(comma=comma) if more else tasks])
-    last = existing[-1]
-    tasks = tasks.with_changes(comma=last.comma, whitespace_after_param=last.whitespace_after_param)
-    existing[-1] = last.with_changes(
-        comma=cst.Comma(whitespace_after=_space_like(existing)), whitespace_after_param=_NOTHING
-    )
+    last, between = existing[-1], _space_like(existing)
     if has_comment(last.comma) or has_comment(last.whitespace_after_param):
         # The comment belongs to the parameter that was the last one.
-        existing[-1] = last
-        if not isinstance(last.comma, cst.Comma):
+        comma = last.comma if isinstance(last.comma, cst.Comma) else cst.Comma()
+        end = comma.whitespace_after
+        if not isinstance(end, cst.ParenthesizedWhitespace) or not isinstance(between, cst.ParenthesizedWhitespace):
             raise RewriteError("a comment stands behind the last parameter")
-        tasks = tasks.with_changes(comma=cst.MaybeSentinel.DEFAULT, whitespace_after_param=_NOTHING)
+        space = end.with_changes(last_line=between.last_line, indent=between.indent)
+        existing[-1] = last.with_changes(comma=comma.with_changes(whitespace_after=space))
+        tasks = tasks.with_changes(comma=cst.Comma(whitespace_after=_without_comments(end)))
+    else:
+        tasks = tasks.with_changes(comma=last.comma, whitespace_after_param=last.whitespace_after_param)
+        existing[-1] = last.with_changes(comma=cst.Comma(whitespace_after=between), whitespace_after_param=_NOTHING)
     return params.with_changes(params=[*existing, tasks])
 
 
 def _space_like(params: Sequence[cst.Param]) -> cst.BaseParenthesizableWhitespace:
     """Return the space between parameters, one line for each if they are written so."""
-    for param in params[:-1]:
-        if isinstance(param.comma, cst.Comma):
-            return _without_comments(param.comma.whitespace_after)
-    last = params[-1].comma
+    if len(params) > 1:
+        comma = params[0].comma
+        assert isinstance(comma, cst.Comma)
+        return _without_comments(comma.whitespace_after)
+    last = params[0].comma
     if isinstance(last, cst.Comma) and isinstance(last.whitespace_after, cst.ParenthesizedWhitespace):
         raise RewriteError("the only parameter stands on a line of its own")
     return cst.SimpleWhitespace(" ")
