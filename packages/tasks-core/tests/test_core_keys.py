@@ -10,8 +10,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 from core_support import in_thread, messages, noop, states
-from tasks_core import Task, TaskConfig, TaskPhase, TaskScheduler, TaskState, retry
-from tasks_core.exceptions import InvalidConfigError
+from tasks_core import Task, TaskConfig, TaskObserver, TaskPhase, TaskScheduler, TaskState, observe, retry
+from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
 from tasks_testing import VirtualClock, record_tasks
 
 pytestmark = pytest.mark.anyio
@@ -256,3 +256,51 @@ def test_a_key_is_for_one_call() -> None:
 def test_a_bad_key_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfigError, match=message):
         TaskScheduler().task(**options)
+
+
+async def test_an_option_that_is_passed_as_an_argument_is_named() -> None:
+    async with TaskScheduler() as scheduler:
+        with pytest.raises(
+            InvalidTaskError, match=r"To set options of the task: \.task\(name=\.\.\.\)\.schedule\(noop"
+        ):
+            scheduler.task(key="k").schedule(noop, name="a")  # type: ignore[call-overload]
+        assert scheduler.tasks == ()
+
+
+async def test_a_task_that_is_cancelled_when_its_turn_has_come_does_not_run() -> None:
+    ran: list[int] = []
+
+    async def note(number: int) -> None:
+        ran.append(number)
+
+    class Observer(TaskObserver):
+        def task_finished(self, task: Task[Any]) -> None:
+            if task is first:
+                second.cancel()
+
+    with observe(Observer()):
+        async with TaskScheduler() as scheduler:
+            target = scheduler.task(key="k", on_conflict="queue")
+            first, second, third = (target.schedule(note, number) for number in range(3))
+            await scheduler.idle()
+    assert ran == [0, 2]
+    assert states(first, second, third) == [TaskState.SUCCEEDED, TaskState.CANCELLED, TaskState.SUCCEEDED]
+
+
+async def test_an_observer_may_cancel_one_of_the_tasks_that_are_being_replaced() -> None:
+    class Observer(TaskObserver):
+        def task_finished(self, task: Task[Any]) -> None:
+            if task is waiting[0]:
+                waiting[1].cancel()
+
+    work = Work()
+    with observe(Observer()):
+        async with TaskScheduler() as scheduler:
+            running = scheduler.task(key="k").schedule(work.run, 0)
+            await running.started.wait()
+            waiting = [scheduler.task(key="k", on_conflict="queue").schedule(work.run, number) for number in (1, 2)]
+            last = scheduler.task(key="k", on_conflict="replace").schedule(work.run, 3)
+            assert states(*waiting) == [TaskState.DISCARDED, TaskState.CANCELLED]
+            work.open(0, 3)
+            await last
+    assert work.order == [0, 3]

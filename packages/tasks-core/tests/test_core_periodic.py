@@ -443,6 +443,7 @@ async def test_what_modules_have_registered_runs_in_a_scheduler_that_is_made_lat
         (lambda: cron("nonsense"), "The fields are minute, hour"),
         (lambda: cron("0 0 31 2 *"), "Bad day-of-month"),
         (lambda: cron("0 0 * * *", timezone="Europe/Atlantis"), "there is no such time zone"),
+        (lambda: cron("0 0 * * *", timezone=1), "there is no such time zone"),  # type: ignore[arg-type]
         (lambda: cron("0 0 * * *", jitter=-1), r"cron\(jitter=-1\)"),
         (lambda: cron(5), r"cron\(5\): expression must be a text"),  # type: ignore[arg-type]
         (lambda: TaskScheduler().periodic(10), r"periodic\(int\): trigger must have the method next_after"),  # type: ignore[arg-type]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import anyio.to_thread
 import pytest
 from tasks_core import Task, TaskScheduler, transparent
 from tasks_core.exceptions import InvalidTaskError
@@ -86,3 +89,22 @@ async def test_an_async_helper_and_a_method() -> None:
 def test_what_is_no_function_is_refused(func: Any) -> None:
     with pytest.raises(InvalidTaskError, match="It takes a function, and stands below other decorators"):
         transparent(func)
+
+
+async def test_the_place_is_that_of_a_helper_that_nothing_of_python_calls() -> None:
+    """`_thread` calls its function from no frame."""
+    places: list[str] = []
+    ended = threading.Event()
+
+    async with TaskScheduler() as scheduler:
+
+        @transparent
+        def helper() -> None:
+            try:
+                places.extend((scheduler.schedule(noop).where, here()))
+            finally:
+                ended.set()
+
+        _thread.start_new_thread(helper, ())
+        await anyio.to_thread.run_sync(ended.wait)
+    assert places[0] == places[1]

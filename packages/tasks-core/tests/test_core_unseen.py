@@ -358,8 +358,11 @@ async def test_fields_that_the_application_sets_too_cost_no_line(caplog: pytest.
     assert [line.partition(" #")[0] for line in messages(caplog, logging.ERROR)] == ["Task 'charge'"]
 
 
-async def test_a_line_that_logging_loses_is_complete_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with handler_that_raises(BareError("no handler")):
+@pytest.mark.parametrize("error", [BareError("no handler"), KeyError("no handler")])
+async def test_a_line_that_logging_loses_is_complete_on_standard_error(
+    error: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with handler_that_raises(error):
         async with TaskScheduler() as scheduler:
             await scheduler.task(name="charge").schedule(raising, lambda: ValueError("declined")).wait()
     err = capsys.readouterr().err

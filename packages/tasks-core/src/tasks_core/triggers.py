@@ -175,11 +175,8 @@ def cron(expression: str, *, timezone: str | tzinfo = "UTC", jitter: float = 0.0
         raise InvalidConfigError(f"cron(jitter={jitter!r}): jitter must be a number of seconds, 0 or more")
     zone = _zone(timezone)
     try:
-        if next(_iterate(expression, datetime.now(zone)), None) is None:
-            raise InvalidConfigError(f"cron({expression!r}): no day of the next 50 years matches")
+        _iterate(expression, datetime.now(zone))
     except ValueError as error:
-        if isinstance(error, InvalidConfigError):
-            raise
         raise InvalidConfigError(
             f"cron({expression!r}): {error}. The fields are minute, hour, day of the month, month and day of the week, "
             "as in cron('0 3 * * *') for each day at 3:00"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import CodeType
 from typing import Any
@@ -21,12 +22,13 @@ def function_in_thread(coroutine: object) -> Callable[..., object] | None:
 
     Known are `anyio.to_thread.run_sync()` and `asyncio.to_thread()`, directly or through coroutines that call them.
     """
-    while coroutine is not None:
-        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
-        if frame is not None and frame.f_code in _TO_THREAD:
-            func: Callable[..., object] | None = frame.f_locals.get("func")
-            return func
-        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+    with suppress(Exception):  # an iterator of the application may answer anything when it is asked for an attribute
+        while coroutine is not None:
+            frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+            if frame is not None and frame.f_code in _TO_THREAD:
+                func: Callable[..., object] | None = frame.f_locals.get("func")
+                return func
+            coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
     return None
 
 

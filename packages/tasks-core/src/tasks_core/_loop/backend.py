@@ -313,7 +313,9 @@ class TrioTask:
                 await coroutine
         except KeyboardInterrupt as error:  # Ctrl-C, between two lines of this package
             self._interrupt(error)
-        except Exception:  # would cancel the nursery, and every task with it
+        except (
+            Exception
+        ):  # pragma: no cover  # a fault of this package would cancel the nursery, and every task with it
             logger.exception("The machinery of a task raised; other tasks are not affected")
         finally:
             self._done = True

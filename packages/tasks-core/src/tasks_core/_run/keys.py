@@ -70,6 +70,7 @@ class Keys:
         """Discard the tasks of the key that have not started; return whether *task* has the key now."""
         reason = f"task #{task.id} replaced it, which has the same key {key!r}"
         for waiting in list(self._waiting.pop(key, ())):
+            # An observer may end one of them when it hears of the end of another.
             if (replaced := self._runner.ledger.get(waiting)) is not None:
                 self._runner.discard(replaced, reason)
         holder = self._runner.ledger.get(self._holders[key])
@@ -88,16 +89,16 @@ class Keys:
             if waiting is not None and waiting.pop(task.id, None) is not None and not waiting:
                 del self._waiting[key]
             return None
-        while waiting:
-            number, due = waiting.popitem(last=False)
-            if not waiting:
-                del self._waiting[key]
-            following = self._runner.ledger.get(number)
-            if following is not None:
-                self._holders[key] = number
-                return following, max(0.0, due - self._runner.now())
-        del self._holders[key]
-        return None
+        if not waiting:
+            del self._holders[key]
+            return None
+        number, due = waiting.popitem(last=False)
+        if not waiting:
+            del self._waiting[key]
+        following = self._runner.ledger.get(number)
+        assert following is not None  # what ends while it waits has been removed above
+        self._holders[key] = number
+        return following, max(0.0, due - self._runner.now())
 
     def _last(self, key: str) -> Task[Any] | None:
         waiting = self._waiting.get(key)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from contextvars import Context
 from enum import IntEnum
 from functools import partial
 from math import inf
@@ -210,8 +209,9 @@ class Runner:
     def _take(self, task: AnyTask, then: Callable[[AnyTask], object]) -> None:
         try:
             then(task)
-        except Exception as error:
+        except BaseException as error:
             self.end_anyhow(task, error)
+            raise
 
     def accept_keyed(self, task: AnyTask, then: Callable[[AnyTask], object]) -> Task[Any]:
         """Accept a task that has a key; or return the one that it joins."""
@@ -228,11 +228,7 @@ class Runner:
         return self._endings.begin(task, state, reason)
 
     def _start_keyed(self, task: Task[Any], delay: float) -> None:
-        if task._state is not PENDING:
-            return
-        if self.stage is not _OPEN and (reason := self._too_late(task)):
-            self.ledger.record_loss(task, TaskState.DISCARDED, reason)
-        else:
+        if task._state is PENDING:  # each stage of shutdown ends those that are too late for it
             self._wait_or_start(task, delay)
 
     def discard(self, task: Task[Any], reason: str) -> None:
@@ -314,7 +310,7 @@ class Runner:
         elif delay or task.config.limiter is not None:
             if delay:
                 self.delayed[task.id] = None, delay
-            self._spawn(task, None, task.name, self._wait_then_start(task))
+            task._native = self.loop.spawn(None, task.name, self._wait_then_start(task))
         elif self.limits.admit(task):
             self.start(task)
 
@@ -332,17 +328,10 @@ class Runner:
         if type(name) is not str:
             name = "task"
         attempt = self.attempts.run(task)
-        try:  # as `_spawn()` does, without the call
-            task._native = self.loop.spawn(context, name, attempt)
-        except Exception as error:
-            attempt.close()
-            self.end_anyhow(task, error)
-
-    def _spawn(self, task: Task[Any], context: Context | None, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
         try:
-            task._native = self.loop.spawn(context, name, coroutine)
+            task._native = self.loop.spawn(context, name, attempt)
         except Exception as error:  # of the task factory of the loop, for example
-            coroutine.close()
+            attempt.close()
             self.end_anyhow(task, error)
 
     def end_anyhow(self, task: Task[Any], error: BaseException) -> None:

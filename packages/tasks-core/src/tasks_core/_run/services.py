@@ -77,8 +77,15 @@ class Services:
 
     def _start(self, service: Service) -> None:
         if service._native is None and not service._state.finished:
-            # A copy, because a context can be entered only once at a time.
-            service._native = self._runner.loop.spawn(service._context.copy(), service.name, self._run(service))
+            coroutine = self._run(service)
+            try:
+                # A copy, because a context can be entered only once at a time.
+                service._native = self._runner.loop.spawn(service._context.copy(), service.name, coroutine)
+            except Exception as error:  # of the task factory of the event loop, for example
+                coroutine.close()
+                service.exception = error
+                logger.error("%s could not be started", _title(service), exc_info=error)
+                self._end(service, TaskState.FAILED)
 
     # ---- a service while it runs ----
 

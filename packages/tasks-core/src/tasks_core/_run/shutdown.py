@@ -112,9 +112,11 @@ class Shutdown:
                 await self._drain()
             except anyio.get_cancelled_exc_class():
                 self._end(LOOP_STOPPED)
-            except Exception:
+            except BaseException as error:  # an observer that is interrupted, for example
                 logger.exception("A step of the shutdown raised; what still runs is cancelled")
                 self._end("a step of the shutdown raised")
+                if isinstance(error, KeyboardInterrupt):
+                    self._runner.loop.interrupt(error)
             await self._clean_up()
         except anyio.get_cancelled_exc_class():
             pass  # trio: nothing that waits will be woken any more
@@ -240,9 +242,6 @@ class Shutdown:
                 continue
             if task._state.finished:
                 self._runner.ledger.settle(task, task._state, task._reason)
-            elif task._state is TaskState.RUNNING:
-                self._runner.release_limits(task)
-                self._runner.ledger.record_loss(task, TaskState.CANCELLED, "its coroutine ended without a result")
             else:
                 self._runner.stop(task, "it was cancelled through the event loop before it started")
 
@@ -279,10 +278,10 @@ class Shutdown:
 
     def _give_up_handler(self, task: Task[Any]) -> None:
         native = task._native
+        assert native is not None
         logger.warning("on_end of %s had no more time at shutdown and is cancelled", title(task))
         self._runner.ledger.settle(task, task._state, task._reason)
-        if native is not None:
-            native.cancel()
+        native.cancel()
 
 
 def _still_running(left: Iterable[tuple[LostTask, Callable[..., object]]]) -> list[LostTask]:
