@@ -392,8 +392,24 @@ async def test_trio_is_refused() -> None:
     with record_tasks() as recorder:
         async with TaskScheduler() as scheduler:
             await scheduler.schedule(pay_once)
-            with pytest.raises(RuntimeError, match=r"^a durable task is cut off on asyncio only"):
-                await recorder.arun_durable(cut="everywhere", restore=reset, check=outcome)
+            restored: list[int] = []
+            with pytest.raises(
+                RuntimeError, match=r"^arun_durable\(.* needs asyncio.*: tasks_recorder\.run_durable\(cut="
+            ):
+                await recorder.arun_durable(cut="everywhere", restore=lambda: restored.append(1), check=outcome)
+            assert restored == []
+
+
+def test_the_line_that_the_refusal_on_trio_says_runs_the_tasks_of_trio_on_asyncio(
+    tasks_recorder: TasksRecorder,
+) -> None:
+    async def main() -> None:
+        async with TaskScheduler() as scheduler:
+            await scheduler.schedule(group)
+
+    anyio.run(main, backend="trio")
+    tasks_recorder.run_durable(cut="everywhere", restore=reset, check=outcome)
+    assert tasks_recorder.durable_runs.one(group).attempts == 2
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ pauses between attempts take none.
 import json
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import anyio
 import httpx
 import pytest
@@ -24,7 +25,9 @@ from PIL import Image as Picture
 from shop import payments
 from shop.analytics import track_order_event
 from shop.app import create_app
+from shop.database import Database
 from shop.dependencies import CurrentShop, get_connection
+from shop.gateway import PaymentGateway
 from shop.images import generate_thumbnails, update_search_index
 from shop.orders import Order, charge, release_stock, send_confirmation
 from shop.payments import charge_durably
@@ -33,6 +36,7 @@ from shop.resources import Shop
 from shop.sandbox import DECLINED_CARD, SandboxGateway
 from shop.settings import Settings
 from shop.users import send_welcome_email
+from tasks_core import durable_context
 from tasks_testing import TasksRecorder, call_like, finished, opened, scheduled, started
 
 pytestmark = pytest.mark.tasks_recorder(virtual_time=True)
@@ -286,6 +290,7 @@ def test_order(client: TestClient, settings: Settings, tasks_recorder: TasksReco
     assert stock(client) == 18
 
 
+# --8<-- [start:any_order]
 def test_order_with_its_tasks_in_any_order(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     """No order is promised for the event, the confirmation and the payment."""
 
@@ -322,6 +327,9 @@ def test_confirmation_that_depends_on_the_order_of_tasks(
     with pytest.raises(AssertionError) as failure:
         tasks_recorder.explore_orders(order_teapots, restore=written.clear)
     assert failure.value.__notes__[0].startswith("it fails when the tasks start in another order; ")
+
+
+# --8<-- [end:any_order]
 
 
 def test_order_is_paid_after_the_response(client: TestClient, tasks_recorder: TasksRecorder) -> None:
@@ -505,6 +513,85 @@ def test_payment_by_a_worker_is_given_up(durable_client: TestClient, tasks_recor
     assert tasks_recorder.durable_runs.one(charge_durably).attempts == 5
     assert status_of_order(durable_client) == "payment failed"
 
+
+# --8<-- [start:cut]
+@pytest.fixture
+def close_connections(durable_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[None]]:
+    """Return what closes the connections that a worker has open, as its death does."""
+    opened: list[aiosqlite.Connection] = []
+    connect = aiosqlite.connect
+
+    def connect_and_note(path: Path) -> aiosqlite.Connection:
+        opened.append(connect(path))
+        return opened[-1]
+
+    async def close() -> None:
+        while opened:
+            await opened.pop().close()
+
+    monkeypatch.setattr(aiosqlite, "connect", connect_and_note)
+    return close
+
+
+@pytest.fixture
+def cut_payment(
+    durable_client: TestClient,
+    settings: Settings,
+    gateway: SandboxGateway,
+    close_connections: Callable[[], Awaitable[None]],
+    tasks_recorder: TasksRecorder,
+) -> Callable[[], None]:
+    """Return what kills the worker of a payment at each place, and looks for the money afterwards."""
+
+    def before_the_payment() -> None:
+        gateway.captured.clear()
+        gateway.tries.update(["A-1", "A-1/1", "A-1/2"])  # it hangs up no more
+        with closing(sqlite3.connect(settings.data / "shop.db")) as database:
+            database.execute("update orders set status = 'placed', receipt = null")
+            database.commit()
+
+    def paid() -> tuple[int, str]:
+        return len(gateway.captured), status_of_order(durable_client)
+
+    def cut() -> None:
+        durable_client.post("/orders", json=TWO_TEAPOTS)
+        tasks_recorder.run_durable(
+            cut="everywhere", restore=before_the_payment, check=paid, on_cut=close_connections, timeout=20
+        )
+        assert paid() == (1, "paid")
+
+    return cut
+
+
+def test_payment_survives_the_death_of_its_worker(
+    cut_payment: Callable[[], None], tasks_recorder: TasksRecorder
+) -> None:
+    """Wherever the worker is killed, the next attempt takes no money again, and marks the order."""
+    cut_payment()
+    assert tasks_recorder.durable_runs.one(charge_durably).attempts == 2
+
+
+def test_payment_with_a_number_for_each_attempt_is_found(
+    durable_client: TestClient, cut_payment: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order is asked first, so two whole runs take the money once. A worker that dies in between takes it twice."""
+
+    async def take_money(database: Database, gateway: PaymentGateway, order_id: int, authorisation: str) -> None:
+        if status_of_order(durable_client) != "paid":
+            receipt = await gateway.capture(f"{authorisation}/{durable_context().attempt}")
+            async with database.transaction() as connection:
+                await connection.execute("update orders set status = 'paid', receipt = ?", (receipt,))
+
+    monkeypatch.setattr(payments, "take_money", take_money)
+    with pytest.raises(AssertionError) as failure:
+        cut_payment()
+    text = str(failure.value)
+    assert text.startswith("shop.charge has another outcome when its worker dies\n")
+    assert "then it ran again, and check() returned (2, 'paid'),\nwithout a cut (1, 'paid')\n" in text
+    assert "in charge_durably: await take_money(database, gateway, order_id, authorisation)\n" in text
+
+
+# --8<-- [end:cut]
 
 # ---- a test on an event loop ----
 

@@ -494,13 +494,23 @@ class TasksRecorder(TaskView):
         """
         Do what `run_durable()` does, in a test that runs on an event loop.
 
-        `restore` and `check` may be coroutine functions. Tasks are cut off on asyncio only.
+        `restore` and `check` may be coroutine functions.
+
+        On trio, `cut="everywhere"` is refused: a worker that is killed leaves the nurseries of a function open and
+        their tasks unfinished, and trio ends the whole program when that happens. In a plain test, `run_durable()` runs
+        the durable tasks on an asyncio event loop of their own. Stub what needs trio itself.
+
+        Raises:
+            AssertionError: As `run_durable()`.
+            RuntimeError: `cut="everywhere"` on trio: write a plain test, with `run_durable()`.
         """
         __tracebackhide__ = True
         if cut is None:
             _check_uncut(restore=restore, check=check, on_cut=on_cut)
             await self._run_durable("arun_durable", times, timeout)
         else:
+            if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+                raise RuntimeError(_refusals.cut_needs_asyncio())
             await self._cut_everywhere("arun_durable", times, restore, check, on_cut, limit, timeout).aall()
 
     async def _run_durable(self, method: str, times: int, timeout: float | None) -> None:  # noqa: ASYNC109  as above
@@ -529,8 +539,6 @@ class TasksRecorder(TaskView):
         self._control.observe()
 
         async def run() -> None:
-            if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
-                raise RuntimeError(_refusals.cut_needs_asyncio())
             await self._run_durable(method, 1, timeout)
 
         return CutEverywhere(self._engine, run, restore, check, on_cut, limit)

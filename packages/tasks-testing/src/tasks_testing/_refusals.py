@@ -101,7 +101,12 @@ def cut_excludes_times() -> str:
 
 
 def cut_needs_asyncio() -> str:
-    return "a durable task is cut off on asyncio only: trio ends a program in which a scope is never left"
+    return (
+        'arun_durable(cut="everywhere") needs asyncio, and this test runs on trio. A worker that is killed leaves a '
+        "nursery open and its tasks unfinished, and trio ends the whole program with a TrioInternalError when that "
+        "happens. Write a plain test, `def` in place of `async def`, in which the durable tasks run on asyncio: "
+        'tasks_recorder.run_durable(cut="everywhere", restore=restore, check=check)'
+    )
 
 
 def not_a_connection(value: object) -> str:
