@@ -410,7 +410,45 @@ async def test_a_bad_answer_of_a_backoff_function_is_a_handler_that_raised(caplo
 async def test_every_attempt_that_is_followed_by_another_has_a_line(caplog: pytest.LogCaptureFixture) -> None:
     await attempts_of(retry(attempts=2), E, None)
     (line,) = messages(caplog, logging.WARNING)
-    assert line.endswith("failed in attempt 1 (ValueError) and runs again in 1 s")
+    assert line.endswith("failed in attempt 1 (ValueError: again) and runs again in 1 s")
+
+
+async def test_the_first_and_every_tenth_failure_that_is_tried_again_have_their_traceback_at_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "tasks_core")
+    errors = [ValueError(f"the answer is {number}\nsecond line") for number in range(1, 21)]
+    await attempts_of(retry(attempts=21, backoff=0), *errors, None)
+    lines = [record for record in caplog.records if "runs again" in record.getMessage()]
+    assert [line.levelno for line in lines] == [logging.WARNING] * 20
+    assert [f"(ValueError: the answer is {n})" in line.getMessage() for n, line in enumerate(lines, 1)] == [True] * 20
+    assert [n for n, line in enumerate(lines, 1) if line.exc_info] == [1, 10, 20]
+    details = [record for record in caplog.records if record.levelno == logging.DEBUG and record.exc_info]
+    assert [str(record.exc_info[1])[:16] for record in details if record.exc_info] == [
+        f"the answer is {number}\n"[:16] for number in range(1, 21) if number not in (1, 10, 20)
+    ]
+    assert details[0].getMessage().startswith("The traceback of attempt 2 of Task 'attempts_of.run'")
+    assert details[0].__dict__["task_attempt"] == 2
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        pytest.param(UnprintableError(), "(UnprintableError)", id="__str__ raises"),
+        pytest.param(ValueError("x" * 1000), f"(ValueError: {'x' * 200}...)", id="long"),
+    ],
+)
+async def test_the_message_of_a_failure_is_short_and_harms_nothing(
+    error: Exception, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await attempts_of(retry(attempts=2), error, None) == (2, [1.0], TaskState.SUCCEEDED)
+    (line,) = messages(caplog, logging.WARNING)
+    assert text in line
 
 
 async def test_an_observer_can_cancel_a_task_that_is_about_to_run_again() -> None:

@@ -95,6 +95,18 @@ async def test_a_request_without_tasks_has_nothing_to_tell(caplog: pytest.LogCap
 
 
 @pytest.mark.anyio
+async def test_the_end_of_a_request_without_tasks_is_for_debugging(caplog: pytest.LogCaptureFixture) -> None:
+    app = App()
+    caplog.set_level(logging.DEBUG, "tasks_core")
+    await request(app, "/plain")
+    await request(app, "/missing")  # one task, which has ended before the request does or is waited for
+    levels = [(record.levelname, "nothing to wait for" in record.getMessage()) for record in caplog.records]
+    assert ("DEBUG", True) in levels
+    assert ("INFO", True) not in levels
+    assert any("1 succeeded" in r.getMessage() and r.levelno == logging.INFO for r in caplog.records)
+
+
+@pytest.mark.anyio
 async def test_there_is_no_grace_period() -> None:
     """A task has all the time it needs, because nothing shuts down."""
     app = App(grace_period=0.0, shield_timeout=0.0)

@@ -446,6 +446,15 @@ def current_scheduler() -> TaskScheduler:
     return scheduler
 
 
+def mark_as_brief(scheduler: TaskScheduler) -> None:
+    """
+    Note that *scheduler* lives as long as one request, message or job, of which there are many.
+
+    The line that nothing was to be waited for at its end is then logged at `DEBUG` in place of `INFO`.
+    """
+    scheduler._runner.brief = True
+
+
 def _or_inf(limit: float | None) -> float:
     return inf if limit is None else limit
 

@@ -112,12 +112,18 @@ async def test_former_name_is_known() -> None:
 
 @pytest.mark.parametrize("error", ["ConnectionResetError", "TimeoutError"])
 async def test_failure_is_delivered_again_until_it_succeeds(error: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "tasks_core")
     engine = ListEngine()
     await hand_over(engine, (flaky, 2, error))
     async with working(engine):
         await until(says(engine, *[f"again {flaky.name} in 0 failed"] * 2, f"done {flaky.name}"))
     assert (functions.ran, functions.reported) == (["flaky"], [])
     assert f"failed in attempt 2 ({error}) and is delivered again in 0 s" in caplog.text
+    told = [(line.levelname, line.getMessage().split(",")[0]) for line in caplog.records if line.exc_info]
+    assert told == [
+        ("WARNING", f"Task '{flaky.name}'"),
+        ("DEBUG", f"The traceback of attempt 2 of task '{flaky.name}'"),
+    ]
 
 
 async def test_last_failure_is_reported_on_the_worker() -> None:

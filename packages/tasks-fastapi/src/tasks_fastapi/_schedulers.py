@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.types import Scope
 from tasks_core import SchedulerOptions, ShutdownOptions, TaskScheduler, Worker
 from tasks_core.engines import engine_of
+from tasks_core.frameworks import mark_as_brief
 
 from ._telemetry import Telemetry
 
@@ -59,6 +60,8 @@ class AppSchedulers:
             options["grace_period"] = grace_period
             options["slow_callback_duration"] = None  # no thread for each request
         scheduler = TaskScheduler(**options)
+        if grace_period is not None:
+            mark_as_brief(scheduler)
         self._created.add(scheduler)
         return scheduler
 

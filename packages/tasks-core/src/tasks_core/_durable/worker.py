@@ -11,7 +11,7 @@ import anyio
 from tasks_core._options import ShutdownOptions, complete
 from tasks_core._retry import Retry, ask
 from tasks_core._scheduler import TaskScheduler
-from tasks_core._support.log import logger
+from tasks_core._support.log import logger, message_of, shows_traceback
 from tasks_core._support.provider import Provider
 from tasks_core._support.rules import Rule, is_count
 from tasks_core._task import Task, TaskState
@@ -201,15 +201,24 @@ class _Attempt:
         if pause is None:
             return answer
         self._again = pause
+        self._log_retry(task, exception, pause)
+        return True
+
+    def _log_retry(self, task: Task[Any], exception: Exception, pause: float) -> None:
+        whole, key = shows_traceback(self._delivery.failures + 1), self._delivery.call.idempotency_key
         logger.warning(
             "Task %r, key %s, failed in attempt %d (%s) and is delivered again in %g s",
             task.name,
-            self._delivery.call.idempotency_key,
+            key,
             task.attempts,
-            type(exception).__name__,
+            message_of(exception),
             pause,
+            exc_info=exception if whole else None,
         )
-        return True
+        if not whole:
+            logger.debug(
+                "The traceback of attempt %d of task %r, key %s", task.attempts, task.name, key, exc_info=exception
+            )
 
 
 async def _raise(error: Exception) -> None:

@@ -18,7 +18,7 @@ from tasks_core._loop.backend import for_another_thread
 from tasks_core._loop.loop import Loop
 from tasks_core._observer import hooks, is_held, notify
 from tasks_core._support.call import function_name
-from tasks_core._support.log import logger
+from tasks_core._support.log import logger, message_of, shows_traceback
 from tasks_core._support.provider import Provisions
 from tasks_core._task import PENDING, Task, TaskState
 from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError, WrongEventLoopError
@@ -66,6 +66,7 @@ class Runner:
     __slots__ = (
         "_endings",
         "attempts",
+        "brief",
         "clock",
         "delayed",
         "extensions",
@@ -99,6 +100,8 @@ class Runner:
         self.extensions: tuple[Extension, ...] = ()
         self.stage = Stage.NEW
         self.paused = True
+        self.brief = False
+        """Whether the scheduler lives as long as a request, so that an end without tasks is a line at `DEBUG`."""
         self.loop = Loop()
         self.here: Callable[[], bool] = self.loop.runs_caller  # replaced in open()
         self.keys = Keys(self)
@@ -408,19 +411,26 @@ class Runner:
         self.release_limits(task)
         task._native = None
         task._state = TaskState.RETRYING
-        logger.warning(
-            "%s failed in attempt %d (%s) and runs again in %g s",
-            title(task),
-            task.attempts,
-            type(error).__name__,
-            delay,
-            extra=log_fields(task),
-        )
+        self._log_retry(task, error, delay)
         if hooks.task_retrying:
             notify(hooks.task_retrying, task, error, delay)
         if not task._state.finished:  # an observer may have cancelled it
             self._wait_or_start(task, delay)
         return True
+
+    def _log_retry(self, task: Task[Any], error: BaseException, delay: float) -> None:
+        whole, extra = shows_traceback(task.attempts), log_fields(task)
+        logger.warning(
+            "%s failed in attempt %d (%s) and runs again in %g s",
+            title(task),
+            task.attempts,
+            message_of(error),
+            delay,
+            exc_info=error if whole else None,
+            extra=extra,
+        )
+        if not whole:
+            logger.debug("The traceback of attempt %d of %s", task.attempts, title(task), exc_info=error, extra=extra)
 
     # ---- cancelling ----
 

@@ -274,7 +274,14 @@ class Shutdown:
         self._losses.log_rest()
         for stray in strays:
             logger.warning("Task %s was abandoned: %s", stray, stray.reason)
-        logger.log(logging.INFO if self.report.clean else logging.WARNING, "%s", self.report)
+        logger.log(self._level_of(self.report), "%s", self.report)
+
+    def _level_of(self, report: ShutdownReport) -> int:
+        if not report.clean:
+            return logging.WARNING
+        if self._runner.brief and not report.succeeded and not report.failed:
+            return logging.DEBUG
+        return logging.INFO
 
     def _give_up_handler(self, task: Task[Any]) -> None:
         native = task._native

@@ -63,6 +63,27 @@ def traceback_of(error: BaseException) -> TracebackType | None:
 _TRACEBACK = vars(BaseException)["__traceback__"]
 
 
+def message_of(error: BaseException) -> str:
+    """Return the class and the message of an exception as one short line."""
+    name = type(error).__name__
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # the `__str__` of the class raises, which must not cost the task its next attempt
+        return name
+    if not lines:
+        return name
+    first = lines[0]
+    return f"{name}: {first if len(first) <= _LONGEST_MESSAGE else first[:_LONGEST_MESSAGE] + '...'}"
+
+
+_LONGEST_MESSAGE = 200
+
+
+def shows_traceback(failures: int) -> bool:
+    """Return whether the traceback is part of the line about a failure, the *failures*-th, that is tried again."""
+    return failures == 1 or failures % 10 == 0
+
+
 def _write_lost_line(msg: object, args: tuple[object, ...], exc_info: Any, error: BaseException) -> None:
     try:
         line = str(msg) % args

@@ -3,8 +3,9 @@ What the integration of a framework needs of tasks-core, and applications do not
 
 A framework that serves requests, messages or jobs makes each of them the current `Origin` while it runs, so that
 `current_scheduler()` finds its scheduler, and so that it may schedule tasks while the scheduler drains. It announces
-what happens to an origin, which observers can follow. A `Provider` supplies arguments that a framework knows. A command
-that runs its durable tasks has the arguments, signals and exit status of `python -m tasks_core worker`.
+what happens to an origin, which observers can follow. A scheduler that lives as long as one of them is marked as brief,
+so that the log does not have a line for each of its ends. A `Provider` supplies arguments that a framework knows. A
+command that runs its durable tasks has the arguments, signals and exit status of `python -m tasks_core worker`.
 """
 
 from tasks_core._current import CURRENT, Origin, current
@@ -17,6 +18,7 @@ from tasks_core._durable.command import (
     when_engine_is_there,
 )
 from tasks_core._observer import announce
+from tasks_core._scheduler import mark_as_brief
 from tasks_core._support.provider import Provider
 
 __all__ = (
@@ -29,6 +31,7 @@ __all__ = (
     "announce",
     "current",
     "load_target",
+    "mark_as_brief",
     "run_worker",
     "when_engine_is_there",
 )
