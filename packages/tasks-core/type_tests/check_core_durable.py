@@ -35,3 +35,8 @@ async def receipts(scheduler: TaskScheduler) -> None:
     receipt = await scheduler.schedule(charge, 1)
     assert_type(receipt.id, str)
     assert_type((await receipt.status()).attempts, int)
+
+
+def without_an_engine() -> None:
+    TaskScheduler(engine=None, without_engine="memory")
+    TaskScheduler(without_engine="sqlite")  # type: ignore[arg-type]

@@ -98,11 +98,16 @@ class SchedulerOptions(ShutdownOptions, total=False):
             logged as a WARNING with the line that it is at (`None`: nothing is watched). Default: 1.
 
         engine: The engine that stores durable tasks. It is entered and left with the scheduler. Default: none, so that
-            durable tasks are refused.
+            durable tasks are refused, unless *without_engine* allows them.
 
         engine_fallback: What happens to a durable task that the engine does not acknowledge within 5 seconds. With
             `"error"`, the default, its task fails with `EngineUnavailableError`. With `"memory"` it runs in this
             process like any other task, with a WARNING; its `idempotency_key` is then **not** checked for duplicates.
+
+        without_engine: What happens to durable tasks when there is no *engine*. With `"error"`, the default,
+            `schedule()` raises `EngineNotConfiguredError`. With `"memory"` they run in this process and are lost if it
+            ends, which a WARNING says at startup: for an application that has PostgreSQL in one place and another
+            database elsewhere. Retries, keys and transactions of SQLAlchemy have the same meaning, within the process.
     """
 
     config: Annotated[TaskConfig | None, Option(None, _CONFIG)]
@@ -115,6 +120,7 @@ class SchedulerOptions(ShutdownOptions, total=False):
     slow_callback_duration: Annotated[float | None, Option(1.0, _DURATION)]
     engine: Annotated["Engine | None", Option(None, _ENGINE)]
     engine_fallback: Annotated["EngineFallback", Option("error", _FALLBACK)]
+    without_engine: Annotated["EngineFallback", Option("error", _FALLBACK)]
 
 
 def options_of(declaration: Any) -> dict[str, Option]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -16,6 +16,9 @@ from tasks_core import DurableContext, Retry, RetryPolicy, Task, current_task, d
 
 if TYPE_CHECKING:
     from decimal import Decimal
+
+NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
+ANN = UUID(int=7)
 
 ran: list[Any] = []
 contexts: list[DurableContext] = []

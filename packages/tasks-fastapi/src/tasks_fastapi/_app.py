@@ -72,7 +72,8 @@ def add_tasks(
             f"add_tasks() was given {type(app).__qualname__!r}. It takes a FastAPI or Starlette application, which has "
             "the lifespan: app = FastAPI(); app.include_router(router); add_tasks(app)"
         )
-    if worker_concurrency is not None and options.get("engine") is None:
+    without_engine = options.get("engine") is None and options.get("without_engine") != "memory"
+    if worker_concurrency is not None and without_engine:
         raise InvalidConfigError(
             "worker_concurrency= needs an engine that stores the tasks to run: add_tasks(app, engine=...)"
         )

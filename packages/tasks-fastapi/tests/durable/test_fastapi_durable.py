@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any
 
 import anyio
@@ -274,6 +274,35 @@ async def test_in_memory_as_an_explicit_choice(caplog: pytest.LogCaptureFixture)
     assert (await post(engine, "/all", engine_fallback="memory")).status == 200
     assert sorted(functions.ran) == ["after_response", "after_route", "always", "now"]
     assert caplog.text.count("runs in this process, and is lost if that ends") == 4
+
+
+@pytest.mark.parametrize("lifespan", [True, False])
+async def test_in_memory_where_there_is_no_engine(lifespan: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """One line at startup; each task waits for its phase and for the outcome, as with an engine."""
+    app = FastAPI()
+    # An application whose engine is in its settings has no engine in one place, and the other options stay.
+    add_tasks(app, engine=None, without_engine="memory", worker_concurrency=4)
+    moments: list[list[str]] = []
+
+    @app.post("/orders/{status}")
+    async def create_order(tasks: Tasks, status: int) -> None:
+        tasks.after_response.schedule(note.configure(idempotency_key="k"), "after_response")
+        tasks.after_response.schedule(note.configure(idempotency_key="k"), "the same key")
+        tasks.after_response.task(when="error").schedule(note, "error")
+        await anyio.wait_all_tasks_blocked()
+        moments.append(list(functions.ran))
+        if status != 200:
+            raise HTTPException(status)
+
+    async with running(app) if lifespan else nullcontext():
+        assert (await request(app, "/orders/409", "POST")).status == 409
+        assert (await request(app, "/orders/200", "POST")).status == 200
+        assert (await request(app, "/orders/200", "POST")).status == 200
+    assert moments[0] == []
+    # Without a lifespan, each request has a scheduler, and knows the keys of that one.
+    assert functions.ran == ["error", "after_response", *([] if lifespan else ["after_response"])]
+    lines = [r for r in caplog.records if r.levelname == "WARNING" and "There is no engine" in r.getMessage()]
+    assert len(lines) == lifespan
 
 
 # ---- where there is no response to wait for ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tasks_core._task import NativeTask
 from tasks_core.exceptions import EngineUnavailableError
 
 from .engine import Engine, EngineFallback
+from .memory import MemoryEngine
 
 if TYPE_CHECKING:
     from tasks_core._run.runner import Runner
@@ -53,7 +55,7 @@ class EngineHost:
         self._native: NativeTask | None = None
         self._error: BaseException | None = None
 
-    async def open(self, loop: Loop) -> None:
+    async def open(self, loop: Loop, brief: bool) -> None:
         """Enter the engine, unless it is overridden; raise what entering it raises."""
         if engine_overridden():
             return
@@ -91,8 +93,28 @@ class EngineHost:
             await self._closed.wait()
 
 
+class MemoryHost(EngineHost):
+    """Has durable tasks run in memory, because there is no engine."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(MemoryEngine(), "error")
+
+    async def open(self, loop: Loop, brief: bool) -> None:
+        if not engine_overridden():
+            logger.log(
+                logging.DEBUG if brief else logging.WARNING,
+                "There is no engine, and without_engine='memory': "
+                "durable tasks run in this process and are lost with it",
+            )
+        await super().open(loop, brief)
+
+
 def _make_host(options: Mapping[str, Any]) -> EngineHost | None:
-    return None if options["engine"] is None else EngineHost(options["engine"], options["engine_fallback"])
+    if options["engine"] is not None:
+        return EngineHost(options["engine"], options["engine_fallback"])
+    return MemoryHost() if options["without_engine"] == "memory" else None
 
 
 extensions.append(_make_host)

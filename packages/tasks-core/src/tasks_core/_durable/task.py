@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from tasks_core._run.runner import Runner
     from tasks_core._schedule import ScheduledCall, ScheduleTarget
 
+    from .commit import SessionCommit
+    from .memory import Admit
+
 
 class FunctionInfo(Protocol):
     """What a submit needs from the `DurableFunction`."""
@@ -141,23 +144,30 @@ class DurableTask(Task[Receipt]):
         return receipt
 
     def _run_here(self, error: Exception) -> Receipt:
-        function: FunctionInfo = self.func  # type: ignore[assignment]  # submit_call() has put it there
         logger.warning(
             "%s runs in this process, and is lost if that ends: %s did not acknowledge (%s)",
             title(self),
             self.engine.name,
             type(error).__name__,
         )
+        task = self.run_in_memory(None, lambda _task, _committed: None)
+        return Receipt("memory", str(task.id), self.call.idempotency_key)
+
+    def run_in_memory(self, commit: SessionCommit | None, admit: Admit) -> Task[Any]:
+        """Schedule the function as a task of this process; it starts after *commit*, if *admit* allows it."""
+        function: FunctionInfo = self.func  # type: ignore[assignment]  # submit_call() has put it there
         runner: Runner = self._owner  # type: ignore[assignment]  # who else owns a task that was scheduled
-        config = self.config.merge(function.config).merge(TaskConfig(on_error=_handler(function)))
+        # What is acknowledged runs, whatever becomes of the request.
+        always = TaskConfig(on_error=_handler(function), when="always")
+        arguments = function.codec.decode(self.call.args)  # as a worker gets them
         context = copy_context()
-        kind = check_provided_call(function.func, self.args, self.kwargs, runner.provisions)
+        kind = check_provided_call(function.func, arguments.args, arguments.kwargs, runner.provisions)
         task: Task[Any] = (ProvidedTask if isinstance(kind, ProvidedCall) else Task)(
             runner,
             function.func,
-            self.args,
-            dict(self.kwargs),
-            config,
+            arguments.args,
+            arguments.kwargs,
+            self.config.merge(function.config).merge(always),
             self._phase,
             kind,
             context,
@@ -171,8 +181,25 @@ class DurableTask(Task[Receipt]):
         )
         context.run(set_context, run_context)
         phase: TaskPhase | None = self._phase
-        runner.accept(task, runner.ready if phase is None else phase._take)
-        return Receipt("memory", str(task.id), call.idempotency_key)
+        start = runner.ready if phase is None else phase._take
+
+        def decide(task: Task[Any], committed: bool) -> None:
+            if task._state is not TaskState.PENDING:
+                return
+            reason = admit(task, committed)
+            if reason is None:
+                start(task)
+            else:
+                runner.ledger.drop(task, reason)
+
+        def take(task: Task[Any]) -> None:
+            if commit is None:
+                decide(task, True)
+            else:
+                commit.when_ended(lambda committed: runner.loop.call(decide, task, committed))
+
+        runner.accept(task, take)
+        return task
 
 
 class SubmitBatch:
@@ -241,7 +268,8 @@ def submit_call(
     if engine is None:
         raise EngineNotConfiguredError(
             f"{function!r} was scheduled, and there is no engine that could store it. Give the scheduler one: "
-            "TaskScheduler(engine=...), in an application add_tasks(app, engine=...)"
+            "TaskScheduler(engine=...), in an application add_tasks(app, engine=...). To run such tasks in memory, "
+            "write without_engine='memory'"
         )
     _check_capabilities(function, engine, target, options)
     task = DurableTask(

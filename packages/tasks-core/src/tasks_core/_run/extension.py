@@ -10,8 +10,12 @@ from tasks_core._loop.loop import Loop
 class Extension(Protocol):
     """Lives as long as a scheduler: opened before the first task starts, closed after the last has ended."""
 
-    async def open(self, loop: Loop) -> None:
-        """Acquire what the tasks need; what this raises, entering the scheduler raises."""
+    async def open(self, loop: Loop, brief: bool) -> None:
+        """
+        Acquire what the tasks need; what this raises, entering the scheduler raises.
+
+        *brief*: the scheduler lives as long as a request, so that a line for each of them is too much.
+        """
         ...
 
     async def close(self) -> None:

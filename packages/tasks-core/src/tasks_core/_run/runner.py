@@ -124,7 +124,7 @@ class Runner:
             await self.loop.open()
             self.here = self.loop.runs_caller
             for extension in self.extensions:
-                await extension.open(self.loop)
+                await extension.open(self.loop, self.brief)
         except BaseException:
             self.stage = Stage.NEW
             raise

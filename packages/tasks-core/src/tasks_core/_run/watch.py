@@ -142,7 +142,7 @@ class SlowCallbacks:
         self._duration = duration
         self._key: tuple[object, float] | None = None
 
-    async def open(self, loop: Loop) -> None:
+    async def open(self, loop: Loop, brief: bool) -> None:
         self._key = key = loop.native, self._duration
         with _lock:
             watch, users = _watches.get(key) or (LoopWatch(loop, self._duration), 0)

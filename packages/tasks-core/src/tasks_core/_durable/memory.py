@@ -1,0 +1,109 @@
+"""What `without_engine="memory"` puts in place of an engine: durable tasks run in the process that calls them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+from weakref import ref
+
+import anyio
+
+from tasks_core._task import Task, TaskState, current_task
+from tasks_core.exceptions import EngineCapabilityError, EngineNotConfiguredError
+
+from .calls import DurableCall, DurableState, DurableStatus, Receipt
+from .commit import SessionCommit, commit_of
+from .engine import Capability, RunDelivery
+
+# Beyond this many, the idempotency keys of the oldest calls are forgotten.
+_KEYS_KEPT = 10_000
+
+_OVER = (
+    "transaction=: the transaction in which the task was scheduled is over, so that the task cannot wait for its "
+    "commit. Schedule it before you commit"
+)
+
+Admit: TypeAlias = Callable[[Task[Any], bool], "str | None"]
+"""
+Takes a task, and whether its transaction was committed; returns why it does not run, or `None`. Called on the loop.
+"""
+
+
+@runtime_checkable
+class RunsInMemory(Protocol):
+    """A task that submits a call, and that can run the function in this process."""
+
+    def run_in_memory(self, commit: SessionCommit | None, admit: Admit) -> Task[Any]:
+        """Schedule the function; it starts after *commit*, if *admit* allows it."""
+        ...
+
+
+class MemoryEngine:
+    """
+    Runs each durable call as a task of the scheduler that it was scheduled on, and loses it with the process.
+
+    A call with an idempotency key of a call before it makes no second task. In a transaction of SQLAlchemy, the task
+    starts after the commit, and is discarded by a rollback.
+    """
+
+    name = "memory"
+    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup"))
+
+    def __init__(self) -> None:
+        self._accepted: OrderedDict[tuple[str, str], Receipt] = OrderedDict()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        self._accepted.clear()
+
+    def join(self, transaction: Any, call: DurableCall, wanted: Callable[[], bool], /) -> SessionCommit:
+        """Return the commit that the task will wait for."""
+        return commit_of(transaction)
+
+    async def submit(self, call: DurableCall, /, *, transaction: SessionCommit | None = None) -> Receipt:
+        """Schedule the function of the task that submits the call."""
+        submitting = current_task()
+        if not isinstance(submitting, RunsInMemory):
+            raise EngineNotConfiguredError("Without an engine, schedule() takes durable calls, and nothing else does")
+        key = (call.name, call.idempotency_key) if call.dedup else None
+        if key is not None and (known := self._accepted.get(key)) is not None:
+            return known
+        if transaction is not None and transaction.over:
+            raise EngineCapabilityError(_OVER)
+        task = submitting.run_in_memory(transaction, partial(self._admit, key))
+        return Receipt(self.name, str(task.id), call.idempotency_key, True, partial(_status, lambda: task))
+
+    def _admit(self, key: tuple[str, str] | None, task: Task[Any], committed: bool) -> str | None:
+        if not committed:
+            return "the transaction that it was scheduled in was rolled back"
+        if key is None:
+            return None
+        if (known := self._accepted.get(key)) is not None:  # two transactions at the same time
+            return f"task #{known.id} has its idempotency key {key[1]!r}"
+        find = ref(task)
+        self._accepted[key] = Receipt(self.name, str(task.id), key[1], False, partial(_status, find))
+        if len(self._accepted) > _KEYS_KEPT:
+            self._accepted.popitem(last=False)
+        return None
+
+    async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
+        """Deliver nothing, because the calls run where they are scheduled."""
+        await stopping.wait()
+
+
+_STATES = {state: DurableState(state.value) for state in TaskState if state.value in set(DurableState)}
+
+
+async def _status(find: Callable[[], Task[Any] | None], _id: str) -> DurableStatus:
+    task = find()
+    if task is None:
+        return DurableStatus(DurableState.UNKNOWN, 0)
+    between = DurableState.PENDING if task.state is TaskState.RETRYING else DurableState.UNKNOWN
+    return DurableStatus(_STATES.get(task.state, between), task.attempts)
