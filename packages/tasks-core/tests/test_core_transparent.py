@@ -5,13 +5,16 @@ from __future__ import annotations
 import _thread
 import sys
 import threading
+import types
 from collections.abc import Callable
+from textwrap import dedent
 from typing import Any
 
 import anyio.to_thread
 import pytest
+import tasks_core._schedule
 from tasks_core import Task, TaskScheduler, transparent
-from tasks_core.exceptions import InvalidTaskError
+from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
 
 pytestmark = pytest.mark.anyio
 
@@ -108,3 +111,42 @@ async def test_the_place_is_that_of_a_helper_that_nothing_of_python_calls() -> N
         _thread.start_new_thread(helper, ())
         await anyio.to_thread.run_sync(ended.wait)
     assert places[0] == places[1]
+
+
+def module_with_helpers() -> types.ModuleType:
+    module = types.ModuleType("app_background_helpers")
+    source = """
+        def helper(scheduler, func):
+            return [scheduler.schedule(func) for _ in range(1)][0]
+
+        def outer(scheduler, func):
+            return helper(scheduler, func)
+
+        def keyed(scheduler, func):
+            return scheduler.task(key="k").schedule(func)
+    """
+    exec(dedent(source), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize("name", ["helper", "outer", "keyed"])
+async def test_the_functions_of_a_module_that_is_named_are_helpers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks_core._schedule, "_helpers", {})
+    monkeypatch.setattr(tasks_core._schedule, "_helper_modules", set())
+    helper = getattr(module_with_helpers(), name)
+    async with TaskScheduler() as scheduler:
+        assert not helper(scheduler, noop).where.startswith(__file__)
+    async with TaskScheduler(transparent_modules=("app_background_helpers",)) as scheduler:
+        task, place = helper(scheduler, noop), here()
+        assert task.where == place
+
+
+@pytest.mark.parametrize("modules", ["app.background", (), None, ("",), (sys,)])
+def test_modules_are_named_in_a_tuple(modules: Any) -> None:
+    if modules == ():
+        TaskScheduler(transparent_modules=modules)
+    else:
+        with pytest.raises(
+            InvalidConfigError, match=r"must be a tuple of names of modules, as in transparent_modules="
+        ):
+            TaskScheduler(transparent_modules=modules)

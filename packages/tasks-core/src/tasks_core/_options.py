@@ -3,14 +3,14 @@
 # Without `from __future__ import annotations`: the metadata of the annotations is read when this module is imported.
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from ._clock import Clock
 from ._config import TaskConfig
 from ._support.provider import Provider
-from ._support.rules import Rule, is_count, is_seconds
+from ._support.rules import Rule, is_count, is_seconds, is_text
 
 if TYPE_CHECKING:
     from ._durable.engine import Engine, EngineFallback
@@ -49,6 +49,10 @@ _PROVIDER = Rule(
 )
 _REGISTRY = Rule(
     lambda value: hasattr(value, "add_to"), "a TaskRegistry, as in registry=registry with registry = TaskRegistry()"
+)
+_MODULES = Rule(
+    lambda value: isinstance(value, (tuple, list, set, frozenset)) and all(map(is_text, value)),
+    "a tuple of names of modules, as in transparent_modules=('app.background',)",
 )
 _ENGINE = Rule(
     lambda value: hasattr(value, "submit") and hasattr(value, "work"),
@@ -92,6 +96,10 @@ class SchedulerOptions(ShutdownOptions, total=False):
         registry: Periodic tasks and services that were registered at import; the scheduler runs all of them. Default:
             none.
 
+        transparent_modules: Names of modules whose functions schedule for their callers, so that `task.where`, log
+            lines and spans name the line of the caller. It holds for the whole process; `@transparent` marks a single
+            function. Default: none.
+
         clock: Where delays, retry pauses, timeouts and the bounds of shutdown come from. Default: `MonotonicClock()`.
 
         slow_callback_duration: Seconds. What keeps the event loop from turning for longer, a task or other code, is
@@ -116,6 +124,7 @@ class SchedulerOptions(ShutdownOptions, total=False):
     max_pending: Annotated[int | None, Option(None, _COUNT)]
     max_threads: Annotated[int, Option(40, _COUNT)]
     registry: Annotated["TaskRegistry | None", Option(None, _REGISTRY)]
+    transparent_modules: Annotated[Collection[str], Option((), _MODULES)]
     clock: Annotated[Clock | None, Option(None, _CLOCK)]
     slow_callback_duration: Annotated[float | None, Option(1.0, _DURATION)]
     engine: Annotated["Engine | None", Option(None, _ENGINE)]

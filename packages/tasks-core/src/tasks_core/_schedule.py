@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context, copy_context
 from dataclasses import dataclass, fields
 from functools import partial
@@ -131,7 +131,8 @@ class ScheduleTarget(ABC):
 
 
 # The code of functions that are transparent, by its id, because computing the hash of a code object takes long.
-_helpers: dict[int, CodeType] = {}
+_helpers: dict[int, CodeType | None] = {}
+_helper_modules: set[str] = set()
 
 
 def transparent(func: F) -> F:
@@ -165,10 +166,17 @@ def transparent(func: F) -> F:
     return func
 
 
+def add_transparent_modules(names: Iterable[str]) -> None:
+    """Do for all functions of some modules what `@transparent` does for one."""
+    _helper_modules.update(names)
+    if _helper_modules:
+        _helpers[0] = None  # no code has this id: `schedule()` looks for helpers only if there is an entry
+
+
 def _past_helpers(frame: FrameType) -> FrameType:
     """Return the first frame, from this one on, whose function is not transparent."""
     caller = frame
-    while id(caller.f_code) in _helpers:
+    while id(caller.f_code) in _helpers or caller.f_globals.get("__name__") in _helper_modules:
         if caller.f_back is None:
             return frame
         caller = caller.f_back

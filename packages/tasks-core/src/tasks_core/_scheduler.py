@@ -26,7 +26,7 @@ from ._run.runner import Runner, Stage
 from ._run.services import ENDLESS
 from ._run.shutdown import Shutdown, ShutdownReport
 from ._run.watch import make_slow_callbacks
-from ._schedule import ScheduleTarget, refuse_when
+from ._schedule import ScheduleTarget, add_transparent_modules, refuse_when
 from ._service import Service
 from ._support.call import check_call, function_name
 from ._support.provider import Provider, Provisions
@@ -126,6 +126,7 @@ class TaskScheduler(ScheduleTarget):
         self._phase = None
         made = [make(given) for make in extensions]
         runner.extensions = tuple(extension for extension in made if extension is not None)
+        add_transparent_modules(given["transparent_modules"])
         if given["registry"] is not None:
             given["registry"].add_to(self)
 
