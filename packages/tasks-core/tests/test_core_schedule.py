@@ -555,7 +555,8 @@ async def test_a_closed_scheduler_refuses_on_the_loop_and_in_threads() -> None:
     message = (
         "'noop' was scheduled after shutdown began. "
         "Only tasks, services and requests that still run may schedule more. Work that belongs to the end is scheduled "
-        "by a service: scheduler.service(say_goodbye, grace=2), which begins with `await scheduler.stopping.wait()`"
+        "by a service: scheduler.service(say_goodbye, grace=2), which begins with `await scheduler.stopping.wait()`. "
+        "An application starts it in its lifespan, before `yield`: get_scheduler(app).service(say_goodbye, grace=2)"
     )
     for target in (scheduler, batch, scheduler.task(shield=True)):
         with pytest.raises(SchedulerClosedError, match=f"^{re.escape(message)}$"):

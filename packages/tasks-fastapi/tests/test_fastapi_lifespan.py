@@ -11,8 +11,8 @@ from asgi_spy import note, receiving, request, running, turns
 from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
 from starlette.types import Message
-from tasks_core import Task, TaskState
-from tasks_fastapi import TaskConfig, Tasks, add_tasks, get_scheduler
+from tasks_core import SchedulerClosedError, Task, TaskScheduler, TaskState
+from tasks_fastapi import TaskConfig, Tasks, add_tasks, current_tasks, get_scheduler
 
 pytestmark = pytest.mark.anyio
 
@@ -399,3 +399,71 @@ async def test_waiting_for_a_task_during_startup_is_refused() -> None:
     (error,) = errors
     assert "does not start before the scheduler is resumed" in error
     assert "load(...)" in error
+
+
+async def test_the_end_is_said_by_a_service_while_everything_is_open() -> None:
+    log: list[str] = []
+
+    async def say_goodbye(app: FastAPI) -> None:
+        scheduler = get_scheduler(app)
+        await scheduler.stopping.wait()
+        await scheduler.schedule(note, log, "we are going down")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        get_scheduler(app).service(say_goodbye, app, grace=2)
+        yield
+        log.append("closed")
+
+    app = FastAPI(lifespan=lifespan)
+    add_tasks(app)
+    async with running(app, log):
+        await turns()
+    assert log == ["startup.complete", "shutdown", "we are going down", "closed", "shutdown.complete"]
+
+
+@pytest.mark.parametrize("how", ["get_scheduler", "handle", "current_tasks"])
+async def test_what_the_exit_of_a_lifespan_schedules_is_discarded_with_a_line_and_the_exit_goes_on(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception there would fail the shutdown, and what is closed behind the call would stay open."""
+    log: list[str] = []
+    tasks: list[Task[Any]] = []
+    schedulers: list[TaskScheduler] = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        schedulers.append(get_scheduler(app))
+        yield
+        match how:
+            case "get_scheduler":
+                tasks.append(get_scheduler(app).schedule(note, log, "never"))
+            case "handle":
+                tasks.append(schedulers[0].schedule(note, log, "never"))
+            case _:
+                tasks.append(current_tasks().after_response.schedule(note, log, "never"))
+        log.append("pool closed")
+
+    app = FastAPI(lifespan=lifespan)
+    add_tasks(app)
+    async with running(app, log):
+        await turns()
+    assert log == ["startup.complete", "shutdown", "pool closed", "shutdown.complete"]
+    (task,) = tasks
+    assert (task.state, task.lost) == (TaskState.DISCARDED, True)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "Task 'note' #" in line
+    assert "get_scheduler(app).service(say_goodbye, grace=2)" in line
+    statistics = schedulers[0].statistics()
+    assert (statistics.scheduled, statistics.discarded) == (1, 1)
+
+
+async def test_what_is_scheduled_elsewhere_after_the_end_is_an_error_that_names_the_line_to_write() -> None:
+    app = FastAPI()
+    add_tasks(app)
+    async with running(app):
+        scheduler = get_scheduler(app)
+    with pytest.raises(
+        SchedulerClosedError, match=r"before `yield`: get_scheduler\(app\)\.service\(say_goodbye, grace=2\)"
+    ):
+        scheduler.schedule(turns)

@@ -34,6 +34,23 @@ class Origin(Protocol):
         ...
 
 
+class AfterShutdown:
+    """
+    The origin of code that runs when its scheduler has closed: the exit of the resources around it.
+
+    What it schedules is discarded with *reason*, in a WARNING. An exception in its place would end the exit, and leave
+    resources open.
+    """
+
+    __slots__ = ("__weakref__", "reason", "scheduler")
+
+    finished = False
+
+    def __init__(self, scheduler: Any, reason: str) -> None:
+        self.scheduler = scheduler
+        self.reason = reason
+
+
 # One variable for all of them, so that the innermost counts: a request inside a task, a task inside a request.
 # Weak, because copies of a context stay alive in timers of the event loop, cancelled or not, until they are due.
 CURRENT: ContextVar[ref[Any] | None] = ContextVar("tasks_core_current", default=None)

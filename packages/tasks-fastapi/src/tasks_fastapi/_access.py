@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from tasks_core import Task, TaskScheduler
 from tasks_core.exceptions import SchedulerNotStartedError
-from tasks_core.frameworks import CURRENT, current
+from tasks_core.frameworks import CURRENT, AfterShutdown, current
 
 from ._request import SCOPE_KEY, ApplicationOrigin, RequestOrigin, RequestTasks
 from ._schedulers import schedulers_of, schedulers_on_event_loop
@@ -93,6 +93,8 @@ def _request_of(caller: object) -> RequestOrigin | None:
 
 
 def _scheduler_of(caller: object) -> TaskScheduler | None:
+    if isinstance(caller, AfterShutdown):
+        return caller.scheduler  # type: ignore[no-any-return]  # the middleware has put it there
     scheduler = caller if isinstance(caller, TaskScheduler) else getattr(caller, "scheduler", None)
     return None if scheduler is None or scheduler.closed else scheduler
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack, ExitStack
 from math import inf
+from weakref import ref
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from tasks_core.frameworks import CURRENT, AfterShutdown
 
 from ._request import SCOPE_KEY, RequestOrigin, WebSocketOrigin
 from ._schedulers import AppSchedulers
+
+_TOO_LATE = (
+    "it was scheduled in the exit of the lifespan, after the tasks were drained. Work that belongs to the end is a "
+    "service that is started before `yield`: get_scheduler(app).service(say_goodbye, grace=2), which begins with "
+    "`await scheduler.stopping.wait()`"
+)
 
 _KINDS: dict[str, type[RequestOrigin]] = {"http": RequestOrigin, "websocket": WebSocketOrigin}
 
@@ -51,6 +59,7 @@ class TasksMiddleware:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the scheduler inside the lifespans of the application: their resources are open while tasks run."""
         scheduler = self._schedulers.create()
+        exiting = AfterShutdown(scheduler, _TOO_LATE)
 
         async def receive_and_drain() -> Message:
             async with AsyncExitStack() as stack:
@@ -59,6 +68,8 @@ class TasksMiddleware:
                 message = await receive()
                 if message["type"] != "lifespan.shutdown":
                     stack.pop_all()
+            if scheduler.closed:
+                CURRENT.set(ref(exiting))  # for the exit of the lifespan, which follows in this context
             return message
 
         async def resume_and_send(message: Message) -> None:

@@ -229,6 +229,12 @@ class Ledger:
         # The exception of an attempt that was to be followed by another: it has not been logged yet.
         logger.log(level, "Task %s was %s: %s", lost, state, reason, exc_info=task.exception, extra=log_fields(task))
 
+    def discard_late(self, task: Task[Any], reason: str) -> None:
+        """Enter a task into the closed ledger and discard it at once."""
+        self._tasks[task.id] = task
+        notify(hooks.task_scheduled, task)
+        self.record_loss(task, TaskState.DISCARDED, reason)
+
     def has_capacity(self) -> bool:
         """Return whether `max_pending` allows one more task to wait."""
         return len(self._tasks) - self._launched < self.max_pending

@@ -13,7 +13,7 @@ from weakref import ref
 import anyio
 
 from tasks_core._clock import Clock, clock_in_force, steady
-from tasks_core._current import CURRENT, current
+from tasks_core._current import CURRENT, AfterShutdown, current
 from tasks_core._loop.backend import for_another_thread
 from tasks_core._loop.loop import Loop
 from tasks_core._observer import hooks, is_held, notify
@@ -186,6 +186,9 @@ class Runner:
         *then* is called with it on the loop: `ready()`, or what leads there.
         """
         if self.stage is not _OPEN:
+            if self.stage is Stage.CLOSED and isinstance(caller := current(), AfterShutdown):
+                self.ledger.discard_late(task, caller.reason)
+                return
             self._check_stage(task)
         try:
             here = self.loop.running() is self.loop.native  # Loop.here(), without the call
@@ -486,5 +489,6 @@ def _closed(task: Task[Any]) -> SchedulerClosedError:
     return SchedulerClosedError(
         f"{task.name!r} was scheduled after shutdown began. "
         "Only tasks, services and requests that still run may schedule more. Work that belongs to the end is scheduled "
-        "by a service: scheduler.service(say_goodbye, grace=2), which begins with `await scheduler.stopping.wait()`"
+        "by a service: scheduler.service(say_goodbye, grace=2), which begins with `await scheduler.stopping.wait()`. "
+        "An application starts it in its lifespan, before `yield`: get_scheduler(app).service(say_goodbye, grace=2)"
     )

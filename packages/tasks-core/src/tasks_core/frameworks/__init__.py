@@ -8,7 +8,7 @@ so that the log does not have a line for each of its ends. A `Provider` supplies
 command that runs its durable tasks has the arguments, signals and exit status of `python -m tasks_core worker`.
 """
 
-from tasks_core._current import CURRENT, Origin, current
+from tasks_core._current import CURRENT, AfterShutdown, Origin, current
 from tasks_core._durable.command import (
     TargetError,
     Work,
@@ -23,6 +23,7 @@ from tasks_core._support.provider import Provider
 
 __all__ = (
     "CURRENT",
+    "AfterShutdown",
     "Origin",
     "Provider",
     "TargetError",
