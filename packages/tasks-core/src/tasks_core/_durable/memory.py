@@ -36,7 +36,7 @@ Takes a task, and whether its transaction was committed; returns why it does not
 class RunsInMemory(Protocol):
     """A task that submits a call, and that can run the function in this process."""
 
-    def run_in_memory(self, commit: SessionCommit | None, admit: Admit) -> Task[Any]:
+    def _run_in_memory(self, commit: SessionCommit | None, admit: Admit) -> Task[Any]:
         """Schedule the function; it starts after *commit*, if *admit* allows it."""
         ...
 
@@ -77,7 +77,7 @@ class MemoryEngine:
             return known
         if transaction is not None and transaction.over:
             raise EngineCapabilityError(_OVER)
-        task = submitting.run_in_memory(transaction, partial(self._admit, key))
+        task = submitting._run_in_memory(transaction, partial(self._admit, key))
         return Receipt(self.name, str(task.id), call.idempotency_key, True, partial(_status, lambda: task))
 
     def _admit(self, key: tuple[str, str] | None, task: Task[Any], committed: bool) -> str | None:

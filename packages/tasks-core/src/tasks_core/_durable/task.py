@@ -150,10 +150,10 @@ class DurableTask(Task[Receipt]):
             self.engine.name,
             type(error).__name__,
         )
-        task = self.run_in_memory(None, lambda _task, _committed: None)
+        task = self._run_in_memory(None, lambda _task, _committed: None)
         return Receipt("memory", str(task.id), self.call.idempotency_key)
 
-    def run_in_memory(self, commit: SessionCommit | None, admit: Admit) -> Task[Any]:
+    def _run_in_memory(self, commit: SessionCommit | None, admit: Admit) -> Task[Any]:
         """Schedule the function as a task of this process; it starts after *commit*, if *admit* allows it."""
         function: FunctionInfo = self.func  # type: ignore[assignment]  # submit_call() has put it there
         runner: Runner = self._owner  # type: ignore[assignment]  # who else owns a task that was scheduled
