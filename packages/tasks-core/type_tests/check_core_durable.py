@@ -2,7 +2,8 @@
 
 from typing import assert_type
 
-from tasks_core import Receipt, RetryPolicy, Task, TaskPhase, TaskScheduler, durable
+from tasks_core import Receipt, RetryPolicy, Task, TaskPhase, TaskScheduler, Worker, durable
+from tasks_core.engines import Engine
 
 
 @durable
@@ -13,6 +14,22 @@ async def charge(order: int, *, currency: str = "EUR") -> bool:
 @durable(name="render", aliases=["draw"], retry=RetryPolicy(attempts=5, on=ConnectionError), shield=True)
 def render(order: int, scale: float) -> bytes:
     return bytes(int(order * scale))
+
+
+@durable(queue="payments", priority=10)
+def refund(order: int) -> None:
+    assert order
+
+
+durable(queue=7)  # type: ignore[call-overload]
+durable(priority="high")  # type: ignore[call-overload]
+
+
+def workers(engine: Engine) -> None:
+    Worker(engine, queues={"payments": 4, "default": 32})
+    Worker(engine, concurrency=4)
+    Worker(engine, queues={"payments": "4"})  # type: ignore[dict-item]
+    Worker(engine, queues=["payments"])  # type: ignore[arg-type]
 
 
 async def still_a_function() -> None:
@@ -26,6 +43,8 @@ def scheduled(scheduler: TaskScheduler) -> None:
     assert_type(scheduler.schedule(charge, 1, currency="USD"), Task[Receipt])
     assert_type(batch.schedule(render, 1, 2.0), Task[Receipt])
     assert_type(batch.schedule(charge.configure(idempotency_key="k", transaction=object()), 1), Task[Receipt])
+    assert_type(batch.schedule(charge.configure(queue="slow", priority=-5), 1), Task[Receipt])
+    charge.configure(priority="high")  # type: ignore[arg-type]
     scheduler.schedule(charge)  # type: ignore[call-overload]
     scheduler.schedule(charge, "1")  # type: ignore[call-overload]
     batch.schedule(render.configure(idempotency_key="k"), 1)  # type: ignore[call-overload]

@@ -17,6 +17,7 @@ from tasks_core.engines import (
     Json,
     Redeliver,
     RunDelivery,
+    Slots,
 )
 
 
@@ -24,7 +25,7 @@ class ListEngine:
     """Acknowledges at once, unless `down` is set, or when `gate` opens; runs its calls in `work()`, one by one."""
 
     name = "list"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup"))
+    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority"))
 
     def __init__(self, *, down: bool = False) -> None:
         self.down = down
@@ -71,7 +72,7 @@ class ListEngine:
         self.log.append(f"has {call.name}")
         return Receipt(self.name, str(len(self.calls)), call.idempotency_key)
 
-    async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
+    async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
         attempts: dict[str, list[int]] = {}
         async with anyio.create_task_group() as group:
             while not stopping.is_set():

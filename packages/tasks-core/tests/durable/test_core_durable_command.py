@@ -112,6 +112,16 @@ def test_runs_tasks_until_a_signal(folder: Path, signal_number: signal.Signals) 
     assert "Stopping: no more tasks are taken" in told
 
 
+def test_serves_the_queues_that_are_named(folder: Path) -> None:
+    with command(folder, "durable_shop:engine", "--queue=payments=4", "--queue=default=2") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hello ann\n"
+        process.terminate()
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 0, told
+    assert "Worker takes tasks from list: 2 functions, payments=4, default=2 at once" in told
+
+
 def test_waits_for_an_engine_that_is_away(folder: Path) -> None:
     with command(folder, "durable_shop:away") as process:
         assert process.stdout is not None
@@ -151,6 +161,14 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(module, None)
 
 
+@pytest.mark.parametrize("text", ["payments", "payments=", "=4", "payments=x", "payments=-1"])
+def test_a_queue_without_a_number_is_refused(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["worker", "durable_shop:engine", "--queue", text])
+    assert stopped.value.code == 2
+    assert f"{text!r} is not NAME=N, as in --queue payments=4" in capsys.readouterr().err
+
+
 def test_stops_itself(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["worker", "durable_shop:stopping"]) == 0
     assert capsys.readouterr().out == "hello bob\n"
@@ -186,6 +204,9 @@ def test_error_that_is_not_its_own_is_not_hidden(here: Path) -> None:
         (["durable_shop:nothing"], "TargetError: 'durable_shop:nothing' is a object, not an engine"),
         (["durable_shop:old"], "EngineSchemaError: tables of an older release"),
         (["durable_shop:engine", "--concurrency=0"], "InvalidConfigError: concurrency=0"),
+        (["durable_shop:engine", "--queue=a=0"], "InvalidConfigError: queues={'a': 0}: the slots of a queue must be"),
+        (["durable_shop:engine", "--queue=a=1", "--queue=a=2"], "InvalidConfigError: --queue was given twice"),
+        (["durable_shop:engine", "--queue=a=1", "--concurrency=2"], "InvalidConfigError: concurrency= is for a worker"),
     ],
 )
 def test_says_what_is_wrong_in_one_line(

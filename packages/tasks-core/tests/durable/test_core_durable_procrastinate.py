@@ -529,7 +529,7 @@ async def test_a_call_that_another_worker_knows_does_not_fail(
         async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as other:
             await other.execute(
                 "WITH worker AS (INSERT INTO procrastinate_workers DEFAULT VALUES RETURNING id)"
-                " INSERT INTO tasks_workers_v1 SELECT id, %s, '{elsewhere}' FROM worker",
+                " INSERT INTO tasks_workers_v2 SELECT id, ARRAY[%s], '{elsewhere}' FROM worker",
                 [queue],
             )
         elsewhere = await engine.submit(DurableCall("elsewhere", {}, "k-1"))

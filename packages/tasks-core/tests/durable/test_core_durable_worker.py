@@ -28,7 +28,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tasks_core import TaskScheduler, Worker
-from tasks_core.engines import DurableCall, RunDelivery
+from tasks_core.engines import DurableCall, RunDelivery, Slots
 from tasks_core.exceptions import InvalidConfigError
 from tasks_core.testing import override_engine
 
@@ -185,7 +185,7 @@ async def test_stop_gives_unshielded_tasks_back_and_lets_shielded_ones_end() -> 
 
 async def test_call_that_is_taken_at_the_moment_of_the_stop_goes_back() -> None:
     class Late(ListEngine):
-        async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
+        async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
             await stopping.wait()
             await self._deliver(run, self.calls.pop(), {})
 

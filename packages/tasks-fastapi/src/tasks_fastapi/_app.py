@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Unpack
 
 from starlette.applications import Starlette
@@ -22,7 +23,7 @@ from .exceptions import TasksInstallationError
 def add_tasks(
     app: Starlette,
     *,
-    worker_concurrency: int | None = None,
+    worker_concurrency: int | Mapping[str, int] | None = None,
     retry_after: float = 1.0,
     telemetry: TelemetryConfig | None = None,
     **options: Unpack[SchedulerOptions],
@@ -47,8 +48,9 @@ def add_tasks(
         app: A FastAPI or Starlette application. An application that is mounted in another one uses the tasks of the
             outer one. Adding tasks to it as well is harmless, and makes it answer with 503 when the queue is full.
 
-        worker_concurrency: How many durable tasks this process runs at once, besides serving requests. Default: none,
-            because a worker process runs them: `python -m tasks_core worker app.main:engine`.
+        worker_concurrency: How many durable tasks this process runs at once, besides serving requests; or how many of
+            each queue: `{"payments": 4, "default": 8}`. Default: none, because a worker process runs them:
+            `python -m tasks_fastapi worker app.main:app`.
 
         retry_after: Seconds in the header `Retry-After` of the 503 response to a request that schedules a task while
             `max_pending` tasks are waiting. A handler of the application for `TaskQueueFullError` replaces that

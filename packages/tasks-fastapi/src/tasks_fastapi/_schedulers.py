@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypedDict
 from weakref import WeakKeyDictionary, WeakSet
 
 from starlette.applications import Starlette
@@ -18,6 +19,13 @@ from tasks_core.frameworks import mark_as_brief
 from ._telemetry import Telemetry
 
 logger = logging.getLogger("tasks_fastapi")
+
+
+class WorkerSlots(TypedDict):
+    """How many durable tasks a worker runs at once: one of the two."""
+
+    concurrency: int | None
+    queues: Mapping[str, int] | None
 
 
 class AppSchedulers:
@@ -33,18 +41,21 @@ class AppSchedulers:
         "_logged",
         "_options",
         "_running",
+        "_slots",
         "_state_key",
-        "_worker_concurrency",
         "telemetry",
         "worker_ended",
     )
 
-    def __init__(self, options: SchedulerOptions, telemetry: Telemetry, worker_concurrency: int | None) -> None:
+    def __init__(
+        self, options: SchedulerOptions, telemetry: Telemetry, worker_concurrency: int | Mapping[str, int] | None
+    ) -> None:
         TaskScheduler.check_options(**options)
-        if worker_concurrency is not None:
-            Worker.check_options(concurrency=worker_concurrency)
         self._options = options
-        self._worker_concurrency = worker_concurrency
+        self._slots: WorkerSlots | None = None
+        if worker_concurrency is not None:
+            both = (None, worker_concurrency) if isinstance(worker_concurrency, Mapping) else (worker_concurrency, None)
+            self.set_worker_slots(*both)
         self.telemetry = telemetry
         # Called when the worker of this process has ended, with what it raised.
         self.worker_ended: Callable[[Exception | None], object] = lambda _error: None
@@ -115,23 +126,21 @@ class AppSchedulers:
         """Whether `add_tasks()` was given an engine."""
         return self._options.get("engine") is not None
 
-    def set_worker_concurrency(self, concurrency: int) -> None:
-        """Replace the `worker_concurrency` of `add_tasks()`."""
-        Worker.check_options(concurrency=concurrency)
-        self._worker_concurrency = concurrency
+    def set_worker_slots(self, concurrency: int | None, queues: Mapping[str, int] | None) -> None:
+        """Replace the `worker_concurrency` of `add_tasks()`; the arguments are those of `Worker`."""
+        Worker.check_options(concurrency=concurrency, queues=queues)
+        self._slots = {"concurrency": concurrency, "queues": queues}
 
     def start_worker(self, scheduler: TaskScheduler) -> None:
         """Run durable tasks in this process as well, if `worker_concurrency` asks for it."""
         engine = self._options.get("engine")
-        if self._worker_concurrency is not None and engine is not None and engine_of(scheduler) is engine:
+        if self._slots is not None and engine is not None and engine_of(scheduler) is engine:
             bounds: ShutdownOptions = {}
             if "grace_period" in self._options:
                 bounds["grace_period"] = self._options["grace_period"]
             if "shield_timeout" in self._options:
                 bounds["shield_timeout"] = self._options["shield_timeout"]
-            worker = Worker(
-                engine, concurrency=self._worker_concurrency, provider=self._options.get("provider"), **bounds
-            )
+            worker = Worker(engine, **self._slots, provider=self._options.get("provider"), **bounds)
             scheduler.task(name="durable worker", shield=True).schedule(self._run_worker, worker, scheduler)
 
     async def _run_worker(self, worker: Worker, scheduler: TaskScheduler) -> None:

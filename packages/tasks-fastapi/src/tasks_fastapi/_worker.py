@@ -1,4 +1,4 @@
-"""The command: `python -m tasks_fastapi worker app.main:app --concurrency 32`."""
+"""The command: `python -m tasks_fastapi worker app.main:app --queue payments=4 --queue default=32`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tasks_core.frameworks import (
     Work,
     add_common_arguments,
     load_target,
+    queues_of,
     run_worker,
     when_engine_is_there,
 )
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         schedulers = schedulers_of(app)
         if schedulers is None or not schedulers.has_engine:
             raise TargetError(f"{options.app!r} has no engine for durable tasks. Write: add_tasks(app, engine=...)")
-        schedulers.set_worker_concurrency(options.concurrency)
+        schedulers.set_worker_slots(options.concurrency, queues_of(options))
         return partial(_work, app, schedulers)
 
     return run_worker(prepare, options.import_modules, options.log_level)
@@ -51,7 +52,6 @@ def _parser() -> argparse.ArgumentParser:
         "engine, its dependencies and the options of add_tasks(), and without serving requests.",
     )
     worker.add_argument("app", metavar="MODULE:NAME", help="where the application is: app.main:app")
-    worker.add_argument("--concurrency", type=int, default=32, metavar="N", help="how many tasks at once (32)")
     add_common_arguments(worker)
     return parser
 

@@ -347,9 +347,10 @@ async def test_request_id_goes_along() -> None:
     assert "secret" not in str(engine.calls[0].headers)
 
 
-async def test_embedded_worker_runs_them_in_this_process() -> None:
+@pytest.mark.parametrize("slots", [2, {"default": 1, "payments": 1}])
+async def test_embedded_worker_runs_them_in_this_process(slots: int | dict[str, int]) -> None:
     engine = ListEngine()
-    app = make_app(engine, worker_concurrency=2)
+    app = make_app(engine, worker_concurrency=slots)
     with anyio.fail_after(10):
         async with running(app):
             await request(app, "/sync", "POST")
@@ -371,7 +372,12 @@ async def test_embedded_worker_gives_way_to_an_override() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"worker_concurrency": 2}, {"engine": ListEngine(), "worker_concurrency": 0}, {"engine": "postgresql://"}],
+    [
+        {"worker_concurrency": 2},
+        {"engine": ListEngine(), "worker_concurrency": 0},
+        {"engine": ListEngine(), "worker_concurrency": {"payments": 0}},
+        {"engine": "postgresql://"},
+    ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfigError):

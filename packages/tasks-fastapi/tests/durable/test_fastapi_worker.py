@@ -103,16 +103,24 @@ def command(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 LINES = ["open", "session open", "hello ann", "goodbye ann", "session closed"]
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_runs_tasks_in_the_lifespan_until_a_signal(folder: Path, signal_number: signal.Signals) -> None:
-    with command(folder, "durable_app:app", "--concurrency=2") as process:
+@pytest.mark.parametrize(
+    "signal_number, option, shown",
+    [
+        (signal.SIGTERM, "--concurrency=2", "2 at once"),
+        (signal.SIGINT, "--queue=default=2", "default=2 at once"),
+    ],
+)
+def test_runs_tasks_in_the_lifespan_until_a_signal(
+    folder: Path, signal_number: signal.Signals, option: str, shown: str
+) -> None:
+    with command(folder, "durable_app:app", option) as process:
         assert process.stdout is not None
         assert [process.stdout.readline().strip() for _ in LINES] == LINES
         process.send_signal(signal_number)
         rest, logged = process.communicate(timeout=30)
     assert process.returncode == 0, logged
     assert rest == "closed\n"
-    assert "Worker takes tasks from list: 1 functions, 2 at once" in logged
+    assert f"Worker takes tasks from list: 1 functions, {shown}" in logged
     assert "Stopping: no more tasks are taken" in logged
 
 

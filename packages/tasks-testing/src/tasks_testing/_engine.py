@@ -19,10 +19,11 @@ from tasks_core.engines import (
     NotUnderstood,
     Redeliver,
     RunDelivery,
+    Slots,
 )
 from tasks_core.frameworks import Provider
 
-from ._in_memory_engine import InMemoryEngine
+from ._in_memory_engine import InMemoryEngine, identity
 from ._recording.cut import Cut, WorkerKilled
 from ._recording.durable_run import DurableRun
 from ._recording.recording import Recording, RecordMark
@@ -63,18 +64,20 @@ class RecordedEngine(InMemoryEngine):
         async with self:
             await Worker(self, provider=self._provider, shield_timeout=0).run(anyio.Event())
 
-    async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
-        """Deliver the waiting calls one after another."""
+    async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
+        """Deliver the waiting calls one after another, those of the highest priority first."""
         while not stopping.is_set() and (number := self._next()) is not None:
             for _ in range(self._times):
                 if number not in self._put_back:
                     await self._deliver(run, number)
 
     def _next(self) -> int | None:
-        for number, status in enumerate(self._statuses):
-            if status.state is DurableState.PENDING and number not in self._put_back:
-                return number
-        return None
+        waiting = (
+            number
+            for number, status in enumerate(self._statuses)
+            if status.state is DurableState.PENDING and number not in self._put_back
+        )
+        return min(waiting, key=lambda number: (-self.calls[number].priority, number), default=None)
 
     async def _deliver(self, run: RunDelivery, number: int) -> None:
         """Deliver a call until it succeeds or fails for good."""
@@ -123,7 +126,7 @@ class RecordedEngine(InMemoryEngine):
     def rewind(self, snapshot: EngineSnapshot) -> None:
         """Bring back a state of before, in the record too."""
         for call in self.calls[snapshot.calls :]:
-            del self._ids[call.idempotency_key]
+            del self._ids[identity(call)]
         del self.calls[snapshot.calls :], self._places[snapshot.calls :]
         self._statuses[:] = snapshot.statuses
         self._recording.rewind(snapshot.mark)

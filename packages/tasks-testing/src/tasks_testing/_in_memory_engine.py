@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,8 @@ from tasks_core.engines import (
     Json,
     Redeliver,
     RunDelivery,
+    Slots,
+    registered_queues,
 )
 
 
@@ -31,12 +34,12 @@ class InMemoryEngine:
     """
 
     name = "tasks-testing"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup"))
+    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority"))
 
     def __init__(self) -> None:
         self.calls: list[DurableCall] = []
         """The submitted calls, in order."""
-        self._ids: dict[str, int] = {}
+        self._ids: dict[tuple[str, str, str], int] = {}
         self._places: list[str] = []
         self._statuses: list[DurableStatus] = []
         self._attempts: dict[int, tuple[int, int]] = {}  # of calls that failed: the next attempt, and failures so far
@@ -55,11 +58,11 @@ class InMemoryEngine:
         return transaction
 
     async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
-        """Keep a call; return the receipt of the first call with the same idempotency key."""
-        known = self._ids.get(call.idempotency_key)
+        """Keep a call; return the receipt of the first one of its function and queue with its idempotency key."""
+        known = self._ids.get(identity(call))
         if known is not None:
             return Receipt(self.name, str(known), call.idempotency_key, False, self.status)
-        number = self._ids[call.idempotency_key] = len(self.calls)
+        number = self._ids[identity(call)] = len(self.calls)
         submitting = current_task()
         self.calls.append(call)
         self._places.append("" if submitting is None else submitting.where)
@@ -74,17 +77,16 @@ class InMemoryEngine:
             return DurableStatus(DurableState.UNKNOWN, 0)
         return self._statuses[int(number)]
 
-    async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
-        """Deliver the calls that are due, the longest due first, until *stopping* is set."""
-        places = anyio.CapacityLimiter(concurrency)
+    async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
+        """Deliver the calls that are due, those of the highest priority first, until *stopping* is set."""
+        slots = _WorkerSlots(concurrency)
         async with anyio.create_task_group() as group:
             group.start_soon(self._wake_when, stopping)
             while not stopping.is_set():
                 changed = self._changed
-                while places.available_tokens and (number := self._take_due()) is not None:
-                    places.acquire_on_behalf_of_nowait(number)
-                    group.start_soon(self._deliver_once, run, number, places)
-                with anyio.move_on_after(self._seconds_until_due()):
+                while (number := self._take_due(slots)) is not None:
+                    group.start_soon(self._deliver_once, run, number, slots)
+                with anyio.move_on_after(self._seconds_until_due(slots)):
                     await changed.wait()
 
     def _notify(self) -> None:
@@ -96,18 +98,23 @@ class InMemoryEngine:
         await stopping.wait()
         self._notify()
 
-    def _take_due(self) -> int | None:
-        """Take the call that has been due for longest, if one is due now."""
-        number = min(self._due, key=lambda number: self._due[number], default=None)
-        if number is None or self._due[number] > time.time():
+    def _take_due(self, slots: _WorkerSlots) -> int | None:
+        """Take the first call that is due and has a slot, if there is one."""
+        now = time.time()
+        due = [number for number, at in self._due.items() if at <= now and slots.has_free(self.calls[number].queue)]
+        if not due:
             return None
+        number = min(due, key=lambda number: (-self.calls[number].priority, self._due[number]))
         del self._due[number]
+        slots.taken[self.calls[number].queue] += 1
         return number
 
-    def _seconds_until_due(self) -> float | None:
-        return max(0.0, min(self._due.values()) - time.time()) if self._due else None
+    def _seconds_until_due(self, slots: _WorkerSlots) -> float | None:
+        """Return the seconds until a call is due for which there is a slot; `None` if only a change can help."""
+        due = [at for number, at in self._due.items() if slots.has_free(self.calls[number].queue)]
+        return max(0.0, min(due) - time.time()) if due else None
 
-    async def _deliver_once(self, run: RunDelivery, number: int, places: anyio.CapacityLimiter) -> None:
+    async def _deliver_once(self, run: RunDelivery, number: int, slots: _WorkerSlots) -> None:
         async def report_progress(progress: Json) -> None:
             self._statuses[number] = replace(self._statuses[number], progress=progress)
 
@@ -124,8 +131,26 @@ class InMemoryEngine:
         else:
             self._set_state(number, DurableState.SUCCEEDED, attempt)
         finally:
-            places.release_on_behalf_of(number)
+            slots.taken[self.calls[number].queue] -= 1
             self._notify()
 
     def _set_state(self, number: int, state: DurableState, attempts: int) -> None:
         self._statuses[number] = replace(self._statuses[number], state=state, attempts=attempts)
+
+
+class _WorkerSlots:
+    """How many calls of which queue a worker may take."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self.taken: Counter[str] = Counter()
+
+    def has_free(self, queue: str) -> bool:
+        if isinstance(self._slots, Mapping):
+            return self.taken[queue] < self._slots.get(queue, 0)
+        return queue in registered_queues() and self.taken.total() < self._slots
+
+
+def identity(call: DurableCall) -> tuple[str, str, str]:
+    """Return what an idempotency key belongs to, together with it."""
+    return call.queue, call.name, call.idempotency_key

@@ -96,6 +96,11 @@ async def _wait(text: str) -> None:
         _runs.running -= 1
 
 
+@durable(name="tasks_testing.engine_contract.record_fast", queue="contract-fast")
+async def _record_fast(text: str) -> None:
+    _record(text)
+
+
 @durable(name="tasks_testing.engine_contract.report")
 async def _report(text: str) -> None:
     await durable_context().report_progress({"text": text, "percent": 50})
@@ -243,7 +248,7 @@ class EngineContract:
             for number in ("987654321", "-1", "abc", ""):
                 assert (await receipt.status_of(number)).state is DurableState.UNKNOWN
 
-    # ---- keys, delays, transactions ----
+    # ---- keys and delays ----
 
     async def test_a_key_is_accepted_once(self, engine: Engine) -> None:
         self._needs(engine, "dedup")
@@ -280,6 +285,91 @@ class EngineContract:
                 await self.ended(soon, DurableState.SUCCEEDED)
             assert (await later.status()).state is DurableState.PENDING
         assert sorted(_runs.texts) == ["now", "soon"]  # both may be due when the worker starts
+
+    # ---- queues and priorities ----
+
+    async def test_a_full_queue_holds_up_no_other(self, engine: Engine) -> None:
+        self._needs(engine, "queues")
+        async with TaskScheduler(engine=engine) as scheduler:
+            slow = [await scheduler.schedule(_wait, str(number)) for number in range(3)]
+            async with self.working(engine, concurrency=None, queues={"default": 1, "contract-fast": 1}):
+                await self.until(lambda: _runs.running == 1)
+                for text in ("a", "b"):
+                    await self.ended(await scheduler.schedule(_record_fast, text), DurableState.SUCCEEDED)
+                assert _runs.running == 1
+                _runs.gate.set()
+                for receipt in slow:
+                    await self.ended(receipt, DurableState.SUCCEEDED)
+        assert _runs.most_running == 1, "a queue has no more at once than its slots"
+
+    async def test_a_worker_without_queues_serves_those_of_its_functions(self, engine: Engine) -> None:
+        self._needs(engine, "queues")
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipts = [await scheduler.schedule(record_run, "a"), await scheduler.schedule(_record_fast, "b")]
+            async with self.working(engine, concurrency=1):
+                for receipt in receipts:
+                    await self.ended(receipt, DurableState.SUCCEEDED)
+        assert sorted(_runs.texts) == ["a", "b"]
+
+    async def test_a_worker_leaves_queues_alone_that_it_does_not_serve(self, engine: Engine) -> None:
+        self._needs(engine, "queues")
+        other = f"contract-{uuid4().hex[:8]}"
+        async with TaskScheduler(engine=engine) as scheduler:
+            elsewhere = await scheduler.schedule(record_run.configure(queue=other), "elsewhere")
+            async with self.working(engine, concurrency=None, queues={"default": 2}):
+                await self.ended(await scheduler.schedule(record_run, "here"), DurableState.SUCCEEDED)
+                assert (await elsewhere.status()).state is DurableState.PENDING
+            async with self.working(engine, concurrency=None, queues={other: 2}):
+                await self.ended(elsewhere, DurableState.SUCCEEDED)
+        assert _runs.texts == ["here", "elsewhere"]
+
+    async def test_a_key_is_accepted_once_in_each_queue(self, engine: Engine) -> None:
+        self._needs(engine, "queues")
+        self._needs(engine, "dedup")
+        key = uuid4().hex
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipts = [
+                await scheduler.schedule(record_run.configure(idempotency_key=key, queue=queue), "a")
+                for queue in ("default", f"contract-{key[:8]}", "default")
+            ]
+            other = await scheduler.schedule(_record_fast.configure(idempotency_key=key, queue="default"), "b")
+        assert [receipt.created for receipt in receipts] == [True, True, False]
+        assert receipts[2].id == receipts[0].id
+        assert other.created, "a key belongs to a function"
+
+    async def test_of_waiting_calls_those_with_a_higher_priority_run_first(self, engine: Engine) -> None:
+        self._needs(engine, "priority")
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipts = [
+                await scheduler.schedule(record_run.configure(priority=priority), str(priority))
+                for priority in (-5, 0, 100, 0, 7)
+            ]
+            async with self.working(engine, concurrency=1):
+                for receipt in receipts:
+                    await self.ended(receipt, DurableState.SUCCEEDED)
+        assert _runs.texts == ["100", "7", "0", "0", "-5"]
+
+    async def test_queue_and_priority_are_those_of_the_delivery(self, engine: Engine) -> None:
+        self._needs(engine, "queues")
+        self._needs(engine, "priority")
+        delivered: list[DurableCall] = []
+        stopping = anyio.Event()
+
+        async def run(delivery: Delivery) -> None:
+            delivered.append(delivery.call)
+            if len(delivered) == 2:
+                stopping.set()
+
+        async with engine:
+            for number, queue in enumerate(("default", "contract-fast")):
+                await engine.submit(
+                    DurableCall(record_run.name, {"text": "a"}, f"{number}", queue=queue, priority=number)
+                )
+            with anyio.fail_after(self.patience):
+                await engine.work(run, concurrency={"default": 1, "contract-fast": 1}, stopping=stopping)
+        assert {(call.queue, call.priority) for call in delivered} == {("default", 0), ("contract-fast", 1)}
+
+    # ---- transactions ----
 
     async def test_a_call_is_part_of_the_transaction(self, engine: Engine) -> None:
         self._needs(engine, "transaction")

@@ -9,6 +9,7 @@ from enum import StrEnum
 from tasks_core._retry import RetryPolicy
 
 from .codec import Json
+from .queues import DEFAULT_QUEUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,10 @@ class DurableCall:
     """Seconds since the epoch before which the task must not start."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Trace context, request id."""
+    queue: str = DEFAULT_QUEUE
+    """The queue of the call; `"default"` is that of the engine."""
+    priority: int = 0
+    """-100 to 100: of the calls of a queue that wait, those with a higher one run first."""
 
 
 class DurableState(StrEnum):

@@ -1,4 +1,4 @@
-"""The command: `python -m tasks_core worker app.main:engine --concurrency 32`."""
+"""The command: `python -m tasks_core worker app.main:engine --queue payments=4 --queue default=32`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import anyio
 import anyio.abc
 
 from tasks_core._options import ShutdownOptions, options_of, text_of
-from tasks_core.exceptions import EngineUnavailableError, TasksError
+from tasks_core.exceptions import EngineUnavailableError, InvalidConfigError, TasksError
 
 from .engine import Engine
 from .worker import Worker
@@ -87,7 +87,6 @@ def _parser() -> argparse.ArgumentParser:
         "that define them have been imported: by the module of the engine, or by --import.",
     )
     worker.add_argument("engine", metavar="MODULE:NAME", help="where the engine is: app.main:engine")
-    worker.add_argument("--concurrency", type=int, default=32, metavar="N", help="how many tasks at once (32)")
     for name, option in options_of(ShutdownOptions).items():
         worker.add_argument(
             f"--{name.replace('_', '-')}",
@@ -106,11 +105,44 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_common_arguments(worker: argparse.ArgumentParser) -> None:
-    """Add the arguments that every worker command has."""
+    """Add the arguments that every worker command has; `queues_of()` reads those about queues."""
+    worker.add_argument(
+        "--concurrency", type=int, metavar="N", help="how many tasks at once, of all queues together (32)"
+    )
+    worker.add_argument(
+        "--queue",
+        action="append",
+        type=_queue,
+        dest="queues",
+        metavar="NAME=N",
+        help="serve this queue, N tasks at once, and no queues that are not named; may be repeated",
+    )
     worker.add_argument(
         "--import", action="append", default=[], dest="import_modules", metavar="MODULE", help="import this as well"
     )
     worker.add_argument("--log-level", default="info", metavar="LEVEL", help="least level of log lines (info)")
+
+
+def _queue(text: str) -> tuple[str, int]:
+    name, _, count = text.partition("=")
+    if not name or not count.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=N, as in --queue payments=4")
+    return name, int(count)
+
+
+def queues_of(options: argparse.Namespace) -> dict[str, int] | None:
+    """
+    Return the slots of each queue that `--queue` has named, if it was given.
+
+    Raises:
+        InvalidConfigError: a queue was named twice.
+    """
+    if options.queues is None:
+        return None
+    queues = dict(options.queues)
+    if len(queues) < len(options.queues):
+        raise InvalidConfigError("--queue was given twice for one queue. Write each queue once, with all of its slots")
+    return queues
 
 
 class TargetError(Exception):
@@ -160,6 +192,7 @@ async def _work(
     worker = Worker(
         engine,
         concurrency=options.concurrency,
+        queues=queues_of(options),
         **{name: getattr(options, name) for name in options_of(ShutdownOptions)},
     )
     async with AsyncExitStack() as stack:

@@ -10,13 +10,15 @@ import anyio
 
 from .calls import DurableCall, Receipt
 from .codec import Json
+from .queues import Slots
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-Capability: TypeAlias = Literal["transaction", "delay", "dedup"]
+Capability: TypeAlias = Literal["transaction", "delay", "dedup", "queues", "priority"]
 """
-What an engine may be able to do: join a transaction of the caller, delay a task, accept a key only once.
+What an engine may be able to do: join a transaction of the caller, delay a task, accept a key only once, keep calls in
+several queues, and deliver those with a higher priority first.
 """
 
 EngineFallback: TypeAlias = Literal["error", "memory"]
@@ -101,9 +103,12 @@ class Engine(Protocol):
         """
         ...
 
-    async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
+    async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
         """
         Deliver calls, up to *concurrency* at once; return when *stopping* is set and all of them have ended.
+
+        A number is for the queue of the engine and all that `registered_queues()` returns, together. With the
+        capability `"queues"` it may be a mapping, which has a number for each queue that is served.
 
         A call whose worker dies is delivered again. While the engine is unavailable, wait for it, and do not return.
         """

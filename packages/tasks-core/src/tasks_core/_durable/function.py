@@ -21,6 +21,7 @@ from tasks_core.exceptions import InvalidConfigError, NotAddressableError, Unkno
 from .calls import Receipt
 from .codec import ArgumentCodec
 from .phase import DurablePhase
+from .queues import DEFAULT_QUEUE, PRIORITY, QUEUE
 from .task import CallOptions, submit_call
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
     retry: RetryPolicy | None
     config: TaskConfig
     """How a worker runs it: `shield`, `timeout`, `on_error`."""
+    queue: str
+    """The queue of its calls, unless `configure(queue=...)` says otherwise; `"default"` is that of the engine."""
+    priority: int
+    """The priority of its calls, unless `configure(priority=...)` says otherwise."""
     __name__: str
     __qualname__: str
 
@@ -72,17 +77,30 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
         aliases: Iterable[str] = (),
         retry: RetryPolicy | None = None,
         config: TaskConfig | None = None,
+        queue: str = DEFAULT_QUEUE,
+        priority: int = 0,
     ) -> None:
+        QUEUE.check("queue", queue)
+        PRIORITY.check("priority", priority)
         self.name = _check_name(name) if name is not None else _name_of(func)
         self.aliases = tuple(map(_check_name, aliases))
         self.retry = retry
         self.config = config or TaskConfig()
+        self.queue = queue
+        self.priority = priority
         self._options = CallOptions()
         self.__wrapped__ = func
         for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
             setattr(self, attribute, getattr(func, attribute, None))
 
-    def configure(self, *, idempotency_key: str | None = None, transaction: Any = None) -> DurableFunction[P, T]:
+    def configure(
+        self,
+        *,
+        idempotency_key: str | None = None,
+        transaction: Any = None,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> DurableFunction[P, T]:
         """
         Return this function with options for the calls that are scheduled with what is returned.
 
@@ -97,13 +115,22 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
             transaction: The database transaction that the task becomes part of: it is there when that is committed, or
                 not at all. Which types it may have depends on the engine.
 
+            queue: The queue of the call, in place of that of the function.
+
+            priority: The priority of the call, in place of that of the function.
+
         Raises:
-            InvalidConfigError: *idempotency_key* is not a text of 1 to 500 characters that PostgreSQL can store.
+            InvalidConfigError: *idempotency_key* is not a text of 1 to 500 characters that PostgreSQL can store, or
+                *queue* or *priority* has a value that `durable()` does not take.
         """
         if idempotency_key is not None:
             _KEY.check("idempotency_key", idempotency_key)
+        if queue is not None:
+            QUEUE.check("queue", queue)
+        if priority is not None:
+            PRIORITY.check("priority", priority)
         configured = copy(self)
-        configured._options = CallOptions(idempotency_key, transaction)
+        configured._options = CallOptions(idempotency_key, transaction, queue, priority)
         return configured
 
     def _schedule_into(self, target: ScheduleTarget, call: ScheduledCall, /) -> Task[Receipt]:
@@ -193,6 +220,11 @@ def registered_names() -> list[str]:
     return list(registry._functions)
 
 
+def registered_queues() -> set[str]:
+    """Return the queues of the durable functions of this process, and that of the engine, which is `"default"`."""
+    return {DEFAULT_QUEUE, *(function.queue for function in registry._functions.values())}
+
+
 @overload
 def durable(func: Callable[P, T], /) -> DurableFunction[P, T]: ...
 
@@ -206,6 +238,8 @@ def durable(
     shield: bool | None = None,
     timeout: float | None = None,
     on_error: TaskErrorHandler | None = None,
+    queue: str = ...,
+    priority: int = ...,
 ) -> Callable[[Callable[P, T]], DurableFunction[P, T]]: ...
 
 
@@ -219,6 +253,8 @@ def durable(
     shield: bool | None = None,
     timeout: float | None = None,
     on_error: TaskErrorHandler | None = None,
+    queue: str = DEFAULT_QUEUE,
+    priority: int = 0,
 ) -> Any:
     """
     Make a function durable: scheduling it submits the call to an engine, and a worker process runs it.
@@ -255,6 +291,11 @@ def durable(
         on_error: Called on the worker with `(task, exception)` when the task has failed and *retry* gives up. May
             return a `Retry`, after which it is delivered once more; see `TaskErrorHandler`.
 
+        queue: The queue of its calls, of which a worker may run so many at once: a slow kind of task then holds up no
+            other. At most 40 letters, digits, `.`, `_` and `-`. Default: `"default"`, the queue of the engine.
+
+        priority: A whole number from -100 to 100. Of the calls of a queue that wait, those with a higher one run first.
+
     Raises:
         NotAddressableError: a worker could not find the function: it is a lambda, a closure, a method, a partial, or
             part of the script that is being run.
@@ -265,7 +306,9 @@ def durable(
     config = TaskConfig(shield=shield, timeout=timeout, on_error=on_error)
 
     def decorate(func: Callable[..., Any]) -> DurableFunction[..., Any]:
-        function = DurableFunction(func, name=name, aliases=aliases, retry=retry, config=config)
+        function = DurableFunction(
+            func, name=name, aliases=aliases, retry=retry, config=config, queue=queue, priority=priority
+        )
         registry.add(function)
         return function
 

@@ -25,6 +25,7 @@ from .codec import ArgumentCodec
 from .context import DurableContext, set_context
 from .engine import BatchEngine, Engine, EngineFallback
 from .host import engine_in_force, host_of
+from .queues import DEFAULT_QUEUE
 from .trace import trace_headers
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class FunctionInfo(Protocol):
     name: str
     retry: RetryPolicy | None
     config: TaskConfig
+    queue: str
+    priority: int
 
     @property
     def func(self) -> Callable[..., Any]: ...
@@ -62,6 +65,8 @@ class CallOptions:
 
     idempotency_key: str | None = None
     transaction: Any = None
+    queue: str | None = None
+    priority: int | None = None
 
 
 # What an option of `.task(...)` means for a durable call. Each is in one of the two.
@@ -295,6 +300,8 @@ def submit_call(
         dedup=options.idempotency_key is not None,
         retry=function.retry,
         headers=_headers(phase),
+        queue=function.queue if options.queue is None else options.queue,
+        priority=function.priority if options.priority is None else options.priority,
     )
     task.transaction = None
     task.batch = None
@@ -322,14 +329,17 @@ def _check_capabilities(function: FunctionInfo, engine: Engine, target: Schedule
             raise EngineCapabilityError(
                 f"{function!r} runs in another process, where {option}= of this call has no effect{where}"
             )
+    queue = function.queue if options.queue is None else options.queue
     needed = {
         "transaction": options.transaction is not None,
         "dedup": options.idempotency_key is not None,
         "delay": bool(config.delay),
+        "queues": queue != DEFAULT_QUEUE,
+        "priority": bool(function.priority if options.priority is None else options.priority),
     }
     for capability, wanted in needed.items():
         if wanted and capability not in engine.capabilities:
-            option = {"dedup": "idempotency_key"}.get(capability, capability)
+            option = {"dedup": "idempotency_key", "queues": "queue"}.get(capability, capability)
             raise EngineCapabilityError(f"{function!r} was scheduled with {option}=, which {engine.name} cannot do")
 
 

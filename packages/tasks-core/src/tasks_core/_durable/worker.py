@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 from weakref import ref
 
@@ -13,20 +13,23 @@ from tasks_core._retry import Retry, ask
 from tasks_core._scheduler import TaskScheduler
 from tasks_core._support.log import logger, message_of, shows_traceback
 from tasks_core._support.provider import Provider
-from tasks_core._support.rules import Rule, is_count
 from tasks_core._task import Task, TaskState
-from tasks_core.exceptions import ArgumentCodecError, DurableTaskGivenUpError, UnknownTaskError
+from tasks_core.exceptions import (
+    ArgumentCodecError,
+    DurableTaskGivenUpError,
+    EngineCapabilityError,
+    UnknownTaskError,
+)
 
 from .context import DurableContext, set_context
 from .engine import Delivery, Engine, NotUnderstood, Redeliver
 from .function import DurableFunction, registry
 from .host import engine_in_force
+from .queues import Slots, check_slots, total
 from .trace import continued_span
 
 # Seconds until a call whose function is unknown here is delivered again: in a rolling deploy, another worker knows it.
 _UNKNOWN = 5.0
-
-_CONCURRENCY = Rule(is_count, "a whole number, 1 or more")
 
 
 class Worker:
@@ -49,37 +52,47 @@ class Worker:
     Args:
         engine: The engine that delivers the calls. The caller has entered it.
 
-        concurrency: How many run at once.
+        concurrency: How many run at once, of the queue of the engine and of all queues that the functions of this
+            process name. Default: 32.
+
+        queues: How many run at once of each queue, in place of *concurrency*: `{"payments": 4, "default": 32}`. Only
+            these queues are served. `"default"` is the queue of the engine.
 
         provider: Supplies arguments that a call does not have; see `tasks_core.Provider`.
 
         options: `ShutdownOptions` has their names, types and defaults.
 
     Raises:
-        InvalidConfigError: an argument has a value that it cannot have.
+        InvalidConfigError: an argument has a value that it cannot have, or both numbers were given.
+        EngineCapabilityError: *queues* was given, and the engine has one queue only.
     """
 
-    __slots__ = ("_concurrency", "_engine", "_options", "_provider", "_scheduler", "_unknown")
+    __slots__ = ("_engine", "_options", "_provider", "_scheduler", "_slots", "_unknown")
 
     def __init__(
         self,
         engine: Engine,
         *,
-        concurrency: int = 32,
+        concurrency: int | None = None,
+        queues: Mapping[str, int] | None = None,
         provider: Provider | None = None,
         **options: Unpack[ShutdownOptions],
     ) -> None:
-        Worker.check_options(concurrency=concurrency, **options)
+        Worker.check_options(concurrency=concurrency, queues=queues, **options)
+        if queues is not None and "queues" not in engine.capabilities:
+            raise EngineCapabilityError(f"queues= was given, and {engine.name} has one queue only")
         self._engine = engine
-        self._concurrency = concurrency
+        self._slots: Slots = check_slots(concurrency, queues)
         self._provider = provider
         self._options = options
         self._unknown: set[str] = set()
 
     @staticmethod
-    def check_options(*, concurrency: int = 32, **options: Unpack[ShutdownOptions]) -> None:
-        """Raise what `Worker(engine, concurrency=concurrency, **options)` would raise, without making one."""
-        _CONCURRENCY.check("concurrency", concurrency)
+    def check_options(
+        *, concurrency: int | None = None, queues: Mapping[str, int] | None = None, **options: Unpack[ShutdownOptions]
+    ) -> None:
+        """Raise what `Worker(engine, **options)` would raise for options that no engine allows, without making one."""
+        check_slots(concurrency, queues)
         complete(ShutdownOptions, options, "Worker")
 
     async def run(self, stop: anyio.Event) -> None:
@@ -92,16 +105,16 @@ class Worker:
             logger.info("The worker does not start: override_engine() is in force, and gets all durable tasks")
             return
         self._scheduler = scheduler = TaskScheduler(
-            max_threads=self._concurrency, engine=self._engine, provider=self._provider, **self._options
+            max_threads=total(self._slots), engine=self._engine, provider=self._provider, **self._options
         )
         logger.info(
-            "Worker takes tasks from %s: %d functions, %d at once", self._engine.name, len(registry), self._concurrency
+            "Worker takes tasks from %s: %d functions, %s at once", self._engine.name, len(registry), _show(self._slots)
         )
         async with scheduler, anyio.create_task_group() as group:
             group.start_soon(self._stop_when, stop)
             # Not cancelled with the block: it returns when its tasks have ended, which shutdown bounds.
             with anyio.CancelScope(shield=True):
-                await self._engine.work(self._run, concurrency=self._concurrency, stopping=scheduler.stopping)
+                await self._engine.work(self._run, concurrency=self._slots, stopping=scheduler.stopping)
             group.cancel_scope.cancel()
 
     async def _stop_when(self, stop: anyio.Event) -> None:
@@ -219,6 +232,10 @@ class _Attempt:
             logger.debug(
                 "The traceback of attempt %d of task %r, key %s", task.attempts, task.name, key, exc_info=exception
             )
+
+
+def _show(slots: Slots) -> str:
+    return str(slots) if isinstance(slots, int) else ", ".join(f"{name}={count}" for name, count in slots.items())
 
 
 async def _raise(error: Exception) -> None:

@@ -17,8 +17,9 @@ from tasks_core._durable.engine import (
     Redeliver,
     RunDelivery,
 )
-from tasks_core._durable.function import registered_names
+from tasks_core._durable.function import registered_names, registered_queues
 from tasks_core._durable.host import engine_of
+from tasks_core._durable.queues import DEFAULT_QUEUE, Slots
 from tasks_core.exceptions import (
     DurableTaskGivenUpError,
     EngineCapabilityError,
@@ -30,6 +31,7 @@ from tasks_core.exceptions import (
 )
 
 __all__ = (
+    "DEFAULT_QUEUE",
     "BatchEngine",
     "Capability",
     "Delivery",
@@ -48,7 +50,9 @@ __all__ = (
     "NotUnderstood",
     "Redeliver",
     "RunDelivery",
+    "Slots",
     "UnknownTaskError",
     "engine_of",
     "registered_names",
+    "registered_queues",
 )

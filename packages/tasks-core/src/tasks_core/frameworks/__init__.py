@@ -14,6 +14,7 @@ from tasks_core._durable.command import (
     Work,
     add_common_arguments,
     load_target,
+    queues_of,
     run_worker,
     when_engine_is_there,
 )
@@ -33,6 +34,7 @@ __all__ = (
     "current",
     "load_target",
     "mark_as_brief",
+    "queues_of",
     "run_worker",
     "when_engine_is_there",
 )

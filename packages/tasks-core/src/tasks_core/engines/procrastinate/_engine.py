@@ -20,6 +20,7 @@ from tasks_core.engines import (
     DurableStatus,
     EngineCapabilityError,
     RunDelivery,
+    Slots,
 )
 
 from ._embedded import EmbeddedPostgres
@@ -57,7 +58,8 @@ class ProcrastinateEngine:
     Args:
         conninfo: The address, as psycopg takes it.
 
-        queue: The queue of procrastinate; a worker claims tasks of the queue of its engine only.
+        queue: What the queue `"default"` is called in the tables of procrastinate: that of all functions that name no
+            other. The names of other queues are those that `durable(queue=...)` gives.
 
         pool_size: How many connections a process keeps at most.
 
@@ -84,7 +86,6 @@ class ProcrastinateEngine:
         "_lock",
         "_pool",
         "_pool_size",
-        "_queue",
         "_thread",
         "_users",
         "_work_options",
@@ -93,7 +94,7 @@ class ProcrastinateEngine:
     )
 
     name = "procrastinate"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup"))
+    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority"))
 
     def __init__(
         self,
@@ -112,7 +113,6 @@ class ProcrastinateEngine:
         self.conninfo: str = conninfo
         self.apply_schema: bool = apply_schema
         self._embedded: EmbeddedPostgres | None = None
-        self._queue = queue
         self._pool_size = pool_size
         self._pool: AsyncConnectionPool[Any] | None = None
         self._users = 0  # callers that have entered, and those that are about to
@@ -270,7 +270,7 @@ class ProcrastinateEngine:
 
     def _statement(self, calls: Sequence[DurableCall]) -> Statement:
         query = SUBMIT_KEYS if any(call.dedup for call in calls) else SUBMIT
-        return Statement(query, {"queue": self._queue, "calls": stored_calls(calls)})
+        return Statement(query, {"calls": stored_calls(calls, self._work_options)})
 
     async def _fetch(self, query: LiteralString, parameters: Any) -> list[Any]:
         if self._pool is None:
@@ -306,7 +306,7 @@ class ProcrastinateEngine:
 
     # ---- running ----
 
-    async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
+    async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
         """Claim calls of the functions that this process knows, and take over those of workers that are dead."""
         start = work if runs_asyncio() else work_in_thread
         await start(self.conninfo, self._work_options, run, concurrency, stopping)

@@ -13,6 +13,7 @@ from ._connection import WorkerConnection
 from ._errors import is_outage
 from ._liveness import MISSED
 from ._options import WorkOptions
+from ._slots import WorkerSlots
 from ._sql import (
     ANALYZE,
     FORGET_WORKERS,
@@ -22,6 +23,7 @@ from ._sql import (
     MARK_UNKNOWN,
     PURGE,
     UNKNOWN,
+    UNSERVED,
 )
 
 logger = logging.getLogger("tasks_core")
@@ -35,17 +37,21 @@ _BREATH = 0.05
 class Housekeeping:
     """Rounds that go on until they are cancelled; an error ends a round, and not the rounds."""
 
-    def __init__(self, conninfo: str, options: WorkOptions) -> None:
+    def __init__(self, conninfo: str, options: WorkOptions, slots: WorkerSlots) -> None:
         self._connection = WorkerConnection(conninfo)
         self._options = options
-        self._reported: dict[str, bool] = {}
+        self._slots = slots
+        self._reported: set[tuple[str, str]] = set()
+        self._unserved: set[str] = set()
 
     async def run(self) -> None:
         try:
             while True:
                 try:
                     await self._analyze()
-                    await self._look_after_unknown()
+                    await self._look_after_unserved()
+                    unknown = [await self._look_after_unknown(queue) for queue in self._slots.queues]
+                    self._reported = set().union(*unknown)
                     await self._purge()
                 except (psycopg.Error, OSError) as error:
                     if is_outage(error):
@@ -65,17 +71,37 @@ class Housekeeping:
 
     # ---- calls that no worker knows ----
 
-    async def _look_after_unknown(self) -> None:
+    async def _look_after_unserved(self) -> None:
+        """Warn about each queue that no living worker serves and that has calls of functions of this worker."""
+        parameters = {"names": registered_names(), "silence": self._options.heartbeat * MISSED}
+        waiting: dict[str, list[str]] = {}
+        for queue, name in await self._connection.fetch(UNSERVED, parameters):
+            if queue not in self._slots.queues:  # this worker may not be in the database yet
+                waiting.setdefault(queue, []).append(name)
+        for queue, names in waiting.items():
+            if queue not in self._unserved:
+                name = self._options.queue_of(queue)
+                logger.warning(
+                    "No worker serves the queue %r, where calls of %s wait. Run one: python -m tasks_core worker ... "
+                    "--queue %s=4",
+                    name,
+                    ", ".join(map(repr, sorted(names))),
+                    name,
+                )
+        self._unserved = set(waiting)
+
+    async def _look_after_unknown(self, queue_name: str) -> set[tuple[str, str]]:
+        """Mark, and in the end give up, the calls of a queue that no worker knows; return the queue with each name."""
         options = self._options
-        queue = {"queue": options.queue}
+        queue = {"queue": queue_name}
         rows = await self._connection.fetch(UNKNOWN, {**queue, "silence": options.heartbeat * MISSED})
         own = registered_names()  # which may not be in the database yet
         names = [row[0] for row in rows if row[0] not in own]
         for name in names:
-            if name not in self._reported:
+            if (queue_name, name) not in self._reported:
                 logger.error(
                     "No worker of queue %r knows the function %r: its calls wait, and fail after %g s",
-                    options.queue,
+                    queue_name,
                     name,
                     options.unknown_for,
                 )
@@ -93,7 +119,7 @@ class Housekeeping:
                         job_id,
                         options.unknown_for,
                     )
-        self._reported = dict.fromkeys(names, True)
+        return {(queue_name, name) for name in names}
 
     # ---- rows that were kept for their time ----
 
@@ -112,7 +138,7 @@ class Housekeeping:
                     lock = await (await connection.execute(HOUSEKEEPING_LOCK)).fetchone()
                     if lock is None or not lock[0]:
                         return
-                    parameters = {**kept, "queue": options.queue, "after": after, "least": min(kept.values())}
+                    parameters = {**kept, "queues": self._slots.queues, "after": after, "least": min(kept.values())}
                     row = await (await connection.execute(PURGE, parameters)).fetchone()
                     if row is not None and not after:
                         await connection.execute(FORGET_WORKERS)
@@ -122,4 +148,4 @@ class Housekeeping:
                 after = last if more else None
                 await asyncio.sleep(_BREATH)
         if deleted:
-            logger.info("Deleted %d tasks of queue %r that had been kept for their time", deleted, options.queue)
+            logger.info("Deleted %d tasks that had been kept for their time", deleted)

@@ -33,6 +33,10 @@ class Registration(Protocol):
         """Return the number under which the worker claims, and those under which it claimed before."""
         ...
 
+    def queues(self) -> list[str]:
+        """Return the queues that the worker serves."""
+        ...
+
     def held(self) -> list[int]:
         """Return the jobs whose end is not stored yet."""
         ...
@@ -130,7 +134,7 @@ class Liveness:
             connection,
             RECOVER,
             {
-                "queue": self._options.queue,
+                "queues": self._registration.queues(),
                 "silence": self._silence if monotonic() >= self._judges_from else None,
                 "former": former,
                 "held": held,

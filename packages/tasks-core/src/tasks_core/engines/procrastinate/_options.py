@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tasks_core.engines import DEFAULT_QUEUE
+
 
 @dataclass(frozen=True, slots=True)
 class WorkOptions:
@@ -16,3 +18,11 @@ class WorkOptions:
     keep_finished: float
     keep_failed: float
     keep_cancelled: float
+
+    def stored_queue(self, name: str) -> str:
+        """Return what a queue is called in the database."""
+        return self.queue if name == DEFAULT_QUEUE else name
+
+    def queue_of(self, stored: str) -> str:
+        """Return the name that a function or a caller gives to a queue of the database."""
+        return DEFAULT_QUEUE if stored == self.queue else stored

@@ -11,10 +11,23 @@ from typing import Any
 from tasks_core import RetryPolicy
 from tasks_core.engines import DurableCall
 
+from ._options import WorkOptions
 
-def stored_calls(calls: Sequence[DurableCall]) -> str:
+
+def stored_calls(calls: Sequence[DurableCall], options: WorkOptions) -> str:
     """Return the JSON that the statements of a submit take."""
-    return json.dumps([{"args": _stored(call), "delay": _delay(call), "dedup": call.dedup} for call in calls])
+    return json.dumps(
+        [
+            {
+                "args": _stored(call),
+                "queue": options.stored_queue(call.queue),
+                "priority": call.priority,
+                "delay": _delay(call),
+                "dedup": call.dedup,
+            }
+            for call in calls
+        ]
+    )
 
 
 def _stored(call: DurableCall) -> dict[str, Any]:
@@ -75,6 +88,9 @@ class Row:
     """Seconds since the epoch by the clock of the database."""
     name: str
     key: str
+    queue: str
+    """Its name in the database."""
+    priority: int
     fields: dict[str, Any]
     history: History
 
@@ -88,7 +104,7 @@ class Row:
         return f"Task {self.name!r}, key {self.key}, job {self.id},"
 
     @classmethod
-    def read(cls, id_: int, attempts: int, fields: dict[str, Any], now: float) -> Row:
+    def read(cls, id_: int, attempts: int, fields: dict[str, Any], now: float, queue: str, priority: int) -> Row:
         """Read what a claim returns. Nothing in *fields* makes it fail, because an operator may have written it."""
         deaths = fields.get("deaths")
         since = fields.get("misfit_since")
@@ -101,9 +117,10 @@ class Row:
             misfit_since=since if isinstance(since, float | int) else None,
             given_up=given_up if isinstance(given_up, str) else None,
         )
-        return cls(id_, attempts, now, str(fields.get("name")), str(fields.get("key")), fields, history)
+        name, key = str(fields.get("name")), str(fields.get("key"))
+        return cls(id_, attempts, now, name, key, queue, priority, fields, history)
 
-    def call(self) -> DurableCall:
+    def call(self, options: WorkOptions) -> DurableCall:
         """
         Return the call.
 
@@ -117,6 +134,8 @@ class Row:
             idempotency_key=self.fields["key"],
             retry=None if retry is None else RetryPolicy.from_json(retry),
             headers=dict(headers.items()),
+            queue=options.queue_of(self.queue),
+            priority=self.priority,
         )
 
 

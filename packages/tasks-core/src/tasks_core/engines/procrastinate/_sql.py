@@ -52,18 +52,18 @@ CREATE TABLE tasks_keys_v2 (
 );
 CREATE INDEX tasks_keys_v2_job_id ON tasks_keys_v2 (job_id)
 """,
-    # Which functions a worker knows.
-    "tasks_workers_v1": """
-CREATE TABLE tasks_workers_v1 (
+    # Which queues a worker serves, and which functions it knows.
+    "tasks_workers_v2": """
+CREATE TABLE tasks_workers_v2 (
     id bigint PRIMARY KEY REFERENCES procrastinate_workers (id) ON DELETE CASCADE,
-    queue text NOT NULL,
+    queues text[] NOT NULL,
     names text[] NOT NULL
 )
 """,
     # A second call with the key waits for the transaction of the first one, and gets its row. That is a function and
     # not a statement, because each statement within a function sees what was committed before the statement.
-    "tasks_submit_v2": """
-CREATE FUNCTION tasks_submit_v2(queue text, calls jsonb)
+    "tasks_submit_v3": """
+CREATE FUNCTION tasks_submit_v3(calls jsonb)
     RETURNS TABLE (id bigint, created boolean, same boolean)
     LANGUAGE plpgsql
 AS $$
@@ -79,17 +79,17 @@ BEGIN
     FOR call, position IN
         SELECT value, ordinality::int FROM jsonb_array_elements(calls) WITH ORDINALITY
          WHERE (value->>'dedup')::boolean
-         ORDER BY value->'args'->>'name', value->'args'->>'key', ordinality
+         ORDER BY value->>'queue', value->'args'->>'name', value->'args'->>'key', ordinality
     LOOP
         INSERT INTO tasks_keys_v2 (queue, name, key)
-        VALUES (tasks_submit_v2.queue, call->'args'->>'name', call->'args'->>'key') ON CONFLICT DO NOTHING;
+        VALUES (call->>'queue', call->'args'->>'name', call->'args'->>'key') ON CONFLICT DO NOTHING;
         IF FOUND THEN
-            INSERT INTO procrastinate_jobs (queue_name, task_name, args, scheduled_at)
-            VALUES (tasks_submit_v2.queue, 'tasks_core.run', call->'args',
+            INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args, scheduled_at)
+            VALUES (call->>'queue', 'tasks_core.run', (call->>'priority')::int, call->'args',
                     clock_timestamp() + make_interval(secs => (call->>'delay')::float))
             RETURNING procrastinate_jobs.id INTO number;
             UPDATE tasks_keys_v2 SET job_id = number
-             WHERE tasks_keys_v2.queue = tasks_submit_v2.queue
+             WHERE tasks_keys_v2.queue = call->>'queue'
                AND name = call->'args'->>'name' AND key = call->'args'->>'key';
             taken[position] := number;
         END IF;
@@ -101,15 +101,15 @@ BEGIN
         created := true;
         same := true;
         IF NOT (call->>'dedup')::boolean THEN
-            INSERT INTO procrastinate_jobs (queue_name, task_name, args, scheduled_at)
-            VALUES (tasks_submit_v2.queue, 'tasks_core.run', call->'args',
+            INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args, scheduled_at)
+            VALUES (call->>'queue', 'tasks_core.run', (call->>'priority')::int, call->'args',
                     clock_timestamp() + make_interval(secs => (call->>'delay')::float))
             RETURNING procrastinate_jobs.id INTO id;
         ELSIF id IS NULL THEN
             created := false;
             SELECT job.id, job.args->'args' = call->'args'->'args' INTO id, same
               FROM tasks_keys_v2 JOIN procrastinate_jobs AS job ON job.id = job_id
-             WHERE tasks_keys_v2.queue = tasks_submit_v2.queue
+             WHERE tasks_keys_v2.queue = call->>'queue'
                AND name = call->'args'->>'name' AND key = call->'args'->>'key';
         END IF;
         RETURN NEXT;
@@ -158,15 +158,15 @@ _DUE: LiteralString = "clock_timestamp() + make_interval(secs => (call->>'delay'
 """By the clock of the database: those of web servers and workers differ. Of no delay, that makes NULL."""
 
 SUBMIT: LiteralString = f"""
-INSERT INTO procrastinate_jobs (queue_name, task_name, args, scheduled_at)
-SELECT (%(queue)s)::text, 'tasks_core.run', call->'args', {_DUE}
+INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args, scheduled_at)
+SELECT call->>'queue', 'tasks_core.run', (call->>'priority')::int, call->'args', {_DUE}
   FROM jsonb_array_elements((%(calls)s)::jsonb) WITH ORDINALITY AS given (call, ordinality) ORDER BY ordinality
 RETURNING id, true AS created, true AS same
 """
 """All calls of a submit in one statement, so that they are stored together or not at all."""
 
 SUBMIT_KEYS: LiteralString = """
-SELECT id, created, same FROM tasks_submit_v2((%(queue)s)::text, (%(calls)s)::jsonb)
+SELECT id, created, same FROM tasks_submit_v3((%(calls)s)::jsonb)
 """
 """The same for calls of which some have a key that the caller chose."""
 
@@ -178,48 +178,66 @@ SELECT status::text, attempts, args->'progress' AS progress FROM procrastinate_j
 
 REGISTER: LiteralString = """
 WITH worker AS (INSERT INTO procrastinate_workers DEFAULT VALUES RETURNING id)
-INSERT INTO tasks_workers_v1 (id, queue, names) SELECT id, %(queue)s, %(names)s FROM worker RETURNING id
+INSERT INTO tasks_workers_v2 (id, queues, names) SELECT id, %(queues)s, %(names)s FROM worker RETURNING id
 """
-"""Workers of procrastinate find the dead in its table of workers; our own table has the names that a worker knows."""
+"""Workers of procrastinate find the dead in its table of workers; our own table has the queues that a worker serves and
+the names that it knows."""
 
 UNREGISTER: LiteralString = "DELETE FROM procrastinate_workers WHERE id = ANY(%(ids)s)"
 
 CLAIM: LiteralString = f"""
 WITH candidate AS MATERIALIZED (
-    SELECT job.id, job.priority
-      FROM unnest((%(names)s)::text[]) AS known (name)
+    SELECT served.room, job.id, job.priority
+      FROM unnest((%(queues)s)::text[], (%(rooms)s)::int[]) AS served (queue, room)
+     CROSS JOIN unnest((%(names)s)::text[]) AS known (name)
      CROSS JOIN LATERAL (
         SELECT id, priority FROM procrastinate_jobs
          WHERE {_TODO} AND scheduled_at IS NULL
-           AND queue_name = %(queue)s AND args->>'name' = known.name AND NOT args ? 'deaths'
+           AND queue_name = served.queue AND args->>'name' = known.name AND NOT args ? 'deaths'
          ORDER BY priority DESC, id LIMIT %(look)s
      ) AS job
     UNION ALL
-    SELECT job.id, job.priority
-      FROM unnest((%(names)s)::text[]) AS known (name)
+    SELECT served.room, job.id, job.priority
+      FROM unnest((%(queues)s)::text[], (%(rooms)s)::int[]) AS served (queue, room)
+     CROSS JOIN unnest((%(names)s)::text[]) AS known (name)
      CROSS JOIN LATERAL (
         SELECT id, priority FROM procrastinate_jobs
          WHERE {_TODO} AND scheduled_at <= now()
-           AND queue_name = %(queue)s AND args->>'name' = known.name AND NOT args ? 'deaths'
+           AND queue_name = served.queue AND args->>'name' = known.name AND NOT args ? 'deaths'
          ORDER BY scheduled_at LIMIT %(look)s
      ) AS job
-), claimed AS MATERIALIZED (
-    SELECT id FROM procrastinate_jobs
-     WHERE id = ANY(ARRAY(SELECT id FROM candidate ORDER BY priority DESC, id LIMIT %(look)s)) AND status = 'todo'
-     ORDER BY priority DESC, id LIMIT %(free)s FOR UPDATE SKIP LOCKED
 ), suspect AS MATERIALIZED (
-    SELECT id FROM procrastinate_jobs
-     WHERE {_TODO} AND args ? 'deaths' AND (%(suspects)s)::boolean
-       AND queue_name = %(queue)s AND args->>'name' = ANY(%(names)s)
-       AND coalesce(scheduled_at, '-infinity') <= now()
-     ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+    SELECT served.room, job.id
+      FROM unnest((%(queues)s)::text[], (%(rooms)s)::int[]) AS served (queue, room)
+     CROSS JOIN LATERAL (
+        SELECT id FROM procrastinate_jobs
+         WHERE {_TODO} AND args ? 'deaths' AND (%(suspects)s)::boolean
+           AND queue_name = served.queue AND args->>'name' = ANY(%(names)s)
+           AND coalesce(scheduled_at, '-infinity') <= now()
+         ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+     ) AS job
+     LIMIT 1
+), claimed AS MATERIALIZED (
+    SELECT job.id
+      FROM unnest((%(free)s)::int[]) WITH ORDINALITY AS room (free, number)
+     CROSS JOIN LATERAL (
+        SELECT id FROM procrastinate_jobs
+         WHERE id = ANY(ARRAY(SELECT id FROM candidate WHERE candidate.room = room.number
+                               ORDER BY priority DESC, id LIMIT %(look)s)) AND status = 'todo'
+         ORDER BY priority DESC, id
+         LIMIT room.free - (SELECT count(*) FROM suspect WHERE suspect.room = room.number)
+           FOR UPDATE SKIP LOCKED
+     ) AS job
 )
 UPDATE procrastinate_jobs SET status = 'doing', worker_id = %(worker)s
- WHERE id = ANY(ARRAY(SELECT id FROM suspect UNION ALL SELECT id FROM claimed LIMIT %(free)s))
-RETURNING id, attempts, args, extract(epoch FROM now())::float AS now
+ WHERE id = ANY(ARRAY(SELECT id FROM suspect UNION ALL SELECT id FROM claimed))
+RETURNING id, attempts, args, extract(epoch FROM now())::float AS now, queue_name, priority
 """
 """
-Claim up to *free* calls of functions that the worker knows, and at most one that was running when a worker died.
+Claim calls of functions that the worker knows, and at most one that was running when a worker died.
+
+A room is so many free slots (*free*), which the calls of one queue or of several share; there is one statement for all
+of them, so that an idle worker with many queues asks as rarely as one with a single queue.
 
 Candidates are read without locks, and more of them than are wanted (*look*), because another worker may be claiming
 the first ones at this moment. Rows are looked up by arrays of ids, which leaves the planner no choice: a join would
@@ -228,10 +246,11 @@ become a scan of the table as soon as statistics are missing.
 
 NEXT_DUE: LiteralString = f"""
 SELECT extract(epoch FROM min(job.scheduled_at) - clock_timestamp())::float
-  FROM unnest((%(names)s)::text[]) AS known (name)
+  FROM unnest((%(queues)s)::text[]) AS served (queue)
+ CROSS JOIN unnest((%(names)s)::text[]) AS known (name)
  CROSS JOIN LATERAL (
     SELECT scheduled_at FROM procrastinate_jobs
-     WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = %(queue)s AND args->>'name' = known.name
+     WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = served.queue AND args->>'name' = known.name
      ORDER BY scheduled_at LIMIT 1
  ) AS job
 """
@@ -307,7 +326,7 @@ WITH lost AS MATERIALIZED (
            ), '[]') || to_jsonb(extract(epoch FROM now())::float) AS deaths
       FROM procrastinate_jobs AS job
       LEFT JOIN procrastinate_workers AS worker ON worker.id = job.worker_id
-     WHERE job.status = 'doing' AND job.{_TASK} AND job.queue_name = %(queue)s
+     WHERE job.status = 'doing' AND job.{_TASK} AND job.queue_name = ANY(%(queues)s)
        AND job.id <> ALL(%(held)s)
        AND (job.worker_id = ANY(%(former)s)
             OR (%(silence)s)::float IS NOT NULL
@@ -354,7 +373,7 @@ WITH seen AS MATERIALIZED (
 ), old AS MATERIALIZED (
     SELECT DISTINCT job.id FROM seen JOIN procrastinate_jobs AS job ON job.id = seen.job_id
      WHERE seen.type IN ('succeeded', 'failed', 'cancelled', 'aborted')
-       AND job.queue_name = %(queue)s AND job.task_name = 'tasks_core.run'
+       AND job.queue_name = ANY(%(queues)s) AND job.task_name = 'tasks_core.run'
        AND job.status IN ('succeeded', 'failed', 'cancelled', 'aborted')
        AND NOT EXISTS (
             SELECT FROM procrastinate_events AS event
@@ -379,7 +398,7 @@ oldest: those of rows that were deleted are gone, so that a run reads little mor
 
 FORGET_WORKERS: LiteralString = """
 DELETE FROM procrastinate_workers AS worker WHERE last_heartbeat < now() - interval '1 day'
-   AND id IN (SELECT id FROM tasks_workers_v1)
+   AND id IN (SELECT id FROM tasks_workers_v2)
 """
 
 UNKNOWN: LiteralString = f"""
@@ -402,12 +421,40 @@ WITH RECURSIVE ready (name) AS (
 )
 SELECT name FROM (SELECT name FROM ready UNION SELECT name FROM delayed) AS waiting
  WHERE name IS NOT NULL AND NOT EXISTS (
-    SELECT FROM tasks_workers_v1 AS known JOIN procrastinate_workers AS worker USING (id)
-     WHERE known.queue = %(queue)s AND waiting.name = ANY(known.names)
+    SELECT FROM tasks_workers_v2 AS known JOIN procrastinate_workers AS worker USING (id)
+     WHERE %(queue)s = ANY(known.queues) AND waiting.name = ANY(known.names)
        AND worker.last_heartbeat > now() - make_interval(secs => %(silence)s)
 )
 """
 """The names of waiting calls that no living worker of the queue knows, read by jumping from name to name."""
+
+UNSERVED: LiteralString = f"""
+WITH RECURSIVE ready (queue) AS (
+    (SELECT queue_name::text FROM procrastinate_jobs
+      WHERE {_TODO} AND scheduled_at IS NULL ORDER BY queue_name LIMIT 1)
+    UNION ALL
+    SELECT (SELECT queue_name::text FROM procrastinate_jobs
+             WHERE {_TODO} AND scheduled_at IS NULL AND queue_name > ready.queue ORDER BY queue_name LIMIT 1)
+      FROM ready WHERE ready.queue IS NOT NULL
+), found AS (
+    SELECT queue, name FROM ready CROSS JOIN unnest((%(names)s)::text[]) AS known (name)
+     WHERE queue IS NOT NULL AND NOT EXISTS (
+        SELECT FROM tasks_workers_v2 AS known JOIN procrastinate_workers AS worker USING (id)
+         WHERE ready.queue = ANY(known.queues) AND worker.last_heartbeat > now() - make_interval(secs => %(silence)s)
+     )
+)
+SELECT queue, name FROM found
+ WHERE EXISTS (
+    SELECT FROM procrastinate_jobs
+     WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = found.queue AND args->>'name' = found.name
+ )
+"""
+"""
+The queues that no living worker serves, with each function of this worker of which calls wait there.
+
+That is read by jumping from queue to queue. Calls of other functions are not looked for, because they may be those of
+another application, whose workers are another's concern.
+"""
 
 _OF_NAME: LiteralString = f"""
 {_TODO} AND queue_name = %(queue)s AND args->>'name' = %(name)s AND (scheduled_at IS NULL OR scheduled_at <= now())

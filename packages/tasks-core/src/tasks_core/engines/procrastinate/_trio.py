@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from tasks_core.engines import Delivery, Json, RunDelivery
+from tasks_core.engines import Delivery, Json, RunDelivery, Slots
 
 from ._options import WorkOptions
 from ._work import work
@@ -61,10 +61,12 @@ class AsyncioThread:
 
 
 async def work_in_thread(
-    conninfo: str, options: WorkOptions, run: RunDelivery, concurrency: int, stopping: anyio.Event
+    conninfo: str, options: WorkOptions, run: RunDelivery, concurrency: Slots, stopping: anyio.Event
 ) -> None:
     """Do what `work()` does. *run* is awaited here, on the event loop of the caller."""
-    thread = AsyncioThread(concurrency + 2)  # what is called below, and the reports of progress
+    thread = AsyncioThread(
+        (concurrency if isinstance(concurrency, int) else sum(concurrency.values())) + 2
+    )  # what is called below, and the reports of progress
     await thread.start()
     async with BlockingPortal() as portal, anyio.create_task_group() as group:
         try:

@@ -8,11 +8,13 @@ import logging
 from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
+from typing import Any
 
 import anyio
+from psycopg.sql import SQL, Identifier
 
 from tasks_core import TasksError
-from tasks_core.engines import Delivery, Json, NotUnderstood, Redeliver, RunDelivery, registered_names
+from tasks_core.engines import Delivery, Json, NotUnderstood, Redeliver, RunDelivery, Slots, registered_names
 
 from . import _reports
 from ._connection import WorkerConnection, address_of_worker
@@ -22,6 +24,7 @@ from ._liveness import Liveness
 from ._options import WorkOptions
 from ._reports import Report, Reports
 from ._rows import History, Row
+from ._slots import WorkerSlots
 from ._sql import CLAIM, NEXT_DUE, PROGRESS, REGISTER, UNREGISTER
 
 logger = logging.getLogger("tasks_core")
@@ -38,19 +41,21 @@ _FORMER = 60.0
 _MISFIT_PAUSE, _MISFIT_PAUSE_MAX = 5.0, 300.0
 
 
-async def work(conninfo: str, options: WorkOptions, run: RunDelivery, concurrency: int, stopping: anyio.Event) -> None:
+async def work(
+    conninfo: str, options: WorkOptions, run: RunDelivery, concurrency: Slots, stopping: anyio.Event
+) -> None:
     """Do what `Engine.work()` promises."""
     await _Work(address_of_worker(conninfo), options, run, concurrency, stopping).work()
 
 
 class _Work:
     def __init__(
-        self, conninfo: str, options: WorkOptions, run: RunDelivery, concurrency: int, stopping: anyio.Event
+        self, conninfo: str, options: WorkOptions, run: RunDelivery, concurrency: Slots, stopping: anyio.Event
     ) -> None:
         self._conninfo = conninfo
         self._options = options
         self._run = run
-        self._concurrency = concurrency
+        self._slots = WorkerSlots(concurrency, options)
         self._stopping = stopping
         self._claims = WorkerConnection(conninfo)
         self._writes = WorkerConnection(conninfo)
@@ -74,7 +79,7 @@ class _Work:
             asyncio.create_task(side, name=f"tasks {name}")
             for name, side in (
                 ("listen", self._listen()),
-                ("housekeeping", Housekeeping(self._conninfo, self._options).run()),
+                ("housekeeping", Housekeeping(self._conninfo, self._options, self._slots).run()),
                 ("stop", self._wake_when_stopped()),
             )
         ]
@@ -120,14 +125,15 @@ class _Work:
         while not self._stopping.is_set():
             self._wake.clear()
             timeout = None
-            if len(self._running) < self._concurrency:
+            free = self._slots.free()
+            if free["queues"]:
                 try:
-                    rows = await self._claim(self._concurrency - len(self._running))
+                    rows = await self._claim(free)
                     if rows:
                         for row in rows:
                             self._start(row)
                         continue
-                    timeout = await self._next_due()
+                    timeout = await self._next_due(free["queues"])
                 except Exception as error:
                     self._when_claim_failed(error)
                     self._wake.clear()
@@ -135,16 +141,15 @@ class _Work:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), timeout)
 
-    async def _claim(self, free: int) -> list[Row]:
+    async def _claim(self, free: dict[str, Any]) -> list[Row]:
         await self._register()
         rows = await self._claims.fetch(
             CLAIM,
             {
-                "queue": self._options.queue,
+                **free,
                 "names": self._names,
                 "worker": self._number,
-                "free": free,
-                "look": free * _LOOK,
+                "look": max(free["free"]) * _LOOK,
                 "suspects": self._suspect is None,
             },
         )
@@ -161,11 +166,13 @@ class _Work:
             oldest = monotonic() - _FORMER
             self._former = {number: since for number, since in self._former.items() if since > oldest}
         if self._number is None:
-            [[self._number]] = await self._claims.fetch(REGISTER, {"queue": self._options.queue, "names": names})
+            self._slots.refresh()
+            [[self._number]] = await self._claims.fetch(REGISTER, {"queues": self._slots.queues, "names": names})
             self._names = names
 
-    async def _next_due(self) -> float:
-        [[seconds]] = await self._claims.fetch(NEXT_DUE, {"queue": self._options.queue, "names": self._names})
+    async def _next_due(self, queues: list[str]) -> float:
+        # Of those queues only that have a free slot: what is due in another queue would be looked for without a pause.
+        [[seconds]] = await self._claims.fetch(NEXT_DUE, {"queues": queues, "names": self._names})
         poll = POLL * _LISTENING if self._listening else POLL
         return poll if seconds is None else min(poll, max(0.01, seconds))
 
@@ -187,6 +194,9 @@ class _Work:
 
     def registered(self) -> tuple[int | None, list[int]]:
         return self._number, list(self._former)
+
+    def queues(self) -> list[str]:
+        return self._slots.queues
 
     def held(self) -> list[int]:
         return list(self._held)
@@ -219,7 +229,9 @@ class _Work:
                             "address of the server itself",
                             POLL,
                         )
-                    await listening.execute(f'LISTEN "procrastinate_queue_v1#{self._options.queue}"'.encode())
+                    for queue in self._slots.queues:
+                        channel = Identifier(f"procrastinate_queue_v1#{queue}")
+                        await listening.execute(SQL("LISTEN {}").format(channel))
                     self._listening = not connection.pooled
                     self.wake()
                     async for notification in listening.notifies():
@@ -240,12 +252,14 @@ class _Work:
         self._held[row.id] = row
         if row.history.deaths:
             self._suspect = row.id
+        self._slots.take(row.queue)
         task = asyncio.create_task(self._deliver(row), name=f"tasks {row.name}")
         self._running[row.id] = task
         task.add_done_callback(lambda _: self._when_ended(row))
 
     def _when_ended(self, row: Row) -> None:
         del self._running[row.id]
+        self._slots.give_back(row.queue)
         self._wake.set()
 
     def _when_stored(self, report: Report) -> None:
@@ -268,7 +282,7 @@ class _Work:
 
     async def _report_of(self, row: Row) -> Report:
         try:
-            call = row.call()
+            call = row.call(self._options)
         except Exception as error:
             return self._misfit(row, error)
 
