@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import anyio
 import pytest
-from tasks_core import TaskPhase, TaskScheduler, retry
+from tasks_core import TaskPhase, TaskScheduler, emit, report, retry
 from tasks_core.frameworks import announce
 from tasks_testing import (
     RequestMoment,
@@ -703,3 +703,36 @@ def test_a_leak_is_waited_for_while_it_can_end() -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=f"^{text}$"), record_tasks(**settings):
         raise AssertionError("it should not begin")
+
+
+async def test_what_a_task_emits_and_reports_is_recorded() -> None:
+    async def generate(words: int) -> None:
+        for number in range(words):
+            emit({"word": number})
+        report(1.0)
+
+    with record_tasks() as recorder:
+        async with TaskScheduler() as scheduler:
+            await scheduler.schedule(generate, 2)
+            await scheduler.schedule(work)
+    recorded = recorder.one(generate)
+    assert recorded.emitted == ({"word": 0}, {"word": 1})
+    assert recorded.progress == 1.0
+    assert [(event.kind, event.detail) for event in recorded.events if event.detail] == [
+        ("emitted", '{"word":0}'),
+        ("emitted", '{"word":1}'),
+        ("reported", "1.0"),
+    ]
+    assert recorder.one(work).emitted == ()
+    assert recorder.one(work).progress is None
+    assert '{"word":1}' in recorder.timeline()
+
+
+async def test_what_tasks_of_another_recording_emit_is_not_recorded() -> None:
+    async with TaskScheduler() as scheduler:
+        task = scheduler.schedule(anyio.sleep_forever)
+        with record_tasks() as recorder:
+            task.emit("a")
+            task.report("b")
+        task.cancel()
+    assert not recorder.events

@@ -5,7 +5,7 @@ Start reading at `_scheduler.py` (what is entered and left) and `_schedule.py` (
 takes a task from there to its end. Imports go one way:
 
 ```text
-exceptions ── _support ── _config ── _task ── _observer ── _clock ── _retry
+exceptions ── _support ── _config ── _journal ── _task ── _observer ── _clock ── _retry
 _loop ── _run ── _schedule ── _phase, _scheduler
 _durable ── engines
 ```
@@ -22,11 +22,13 @@ from ._durable.function import DurableFunction, durable
 from ._durable.phase import DurablePhase
 from ._durable.task import DurableTask
 from ._durable.worker import Worker
+from ._journal import EmittedEvent, TaskFollower, TaskUpdate
 from ._observer import RunAttempt, TaskObserver, observe
 from ._options import SchedulerOptions, ShutdownOptions
 from ._periodic import PeriodicTask, TaskRegistry
 from ._phase import TaskPhase
 from ._retry import Retry, RetryPolicy, by_exception, chain, retry
+from ._run.following import KeptTask
 from ._run.ledger import LostTask, SchedulerStatistics
 from ._run.shutdown import ShutdownReport
 from ._schedule import ScheduleTarget, transparent
@@ -34,7 +36,7 @@ from ._scheduler import TaskScheduler, current_scheduler
 from ._service import Service
 from ._support.overrides import Subscription
 from ._support.provider import Provided
-from ._task import PhaseInfo, Task, TaskState, current_task
+from ._task import PhaseInfo, Task, TaskState, current_task, emit, report
 from .exceptions import SchedulerClosedError, TaskQueueFullError, TasksError
 
 __all__ = (
@@ -43,6 +45,8 @@ __all__ = (
     "DurableFunction",
     "DurablePhase",
     "DurableTask",
+    "EmittedEvent",
+    "KeptTask",
     "LostTask",
     "Outcome",
     "PeriodicTask",
@@ -63,12 +67,14 @@ __all__ = (
     "Task",
     "TaskConfig",
     "TaskErrorHandler",
+    "TaskFollower",
     "TaskObserver",
     "TaskPhase",
     "TaskQueueFullError",
     "TaskRegistry",
     "TaskScheduler",
     "TaskState",
+    "TaskUpdate",
     "TasksError",
     "When",
     "Worker",
@@ -79,8 +85,10 @@ __all__ = (
     "current_task",
     "durable",
     "durable_context",
+    "emit",
     "every",
     "observe",
+    "report",
     "retry",
     "transparent",
 )

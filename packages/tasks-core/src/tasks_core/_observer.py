@@ -13,6 +13,7 @@ from .exceptions import InvalidConfigError
 
 if TYPE_CHECKING:
     from ._config import Outcome
+    from ._journal import EmittedEvent
     from ._service import Service
     from ._task import PhaseInfo, Task
 
@@ -44,6 +45,12 @@ class TaskObserver:
 
     def task_finished(self, task: Task[Any]) -> None:
         """The task reached its terminal state; called exactly once for each task that was scheduled."""
+
+    def task_emitted(self, task: Task[Any], event: EmittedEvent) -> None:
+        """`task.emit()` added an event; called on the thread that emitted it."""
+
+    def task_reported(self, task: Task[Any]) -> None:
+        """`task.report()` replaced `task.progress`; called on the thread that reported it."""
 
     def phase_opened(self, phase: PhaseInfo, outcome: Outcome) -> None:
         """A phase opens; called before the first of its tasks starts."""

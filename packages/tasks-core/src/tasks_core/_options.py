@@ -100,6 +100,8 @@ class SchedulerOptions(ShutdownOptions, total=False):
             lines and spans name the line of the caller. It holds for the whole process; `@transparent` marks a single
             function. Default: none.
 
+        follow_for: Seconds after the end of a task for which `keep()` keeps it for its followers. Default: 300.
+
         clock: Where delays, retry pauses, timeouts and the bounds of shutdown come from. Default: `MonotonicClock()`.
 
         slow_callback_duration: Seconds. What keeps the event loop from turning for longer, a task or other code, is
@@ -125,6 +127,7 @@ class SchedulerOptions(ShutdownOptions, total=False):
     max_threads: Annotated[int, Option(40, _COUNT)]
     registry: Annotated["TaskRegistry | None", Option(None, _REGISTRY)]
     transparent_modules: Annotated[Collection[str], Option((), _MODULES)]
+    follow_for: Annotated[float, Option(300.0, _SECONDS)]
     clock: Annotated[Clock | None, Option(None, _CLOCK)]
     slow_callback_duration: Annotated[float | None, Option(1.0, _DURATION)]
     engine: Annotated["Engine | None", Option(None, _ENGINE)]

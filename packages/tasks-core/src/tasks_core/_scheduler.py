@@ -21,6 +21,7 @@ from ._options import SchedulerOptions, complete
 from ._periodic import PeriodicTarget, PeriodicTask
 from ._retry import RetryPolicy
 from ._run.extension import Extension
+from ._run.following import KeptTask
 from ._run.ledger import SchedulerStatistics
 from ._run.runner import Runner, Stage
 from ._run.services import ENDLESS
@@ -121,6 +122,7 @@ class TaskScheduler(ScheduleTarget):
             _or_inf(given["max_pending"]),
             given["max_threads"],
             None if given["provider"] is None else Provisions(given["provider"]),
+            given["follow_for"],
         )
         self._take = runner.ready
         self._phase = None
@@ -381,6 +383,33 @@ class TaskScheduler(ScheduleTarget):
         """Return the task with this `id` if it has not ended, otherwise `None`; from any thread."""
         task = self._runner.ledger.get(task_id)
         return None if task is None or task._state.finished else task
+
+    def keep(self, task: Task[Any], *, owner: str | None = None) -> str:
+        """
+        Keep a task for followers that do not have its handle, and return the id that `find_kept()` finds it by.
+
+        It is kept, with its events, its result and its arguments, until `follow_for` seconds after its end, and not
+        beyond the end of the scheduler. Each call returns another id, which cannot be guessed. From any thread.
+
+        Args:
+            task: A task of this scheduler.
+
+            owner: Whose it is, for the code that decides who may follow it.
+
+        Raises:
+            ValueError: the task belongs to another scheduler.
+        """
+        if task._owner is not self._runner:
+            raise ValueError(f"keep(): {task!r} belongs to another scheduler. Write: task.scheduler.keep(task)")
+        return self._runner.following.keep(task, owner)
+
+    def find_kept(self, kept_id: str) -> KeptTask | None:
+        """Return the task that `keep()` keeps under an id; `None` if there is none any more; from any thread."""
+        return self._runner.following.find(kept_id)
+
+    def made_id(self, kept_id: str) -> bool:
+        """Return whether an id looks like one of this scheduler, and not like one of another process or of a guess."""
+        return self._runner.following.made(kept_id)
 
     async def idle(self) -> None:
         """

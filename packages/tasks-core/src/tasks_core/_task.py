@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVa
 import anyio.lowlevel
 
 from ._current import current
+from ._journal import Journal, TaskFollower, progress_of
 from ._support.call import function_name
+from ._support.jsontext import Json, JsonInput, json_text
 from ._support.provider import ProvidedCall
 from .exceptions import TaskCancelledError, TaskDiscardedError, TaskNotFinishedError
 
@@ -121,9 +123,19 @@ THREAD = _Thread()
 """`attempt` is what the current thread runs, in a worker thread."""
 
 
+class Writer(Protocol):
+    """What writes and finds the journal of a task."""
+
+    def emit(self, task: Task[Any], text: bytes) -> None: ...
+    def report(self, task: Task[Any], text: bytes) -> None: ...
+    def journal_of(self, task: Task[Any]) -> Journal: ...
+
+
 class TaskOwner(Protocol):
     """What a task needs of the machinery that runs it."""
 
+    @property
+    def following(self) -> Writer: ...
     @property
     def scheduler(self) -> Any: ...  # the TaskScheduler
     def now(self) -> float: ...
@@ -154,6 +166,7 @@ class Task(Generic[T]):
         "_finished",
         "_instruction",
         "_is_async",
+        "_journal",
         "_lost",
         "_native",
         "_owner",
@@ -192,8 +205,10 @@ class Task(Generic[T]):
     scheduled_at: float
     """When `schedule()` was called, by the clock of the scheduler."""
 
-    # Set when there is something to keep, and missing otherwise: most tasks need neither.
+    # Set when there is something to keep, and missing otherwise: most tasks need none of them.
     _lost: bool
+    _journal: Journal
+    """What the task has emitted and reported; there from the first event, progress value or follower on."""
     _failed_in: Context
     """The context variables inside of all observers, at the end of the last attempt."""
     _provided: ProvidedCall | None = None
@@ -316,6 +331,74 @@ class Task(Generic[T]):
         if self.attempts and not self._started.is_set():  # read after the start, or by a thread during the start
             self._started.set()
         return self._started
+
+    @property
+    def progress(self) -> Json:
+        """The last value that was given to `report()`; `None` before that."""
+        journal: Journal | None = getattr(self, "_journal", None)
+        return progress_of(journal)
+
+    def report(self, progress: JsonInput, /) -> None:
+        """
+        Replace the progress of the task: `current_task().report({"done": 3, "of": 10})`. May be called from any thread.
+
+        Never waits. Followers see the last value only. Does nothing when the task has ended, and in a thread that its
+        task has abandoned.
+
+        Raises:
+            InvalidEventError: *progress* is not JSON of at most 64 KiB.
+        """
+        text = json_text(progress, "report()")
+        if self._has_voice():
+            self._owner.following.report(self, text)
+
+    def emit(self, event: JsonInput, /) -> None:
+        """
+        Add an event for the followers of the task: `emit({"token": "Hello"})`. May be called from any thread.
+
+        Never waits. The events of a task are numbered from 1. The last 10,000 are kept, and at most 1 MiB of them, for
+        as long as the handle is kept: a follower that comes later gets them too. Does nothing when the task has ended,
+        and in a thread that its task has abandoned. A task that runs again emits again, with further numbers.
+
+        Raises:
+            InvalidEventError: *event* is not JSON of at most 64 KiB.
+        """
+        text = json_text(event, "emit()")
+        if self._has_voice():
+            self._owner.following.emit(self, text)
+
+    def _has_voice(self) -> bool:
+        """Return whether what the caller reports is that of the attempt which runs."""
+        attempt = THREAD.attempt
+        abandoned = attempt is not None and attempt.task is self and attempt.given_up
+        return not abandoned and not self._state.finished
+
+    def follow(self, after: int = 0) -> TaskFollower:
+        """
+        Follow the events, the progress and the end of the task.
+
+        ```python
+        async for update in task.follow():
+            for event in update.events:
+                print(event.number, event.data)
+        ```
+
+        There may be any number of followers. A follower that goes away changes nothing for the task, and none of them
+        makes it wait.
+
+        Args:
+            after: The number of the last event that the caller has already.
+
+        Returns:
+            An asynchronous iterator of `TaskUpdate`, on the event loop of the scheduler. The last update has a terminal
+            state. It is a follower of its own, at its own place.
+
+        Raises:
+            RuntimeError: the caller runs on another event loop than the scheduler, which could not wake it.
+        """
+        if not self._state.finished and not self._owner.here():
+            raise RuntimeError("task.follow() works on the event loop of the scheduler only")
+        return TaskFollower(self, self._owner.following.journal_of(self), after)
 
     async def wait(self) -> None:
         """
@@ -440,6 +523,38 @@ def current_task() -> Task[Any] | None:
     if not task._state.finished:
         return task
     return task if THREAD.attempt is not None and THREAD.attempt.task is task else None
+
+
+def emit(event: JsonInput, /) -> None:
+    """
+    Call `emit()` of the task that runs the caller: `emit({"token": "Hello"})`.
+
+    Outside of a task it does nothing, so that a test can call a function that emits.
+
+    Raises:
+        InvalidEventError: *event* is not JSON of at most 64 KiB.
+    """
+    task = current_task()
+    if task is None:
+        json_text(event, "emit()")
+    else:
+        task.emit(event)
+
+
+def report(progress: JsonInput, /) -> None:
+    """
+    Call `report()` of the task that runs the caller: `report({"done": 3, "of": 10})`.
+
+    Outside of a task it does nothing, so that a test can call a function that reports.
+
+    Raises:
+        InvalidEventError: *progress* is not JSON of at most 64 KiB.
+    """
+    task = current_task()
+    if task is None:
+        json_text(progress, "report()")
+    else:
+        task.report(progress)
 
 
 def event_loop_runs(task: Task[Any]) -> bool:

@@ -12,6 +12,7 @@ TasksError
 ├── TaskNotFinishedError    (RuntimeError)  `result()` of a task that has not ended
 ├── TaskCancelledError      (RuntimeError)  the result of a task that was cancelled
 ├── TaskDiscardedError      (RuntimeError)  the result of a task that never started
+├── InvalidEventError       (TypeError)     what a task emits or reports is not JSON
 ├── NotAddressableError     (TypeError)     another process could not find the function
 ├── ArgumentCodecError      (TypeError)     an argument of a durable task cannot be serialized
 ├── UnknownTaskError        (LookupError)   no durable function has this name in this process
@@ -35,6 +36,7 @@ __all__ = (
     "EngineSchemaError",
     "EngineUnavailableError",
     "InvalidConfigError",
+    "InvalidEventError",
     "InvalidTaskError",
     "NotAddressableError",
     "SchedulerClosedError",
@@ -55,6 +57,10 @@ class TasksError(Exception):
 
 class InvalidTaskError(TasksError, TypeError):
     """Raised by `schedule()` when the function cannot be called with these arguments, or is no function."""
+
+
+class InvalidEventError(TasksError, TypeError):
+    """Raised by `emit()` and `report()` for a value that is not JSON, or is longer than 64 KiB."""
 
 
 class InvalidConfigError(TasksError, ValueError):

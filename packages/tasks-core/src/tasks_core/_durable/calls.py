@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tasks_core._retry import RetryPolicy
+from tasks_core._support.jsontext import Json
 
-from .codec import Json
 from .queues import DEFAULT_QUEUE
 
 

@@ -11,14 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from datetime import datetime
 from types import UnionType
-from typing import Any, Protocol, TypeAlias, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
+from tasks_core._support.jsontext import Json
 from tasks_core._support.provider import Provided
 from tasks_core.exceptions import ArgumentCodecError
-
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
-"""The values that JSON has. A value that it cannot represent is an error at the call."""
-
 
 LIMIT = 1024 * 1024
 """Bytes that the arguments of one call may have as JSON."""

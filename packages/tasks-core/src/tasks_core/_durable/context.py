@@ -7,9 +7,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from tasks_core._support.jsontext import Json
 from tasks_core._task import current_task
 
-from .codec import Json, check_json
+from .codec import check_json
 
 if TYPE_CHECKING:
     from tasks_core._scheduler import TaskScheduler

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, runti
 
 import anyio
 
+from tasks_core._support.jsontext import Json
+
 from .calls import DurableCall, Receipt
-from .codec import Json
 from .queues import Slots
 
 if TYPE_CHECKING:

@@ -51,6 +51,7 @@ class Endings:
         task._reason = reason
         if task._finished is not None:
             task._finished.set()
+        self._runner.ledger.end_journal(task)
         context = None if task._context is None else task._context.copy()
         coroutine = self._run(task)
         try:

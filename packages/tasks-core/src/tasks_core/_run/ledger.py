@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 
+from tasks_core._journal import Journal
 from tasks_core._observer import hooks, notify
 from tasks_core._support.log import logger
 from tasks_core._task import Task, TaskState
@@ -108,7 +109,9 @@ class Ledger:
         "_unannounced",
         "_waiters",
         "closed",
+        "end_journal",
         "get",
+        "journals",
         "losses",
         "max_pending",
     )
@@ -116,7 +119,12 @@ class Ledger:
     get: Callable[[int], Task[Any] | None]
     """Returns a task that is not finished, by its id."""
 
-    def __init__(self, max_pending: float, begin_ending: Callable[[Task[Any], TaskState, str | None], bool]) -> None:
+    def __init__(
+        self,
+        max_pending: float,
+        begin_ending: Callable[[Task[Any], TaskState, str | None], bool],
+        end_journal: Callable[[Task[Any]], object],
+    ) -> None:
         # Reentrant: a finalizer or a signal handler that calls schedule() may run in the middle of it.
         self._lock = RLock()
         self.max_pending = max_pending
@@ -127,6 +135,8 @@ class Ledger:
         self._unannounced: set[int] = set()  # tasks whose `task_scheduled` is being called
         # Called when a task ends that is not plain. When that returns true, settle() is called once more later.
         self._begin_ending = begin_ending
+        self.end_journal = end_journal  # called for each task that ends while there are journals
+        self.journals: dict[int, Journal] = {}  # of tasks that have not ended, by id
         self._waiters: list[tuple[Callable[[], bool], anyio.Event]] = []  # the conditions, and the events to set
         self.closed = False
         self.losses: LossReport | None = None  # set while shutting down
@@ -204,6 +214,8 @@ class Ledger:
         try:
             if task._finished is not None:
                 task._finished.set()
+            if self.journals:
+                self.end_journal(task)
             if hooks.task_finished and not (self._unannounced and self._take_unannounced(task)):
                 notify(hooks.task_finished, task)
         finally:

@@ -26,6 +26,7 @@ from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError
 from .attempt import Attempts
 from .endings import Endings
 from .extension import Extension
+from .following import Following
 from .keys import Keys
 from .ledger import CANCEL_CALLED, HELD, LIMITER, Ledger, log_fields, title, unstarted
 from .limits import Limits
@@ -71,6 +72,7 @@ class Runner:
         "delayed",
         "extensions",
         "find_scheduler",
+        "following",
         "here",
         "keys",
         "ledger",
@@ -92,6 +94,7 @@ class Runner:
         max_pending: float,
         max_threads: int,
         provisions: Provisions | None = None,
+        follow_for: float = 0.0,
     ) -> None:
         self.find_scheduler = find_scheduler  # a weak reference, because the scheduler refers to the runner
         self.clock = clock
@@ -106,7 +109,8 @@ class Runner:
         self.here: Callable[[], bool] = self.loop.runs_caller  # replaced in open()
         self.keys = Keys(self)
         self._endings = Endings(self)
-        self.ledger = Ledger(max_pending, self._begin_ending)
+        self.following = Following(self, follow_for)
+        self.ledger = Ledger(max_pending, self._begin_ending, self.following.end)
         self.limits = Limits(self.ledger, max_concurrency, max_threads)
         self.attempts = Attempts(self, max_threads)
         self.services = Services(self)
@@ -135,6 +139,7 @@ class Runner:
         for extension in reversed(self.extensions):
             await extension.close()
         await self.loop.close()
+        self.following.close()
 
     def resume(self) -> None:
         """Begin to start tasks."""

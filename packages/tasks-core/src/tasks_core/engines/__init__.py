@@ -6,7 +6,6 @@ The seam between durable tasks and an engine, and the engines, each behind an ex
 """
 
 from tasks_core._durable.calls import DurableCall, DurableState, DurableStatus
-from tasks_core._durable.codec import Json
 from tasks_core._durable.engine import (
     BatchEngine,
     Capability,
@@ -20,6 +19,7 @@ from tasks_core._durable.engine import (
 from tasks_core._durable.function import registered_names, registered_queues
 from tasks_core._durable.host import engine_of
 from tasks_core._durable.queues import DEFAULT_QUEUE, Slots
+from tasks_core._support.jsontext import Json
 from tasks_core.exceptions import (
     DurableTaskGivenUpError,
     EngineCapabilityError,

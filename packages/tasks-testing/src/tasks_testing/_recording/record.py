@@ -37,6 +37,8 @@ EventKind: TypeAlias = Literal[
     "held",
     "released",
     "started",
+    "emitted",
+    "reported",
     "retrying",
     "succeeded",
     "failed",
@@ -156,6 +158,7 @@ class RecordedTask(Generic[R]):
         self._injected: list[BaseException] = []
         self._loop_thread: int | None = None
         self._own_events: list[TaskEvent] = []
+        self._emitted: list[Any] = []
 
     @property
     def name(self) -> str:
@@ -202,6 +205,16 @@ class RecordedTask(Generic[R]):
     def events(self) -> Sequence[TaskEvent]:
         """What happened to it, in order."""
         return tuple(self._own_events)
+
+    @property
+    def emitted(self) -> Sequence[Any]:
+        """What it has emitted for its followers, in order, that of all its attempts."""
+        return tuple(self._emitted)
+
+    @property
+    def progress(self) -> Any:
+        """The last value that it has reported; `None` before that."""
+        return self.task.progress
 
     @property
     def result(self) -> R:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from itertools import count
 from math import inf
 from typing import Any, cast
 
-from tasks_core import Outcome, PhaseInfo, Service, Task, TaskObserver, TaskState, observe
+from tasks_core import EmittedEvent, Outcome, PhaseInfo, Service, Task, TaskObserver, TaskState, observe
 from tasks_core.testing import override_clock, release_task
 
 from tasks_testing import _refusals
@@ -292,6 +293,19 @@ class Recording(TaskObserver, routing.Routed):
                 if self.virtual:
                     self.queue.started(task)
                 self._note("started", recorded)
+
+    def task_emitted(self, task: Task[Any], event: EmittedEvent) -> None:
+        recorded = self.find(task)
+        if recorded is not None:
+            with self.monitor.lock:
+                recorded._emitted.append(event.data)
+                self._note("emitted", recorded, detail=event.json.decode())
+
+    def task_reported(self, task: Task[Any]) -> None:
+        recorded = self.find(task)
+        if recorded is not None:
+            with self.monitor.lock:
+                self._note("reported", recorded, detail=json.dumps(task.progress, ensure_ascii=False))
 
     def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
         recorded = self.find(task)
