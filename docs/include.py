@@ -21,7 +21,7 @@ FOLDERS = (DOCS / "examples", DOCS / "tests")
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("content/**/*.md"))]
 
 INCLUDE = re.compile(r"^<!-- include: ([\w./]+)(?::(\w+))? -->\n(```+[^\n]*\n).*?^(```+)$", re.MULTILINE | re.DOTALL)
-SECTION_MARK = re.compile(r"^[# ]*--8<-- \[\w+:\w+\]\n\n*", re.MULTILINE)
+SECTION_MARK = re.compile(r"^[#/ ]*--8<-- \[\w+:\w+\]\n\n*", re.MULTILINE)
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def included_text(name: str, section: str | None = None) -> str:
         raise LookupError(f"{name} is neither in docs/examples nor in docs/tests")
     text = file.read_text(encoding="utf-8")
     if section is not None:
-        marks = (rf"^[# ]*--8<-- \[{mark}:{section}\]\n" for mark in ("start", "end"))
+        marks = (rf"^[#/ ]*--8<-- \[{mark}:{section}\]\n" for mark in ("start", "end"))
         found = re.search("(.*?)".join(marks), text, re.MULTILINE | re.DOTALL)
         if found is None:
             raise LookupError(f"{name} has no section {section}")
