@@ -52,6 +52,13 @@ async def test_a_durable_task_runs_in_memory_and_startup_says_so(caplog: pytest.
     assert messages(caplog, logging.WARNING) == [AT_STARTUP], "one line at startup, and none for a task"
 
 
+async def test_a_key_belongs_to_its_queue_as_in_an_engine() -> None:
+    async with scheduler_without_engine() as scheduler:
+        for queue in ("payments", "mail", "mail"):
+            await scheduler.schedule(note.configure(idempotency_key="k", queue=queue, priority=3), queue)
+    assert functions.ran == ["payments", "mail"]
+
+
 async def test_an_engine_is_used_where_there_is_one(caplog: pytest.LogCaptureFixture) -> None:
     engine = ListEngine()
     async with TaskScheduler(engine=engine, without_engine="memory") as scheduler:

@@ -17,6 +17,7 @@ from tasks_core.exceptions import EngineCapabilityError, EngineNotConfiguredErro
 from .calls import DurableCall, DurableState, DurableStatus, Receipt
 from .commit import SessionCommit, commit_of
 from .engine import Capability, RunDelivery
+from .queues import Slots
 
 # Beyond this many, the idempotency keys of the oldest calls are forgotten.
 _KEYS_KEPT = 10_000
@@ -45,15 +46,17 @@ class MemoryEngine:
     """
     Runs each durable call as a task of the scheduler that it was scheduled on, and loses it with the process.
 
+    No call waits for a slot of its queue, so that each runs at once, whatever its priority.
+
     A call with an idempotency key of a call before it makes no second task. In a transaction of SQLAlchemy, the task
     starts after the commit, and is discarded by a rollback.
     """
 
     name = "memory"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup"))
+    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority"))
 
     def __init__(self) -> None:
-        self._accepted: OrderedDict[tuple[str, str], Receipt] = OrderedDict()
+        self._accepted: OrderedDict[tuple[str, str, str], Receipt] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,7 +75,7 @@ class MemoryEngine:
         submitting = current_task()
         if not isinstance(submitting, RunsInMemory):
             raise EngineNotConfiguredError("Without an engine, schedule() takes durable calls, and nothing else does")
-        key = (call.name, call.idempotency_key) if call.dedup else None
+        key = (call.queue, call.name, call.idempotency_key) if call.dedup else None
         if key is not None and (known := self._accepted.get(key)) is not None:
             return known
         if transaction is not None and transaction.over:
@@ -80,20 +83,20 @@ class MemoryEngine:
         task = submitting._run_in_memory(transaction, partial(self._admit, key))
         return Receipt(self.name, str(task.id), call.idempotency_key, True, partial(_status, lambda: task))
 
-    def _admit(self, key: tuple[str, str] | None, task: Task[Any], committed: bool) -> str | None:
+    def _admit(self, key: tuple[str, str, str] | None, task: Task[Any], committed: bool) -> str | None:
         if not committed:
             return "the transaction that it was scheduled in was rolled back"
         if key is None:
             return None
         if (known := self._accepted.get(key)) is not None:  # two transactions at the same time
-            return f"task #{known.id} has its idempotency key {key[1]!r}"
+            return f"task #{known.id} has its idempotency key {key[2]!r}"
         find = ref(task)
-        self._accepted[key] = Receipt(self.name, str(task.id), key[1], False, partial(_status, find))
+        self._accepted[key] = Receipt(self.name, str(task.id), key[2], False, partial(_status, find))
         if len(self._accepted) > _KEYS_KEPT:
             self._accepted.popitem(last=False)
         return None
 
-    async def work(self, run: RunDelivery, /, *, concurrency: int, stopping: anyio.Event) -> None:
+    async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
         """Deliver nothing, because the calls run where they are scheduled."""
         await stopping.wait()
 
