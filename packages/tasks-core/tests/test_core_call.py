@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -90,3 +90,20 @@ async def test_arguments_are_accepted_exactly_when_python_would_bind_them(functi
                 scheduler.schedule(function, *args, **kwargs)
                 verdicts.add("accepted")
     assert verdicts == {"refused", "accepted"}
+
+
+class Evasive:
+    """A generator function to call, and an error to ask for its parameters."""
+
+    def __call__(self, name: str) -> Iterator[str]:
+        yield name
+
+    @property
+    def __signature__(self) -> Any:
+        raise RuntimeError("no signature")
+
+
+async def test_a_callable_that_does_not_show_its_parameters_is_refused_in_the_usual_words() -> None:
+    async with TaskScheduler() as scheduler:
+        with pytest.raises(InvalidTaskError, match="is a generator function: calling it runs nothing"):
+            scheduler.schedule(Evasive(), name="x")

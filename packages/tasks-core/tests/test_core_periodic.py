@@ -478,3 +478,29 @@ def test_cron_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(__import__("sys").modules, "cronsim", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'tasks-core\[cron\]'"):
         cron("0 3 * * *")
+
+
+async def test_a_periodic_task_shows_when_it_runs_next() -> None:
+    clock = VirtualClock(auto=False)
+    async with TaskScheduler(clock=clock) as scheduler:
+        periodic = scheduler.periodic(every(seconds=10)).schedule(noop)
+        await turns()
+        assert repr(periodic) == f"<PeriodicTask 'noop' next at {START + timedelta(seconds=10)}>"
+        periodic.cancel()
+        await turns()
+        assert repr(periodic) == "<PeriodicTask 'noop' finished>"
+
+
+async def test_a_registered_periodic_task_needs_no_options() -> None:
+    registered = TaskRegistry()
+    clock, ran = VirtualClock(auto=False), []
+
+    @registered.periodic(every(seconds=10))
+    async def note() -> None:
+        ran.append(clock.now())
+
+    async with TaskScheduler(clock=clock, registry=registered):
+        await turns()
+        clock.advance(10)
+        await turns()
+    assert ran == [10]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import _thread
 import sys
-import threading
 import types
 from collections.abc import Callable
 from textwrap import dedent
 from typing import Any
 
-import anyio.to_thread
 import pytest
 import tasks_core._schedule
+from greenlet import greenlet  # type: ignore[import-untyped]  # it has no types
 from tasks_core import Task, TaskScheduler, transparent
 from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
 
@@ -94,23 +92,16 @@ def test_what_is_no_function_is_refused(func: Any) -> None:
         transparent(func)
 
 
-async def test_the_place_is_that_of_a_helper_that_nothing_of_python_calls() -> None:
-    """`_thread` calls its function from no frame."""
-    places: list[str] = []
-    ended = threading.Event()
-
+async def test_the_place_is_that_of_a_helper_that_has_no_caller() -> None:
+    """As in `run_sync()` of SQLAlchemy, which calls its function in a greenlet."""
     async with TaskScheduler() as scheduler:
 
         @transparent
-        def helper() -> None:
-            try:
-                places.extend((scheduler.schedule(noop).where, here()))
-            finally:
-                ended.set()
+        def helper() -> tuple[Task[Any], str]:
+            return scheduler.schedule(noop), here()
 
-        _thread.start_new_thread(helper, ())
-        await anyio.to_thread.run_sync(ended.wait)
-    assert places[0] == places[1]
+        task, place = greenlet(helper).switch()
+    assert task.where == place
 
 
 def module_with_helpers() -> types.ModuleType:

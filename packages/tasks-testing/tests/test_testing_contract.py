@@ -6,8 +6,36 @@ import pytest
 from tasks_testing import InMemoryEngine
 from tasks_testing.engine_contract import EngineContract
 
+pytest_plugins = ["pytester"]
+
 
 class TestInMemoryEngine(EngineContract):
     @pytest.fixture
     def engine(self) -> InMemoryEngine:
         return InMemoryEngine()
+
+
+SUITE = """
+import pytest
+from tasks_testing import InMemoryEngine
+from tasks_testing.engine_contract import EngineContract
+
+class Plain(InMemoryEngine):
+    capabilities = frozenset()
+
+class TestPlain(EngineContract):
+    @pytest.fixture
+    def engine(self):
+        return Plain()
+
+    @pytest.fixture
+    def anyio_backend(self):
+        return "asyncio"
+"""
+
+
+def test_what_an_engine_is_not_capable_of_is_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(SUITE)
+    result = pytester.runpytest("-p", "no:cacheprovider", "-rs", "-k", "key or delayed or part_of")
+    result.assert_outcomes(skipped=4)
+    result.stdout.fnmatch_lines("*tasks-testing has not the capability 'delay'*")

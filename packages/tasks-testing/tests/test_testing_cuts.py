@@ -355,6 +355,44 @@ async def in_thread() -> None:
     await anyio.to_thread.run_sync(work)
 
 
+def test_what_on_cut_raises_is_raised_with_the_place(tasks_recorder: TasksRecorder) -> None:
+    def fail() -> None:
+        raise OSError("the connection is closed already")
+
+    submit(pay_once)
+    tasks_recorder.allow_running(pay_once)
+    with pytest.raises(ExceptionGroup) as failure:
+        tasks_recorder.run_durable(cut="everywhere", restore=reset, check=outcome, on_cut=fail)
+    assert [str(error) for error in failure.value.exceptions] == ["the connection is closed already"]
+    assert "cuts_pay_once, at place 0 of 3" in "\n".join(failure.value.__notes__)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_other_tasks_of_the_event_loop_are_not_cut() -> None:
+    ended, stop = 0, asyncio.Event()
+
+    async def step() -> None:
+        nonlocal ended
+        await asyncio.sleep(0)
+        ended += 1
+
+    async def others() -> None:
+        while not stop.is_set():
+            await asyncio.create_task(step())
+
+    background = asyncio.create_task(others())
+    with record_tasks() as recorder:
+        async with TaskScheduler() as scheduler:
+            await scheduler.schedule(pay_once)
+            await recorder.arun_durable(cut="everywhere", restore=reset, check=outcome)
+    before = ended
+    while ended == before:
+        await asyncio.sleep(0)
+    stop.set()
+    await background
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_on_an_event_loop_with_coroutine_functions() -> None:

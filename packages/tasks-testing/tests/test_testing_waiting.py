@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import anyio
@@ -481,6 +482,17 @@ def test_drain_gives_up_on_a_task_that_schedules_itself_for_ever(scheduler: Task
             AssertionError, match=r"moved virtual time 1000 times, and poll still waits\. If .*allow_running\(poll\)"
         ):
             recorder.drain()
+
+
+def test_a_pause_in_real_time_is_named(scheduler: TaskScheduler) -> None:
+    with record_tasks() as recorder:
+        task = scheduler.task(on_error=retry(attempts=2, backoff=60)).schedule(fail)
+        while not recorder.in_state("retrying"):
+            time.sleep(0.001)
+        with pytest.raises(AssertionError, match=r"\n      it waits in real time for its next attempt; with virtual_t"):
+            recorder.drain(0.001)
+        task.cancel()
+        recorder.drain()
 
 
 def test_real_time_is_not_moved(scheduler: TaskScheduler) -> None:

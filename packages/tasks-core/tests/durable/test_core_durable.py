@@ -24,6 +24,7 @@ from tasks_core import (
     DurableFunction,
     DurablePhase,
     DurableTask,
+    Provided,
     Receipt,
     RetryPolicy,
     TaskConfig,
@@ -56,6 +57,35 @@ def test_is_still_the_function() -> None:
     assert isinstance(function, DurableFunction)
     assert (function.name, function.__name__, function.__module__) == ("top", "top", __name__)
     assert repr(function) == "<durable top>"
+    assert not function.is_async
+    assert forget_nothing.is_async
+
+
+@durable
+async def forget_nothing() -> None: ...
+
+
+@durable
+async def with_session(number: int, session: Any = Provided) -> None: ...
+
+
+async def test_what_the_worker_supplies_is_not_passed() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        await scheduler.schedule(with_session, 1)
+        with pytest.raises(ArgumentCodecError, match=r"'session' has the default Provided.*Do not pass it"):
+            scheduler.schedule(with_session, 1, "a session")
+        assert scheduler.tasks == ()
+    assert [call.args for call in engine.calls] == [{"number": 1}]
+
+
+async def test_a_key_is_for_tasks_of_this_process() -> None:
+    async with TaskScheduler(engine=ListEngine()) as scheduler:
+        with pytest.raises(EngineCapabilityError, match="where key= of this call has no effect"):
+            scheduler.task(key="k").schedule(note, "x")
+        with pytest.raises(NotAddressableError, match="inside of a partial cannot be found by another process"):
+            scheduler.task(key="k").schedule(partial(note, "x"))
+        assert scheduler.tasks == ()
 
 
 def test_name_is_module_and_qualified_name() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import anyio
 import core_durable_functions as functions
 import pytest
 from core_durable_functions import forget, note
@@ -81,3 +82,46 @@ async def test_all_run_in_memory_if_that_was_chosen() -> None:
         await phase.submit()
         phase.open()
     assert sorted(functions.ran) == ["0", "1", "2"]
+
+
+async def test_all_fail_with_what_the_engine_raised() -> None:
+    class BrokenEngine(BatchListEngine):
+        async def submit_many(self, calls: Sequence[DurableCall], /) -> list[Receipt]:
+            raise OSError("no disk")
+
+    async with TaskScheduler(engine=BrokenEngine()) as scheduler:
+        phase = DurablePhase(scheduler, "after", submit_on="submit")
+        tasks = [phase.schedule(note, str(number)) for number in range(3)]
+        with pytest.raises(OSError, match="no disk"):
+            await phase.submit()
+        for task in tasks:
+            await task.wait()
+    assert [type(task.exception) for task in tasks] == [OSError, OSError, OSError]
+
+
+async def test_a_task_that_is_cancelled_while_it_is_submitted_is_no_failure_of_the_phase() -> None:
+    engine = ListEngine()
+    engine.gate = anyio.Event()
+    asked = anyio.Event()
+    engine.on_submit = lambda _: asked.set()
+    async with TaskScheduler(engine=engine) as scheduler, anyio.create_task_group() as group:
+        phase = DurablePhase(scheduler, "after", submit_on="submit")
+        task = phase.schedule(note, "x")
+        group.start_soon(phase.submit)
+        await asked.wait()
+        task.cancel()
+        await task.wait()
+    assert task.state is TaskState.CANCELLED
+    assert phase.submitted == "success"
+
+
+async def test_a_phase_that_is_opened_again_has_the_first_outcome() -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        phase = DurablePhase(scheduler, "after", submit_on="submit")
+        kept = phase.task(when="error").schedule(note, "x")
+        phase.open("success")
+        phase.open("error")
+    assert phase.outcome == "success"
+    assert kept.state is TaskState.DISCARDED
+    assert engine.calls == []

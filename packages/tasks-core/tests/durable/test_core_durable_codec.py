@@ -32,6 +32,7 @@ def moved(annotation: Any, value: Any) -> Any:
 class Appointment:
     at: datetime
     until: list[datetime]
+    place: str = "here"
 
 
 class Customer(BaseModel):
@@ -190,3 +191,13 @@ def test_json_is_checked_without_a_codec(value: Any) -> None:
 @pytest.mark.parametrize("value", [None, True, 1, 0.5, "text", "\\u0000", [1, {"a": None}], {"percent": 50}])
 def test_json_is_let_through(value: Any) -> None:
     check_json(value, "report_progress()")
+
+
+def test_the_limit_is_one_of_bytes() -> None:
+    def function(one: str, two: str) -> None: ...
+
+    codec = ArgumentCodec("function", function)
+    half = "é" * (LIMIT // 4)
+    with pytest.raises(ArgumentCodecError, match="function"):
+        codec.encode((half, half), {})
+    assert codec.encode((half, "two"), {}) == {"one": half, "two": "two"}

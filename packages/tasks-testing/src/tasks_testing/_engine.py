@@ -52,8 +52,9 @@ class RecordedEngine(InMemoryEngine):
     async def submit(self, call: DurableCall, /, *, transaction: object = None) -> Receipt:
         """Keep a call, and the provider of the scheduler that submits it, which the runs need."""
         submitting = current_task()
-        if submitting is not None and submitting.scheduler is not None:
-            self._provider = submitting.scheduler.provider
+        assert submitting is not None  # the task whose work is to submit
+        assert submitting.scheduler is not None
+        self._provider = submitting.scheduler.provider
         return await super().submit(call, transaction=transaction)
 
     async def run(self, times: int = 1) -> None:

@@ -112,10 +112,10 @@ class Shutdown:
                 await self._drain()
             except anyio.get_cancelled_exc_class():
                 self._end(LOOP_STOPPED)
-            except BaseException as error:  # an observer that is interrupted, for example
+            except BaseException as error:
                 logger.exception("A step of the shutdown raised; what still runs is cancelled")
                 self._end("a step of the shutdown raised")
-                if isinstance(error, KeyboardInterrupt):
+                if isinstance(error, KeyboardInterrupt):  # pragma: no branch  # all else is a fault of this package
                     self._runner.loop.interrupt(error)
             await self._clean_up()
         except anyio.get_cancelled_exc_class():

@@ -151,7 +151,7 @@ def takes(func: Callable[..., Any], name: str) -> bool:
     """Return whether a callable has a parameter of that name; `True` if it does not say."""
     try:
         return name in inspect.signature(func, follow_wrapped=False).parameters
-    except ValueError:
+    except Exception:  # as in check_call()
         return True
 
 

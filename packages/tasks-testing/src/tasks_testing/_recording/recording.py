@@ -342,11 +342,11 @@ class Recording(TaskObserver, routing.Routed):
 
     def worker_killed(self, run: DurableRun) -> None:
         """Record that the worker was cut off during an attempt, and that the engine delivers the call again."""
-        if run.task is not None:
-            with self.monitor.lock:
-                run.task._state = "retrying"
-                run.task.error = None
-                self._note("retrying", run.task, detail="its worker was cut off")
+        assert run.task is not None, "a worker is cut off by the attempt"
+        with self.monitor.lock:
+            run.task._state = "retrying"
+            run.task.error = None
+            self._note("retrying", run.task, detail="its worker was cut off")
 
     def _add_attempt(self, recorded: RecordedTask[Any], task: Task[Any]) -> None:
         self.live.remove(recorded.task)
