@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import re
+import selectors
 import signal
 import subprocess
 import sys
@@ -65,11 +66,14 @@ async def after_a_warning(caplog: pytest.LogCaptureFixture) -> list[str]:
     return slow_lines(caplog)
 
 
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}])
 @pytest.mark.parametrize("function", [block, block_in_a_call])
-async def test_a_task_that_blocks_the_event_loop_is_named_once(function: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_task_that_blocks_the_event_loop_is_named_once(
+    function: Any, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     async with TaskScheduler(slow_callback_duration=LIMIT, grace_period=20) as scheduler:
         phase = TaskPhase(scheduler, "after_commit")
-        task = phase.task(name="charge").schedule(function)
+        task = phase.task(name="charge", **options).schedule(function)
         await turn()
         phase.open()
         await task.wait()
@@ -93,6 +97,42 @@ async def test_a_task_that_lets_no_other_thread_run_is_named(caplog: pytest.LogC
     assert slow_lines(caplog)[0].startswith("Task 'match'")
 
 
+async def test_an_event_loop_that_waits_for_its_own_events_is_not_kept_by_any_code(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As on a machine that gives it no time: the innermost frame is that of the selector."""
+    async with TaskScheduler(slow_callback_duration=LIMIT):
+        await turn()
+        with selectors.DefaultSelector() as selector:
+            selector.select(0.6)
+        await turn()
+    assert slow_lines(caplog) == []
+
+
+async def test_a_process_that_gets_no_time_of_the_processor_is_not_blamed_on_its_code(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, stopped_for = 0, 0.0
+    blocked = False
+
+    def clock() -> float:
+        nonlocal looks, stopped_for
+        if blocked and threading.current_thread().name == "tasks event loop watch":
+            looks += 1
+            stopped_for += 1000.0  # since the watch looked before
+        return time.monotonic() + stopped_for
+
+    monkeypatch.setattr("tasks_core._run.watch._clock", clock)
+    async with TaskScheduler(slow_callback_duration=LIMIT):
+        await turn()
+        blocked = True
+        while looks < 3:
+            time.sleep(0.001)  # noqa: ASYNC251  what a task must not do
+        blocked = False
+        await turn()
+    assert slow_lines(caplog) == []
+
+
 async def test_code_that_is_no_task_is_named_as_such(caplog: pytest.LogCaptureFixture) -> None:
     async with TaskScheduler(slow_callback_duration=LIMIT):
         await turn()
@@ -109,7 +149,7 @@ async def test_a_block_that_does_not_end_is_logged_while_it_lasts(caplog: pytest
         while not slow_lines(caplog) and time.monotonic() < began + 20:
             time.sleep(0.01)  # noqa: ASYNC251  what a task must not do
 
-    async with TaskScheduler(slow_callback_duration=0.02, grace_period=30) as scheduler:
+    async with TaskScheduler(slow_callback_duration=LIMIT, grace_period=30) as scheduler:
         await turn()
         await scheduler.schedule(wait_for_the_line).wait()
     (line,) = slow_lines(caplog)
