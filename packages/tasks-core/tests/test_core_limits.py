@@ -328,6 +328,8 @@ async def test_statistics_tell_what_there_is_and_was() -> None:
             "discarded": 0,
             "by_phase": {"none": 2, "later": 1},
             "oldest_age": 7.0,
+            "services": 0,
+            "periodic": {},
         }
         batch.discard("enough")
         assert scheduler.statistics().discarded == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,6 +14,7 @@ import anyio.lowlevel
 import pytest
 from core_support import messages, noop
 from tasks_core import (
+    PeriodicStatistics,
     SchedulerClosedError,
     Task,
     TaskRegistry,
@@ -195,6 +197,52 @@ async def test_a_plain_function_with_arguments() -> None:
     assert seen == [(1, "a"), (1, "a")]
 
 
+async def test_periodic_tasks_have_counts_and_a_phase_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    clock = VirtualClock(auto=False)
+    outcomes = [ValueError("first"), None, ValueError("last")]
+    gate = anyio.Event()
+
+    async def job() -> None:
+        error = outcomes.pop(0)
+        if error is not None:
+            raise error
+        await gate.wait()
+
+    async with TaskScheduler(clock=clock) as scheduler:
+        periodic = scheduler.periodic(every(seconds=10)).task(name="job").schedule(job)
+        service = scheduler.service(anyio.sleep_forever)
+        await turns()
+        assert scheduler.statistics().periodic == {"job": PeriodicStatistics(0, 0, 0)}
+        for _ in range(3):  # it fails; it waits; it is skipped
+            clock.advance(10)
+            await turns()
+        numbers = scheduler.statistics()
+        assert (numbers.scheduled, numbers.failed, numbers.running, numbers.services) == (2, 1, 1, 1)
+        assert numbers.by_phase == {"periodic": 1}
+        assert numbers.periodic == {"job": PeriodicStatistics(runs=2, failed=1, skipped=1)}
+        assert numbers.as_dict()["periodic"] == {"job": {"runs": 2, "failed": 1, "skipped": 1}}
+        gate.set()
+        await turns()
+        clock.advance(10)
+        await turns()
+        assert periodic.statistics() == PeriodicStatistics(runs=3, failed=2, skipped=1)
+        assert periodic.last is not None
+        assert periodic.last.phase is not None
+        assert periodic.last.phase.origin is periodic
+        service.cancel()
+    assert "Task 'job' #" in messages(caplog, logging.ERROR)[0]
+    assert "(periodic, scheduled at " in messages(caplog, logging.ERROR)[0]
+
+
+async def test_the_report_names_a_lost_run_as_one_of_a_periodic_task() -> None:
+    clock = VirtualClock(auto=False)
+    async with TaskScheduler(clock=clock, grace_period=0) as scheduler:
+        scheduler.periodic(every(seconds=10, immediately=True)).schedule(anyio.sleep_forever)
+        await turns()
+    assert scheduler.report is not None
+    assert [(lost.name, lost.phase) for lost in scheduler.report.lost] == [("sleep_forever", "periodic")]
+
+
 # ---- the end ----
 
 
@@ -215,6 +263,26 @@ async def test_a_periodic_task_is_cancelled_by_its_handle_or_its_name() -> None:
         clock.advance(100)
         await turns()
     assert runs.at == []
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+async def test_time_passes_over_a_periodic_task_that_is_cancelled_at_this_moment(recorded: bool) -> None:
+    """Its timer has a deadline until the cancellation has arrived."""
+    own = VirtualClock(auto=False)
+    with record_tasks(virtual_time=True) if recorded else nullcontext() as recorder:
+        async with TaskScheduler(clock=own) as scheduler:
+            cancelled = scheduler.periodic(every(seconds=10)).task(name="cancelled").schedule(export)
+            periodic = scheduler.periodic(every(seconds=30)).schedule(export)
+            await turns()
+            if recorder is None:
+                own.advance(10)
+                cancelled.cancel()  # between the deadline and the turn of its timer
+                await own.aadvance(50)
+            else:
+                cancelled.cancel()
+                await recorder.clock.aadvance(60)
+            await scheduler.idle()
+            assert (cancelled.statistics().runs, periodic.statistics().runs) == (0, 2)
 
 
 async def test_shutdown_ends_it_without_a_warning_and_drains_its_run(caplog: pytest.LogCaptureFixture) -> None:
@@ -249,6 +317,7 @@ async def test_a_queue_that_is_full_skips_an_occurrence(caplog: pytest.LogCaptur
         clock.advance(10)
         await turns()
         assert periodic.last is None
+        assert periodic.statistics() == PeriodicStatistics(runs=0, failed=0, skipped=1)
         assert "is skipped: 'noop' was not accepted" in messages(caplog, logging.WARNING)[0]
         assert periodic.next_at == START + timedelta(seconds=20)
 
@@ -455,6 +524,9 @@ def test_bad_input_gets_an_error_that_says_what_to_write(make: Any, message: str
         make()
 
 
+def export() -> None: ...
+
+
 @durable(name="test_core_periodic:durable")
 async def for_an_engine() -> None: ...
 
@@ -472,6 +544,26 @@ def test_what_cannot_be_periodic_is_refused_at_the_call() -> None:
         scheduler.periodic(every(seconds=1)).schedule(noop, 1)  # type: ignore[call-overload]
     with pytest.raises(InvalidConfigError, match="timeout=0"):
         scheduler.periodic(every(seconds=1)).task(timeout=0)
+
+
+@pytest.mark.parametrize(
+    "register, message",
+    [
+        (lambda registry: registry.periodic(10), r"periodic\(int\): trigger must have the method next_after"),
+        (lambda registry: registry.periodic(every(seconds=1), timeout=0), "timeout=0"),
+        (lambda registry: registry.periodic(every(seconds=1), key=""), "key='': key must be"),
+        (lambda registry: registry.periodic(every(seconds=1))(5), "stands above a function, not 'int'"),
+        (lambda registry: registry.periodic(every(seconds=1))(for_an_engine), "is durable"),
+        (lambda registry: registry.service(grace=-1), "grace=-1: grace must be a number of seconds"),
+        (lambda registry: registry.service(restart="often"), "restart must be True, False or a RetryPolicy"),
+        (lambda registry: registry.service()(export), "export is a plain function"),
+        (lambda registry: registry.service()(anyio.sleep), "missing a required argument: 'delay'"),
+    ],
+)
+def test_what_a_registry_cannot_run_is_refused_where_it_is_registered(register: Any, message: str) -> None:
+    """At import, and not when the application starts."""
+    with pytest.raises((InvalidConfigError, InvalidTaskError), match=message):
+        register(TaskRegistry())
 
 
 def test_cron_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

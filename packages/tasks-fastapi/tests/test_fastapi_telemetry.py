@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import StatusCode
 from starlette.background import BackgroundTask
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tasks_core import TaskScheduler
+from tasks_core import TaskScheduler, every
 from tasks_core.exceptions import InvalidConfigError
 from tasks_fastapi import TaskConfig, Tasks, TelemetryConfig, add_tasks, get_scheduler, retry
 
@@ -169,6 +169,21 @@ async def test_tasks_are_spans_in_the_trace_of_their_request(telemetry: Telemetr
         assert asked.end_time is not None
         assert span.end_time > asked.end_time, "the span of the request must not wait for tasks"
         assert span.status.status_code is StatusCode.UNSET
+
+
+async def test_a_run_of_a_periodic_task_is_of_a_phase_of_its_own(telemetry: Telemetry) -> None:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        get_scheduler(app).periodic(every(hours=1, immediately=True)).schedule(nothing)
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+    add_tasks(app, telemetry=telemetry.config)
+    async with running(app):
+        await turns()
+    (span,) = telemetry.spans
+    assert (attributes(span)["task.name"], attributes(span)["task.phase"]) == ("nothing", "periodic")
+    assert list(telemetry.numbers("tasks.duration")) == [frozenset(("nothing", "periodic", "succeeded"))]
 
 
 async def test_what_a_span_says(telemetry: Telemetry) -> None:

@@ -43,4 +43,6 @@ async def test_virtual_time_brings_the_runs_of_a_periodic_task() -> None:
             assert recorder.clock.now == 0
             await recorder.clock.aadvance(3600)
             recorder.assert_ran(clean_up, times=6)
+            assert [task.phase for task in recorder] == ["periodic"] * 6
+            assert "  periodic        #1 clean_up()  scheduled" in recorder.timeline()
             periodic.cancel()

@@ -29,7 +29,7 @@ from ._periodic import PeriodicTask, TaskRegistry
 from ._phase import TaskPhase
 from ._retry import Retry, RetryPolicy, by_exception, chain, retry
 from ._run.following import KeptTask
-from ._run.ledger import LostTask, SchedulerStatistics
+from ._run.ledger import LostTask, PeriodicStatistics, SchedulerStatistics
 from ._run.shutdown import ShutdownReport
 from ._schedule import ScheduleTarget, transparent
 from ._scheduler import TaskScheduler, current_scheduler
@@ -49,6 +49,7 @@ __all__ = (
     "KeptTask",
     "LostTask",
     "Outcome",
+    "PeriodicStatistics",
     "PeriodicTask",
     "PhaseInfo",
     "Provided",

@@ -17,12 +17,14 @@ import anyio.lowlevel
 
 from ._clock import Clock, clock_in_force
 from ._config import TaskConfig
-from ._run.services import ENDLESS
-from ._schedule import ScheduleTarget, TaskFactory, make_task
+from ._phase import TaskPhase
+from ._run.ledger import PeriodicStatistics
+from ._run.services import ENDLESS, check_service_function, check_service_options
+from ._schedule import ConfiguredTarget, ScheduleTarget, TaskFactory, make_task
 from ._service import Service
 from ._support.call import check_provided_call, function_name
 from ._support.log import logger
-from ._task import Task
+from ._task import Task, TaskState
 from .exceptions import InvalidConfigError, InvalidTaskError, TasksError
 from .triggers import Every, Trigger
 
@@ -40,10 +42,10 @@ class PeriodicTask(Generic[T]):
     """
     What `scheduler.periodic(...).schedule(...)` returns: a function that runs again and again.
 
-    Each run is a `Task`, with all the options of `.task(...)`. There is never more than one at a time: an occurrence
-    that is due while the last run has not ended is skipped, with an INFO line. When several occurrences have passed
-    because the event loop was blocked or the machine slept, the function runs once, with an INFO line. Shutdown ends
-    the periodic task; a run that has begun is drained like any task.
+    Each run is a `Task` of the phase `"periodic"`, with all the options of `.task(...)`. There is never more than one
+    at a time: an occurrence that is due while the last run has not ended is skipped, with an INFO line. When several
+    occurrences have passed because the event loop was blocked or the machine slept, the function runs once, with an
+    INFO line. Shutdown ends the periodic task; a run that has begun is drained like any task.
     """
 
     __slots__ = (
@@ -52,9 +54,12 @@ class PeriodicTask(Generic[T]):
         "_clock",
         "_code",
         "_context",
+        "_failed",
         "_instruction",
         "_occurrence",
+        "_runs",
         "_service",
+        "_skipped",
         "_target",
         "args",
         "func",
@@ -90,7 +95,9 @@ class PeriodicTask(Generic[T]):
         self.trigger = trigger
         self.last = None
         self.next_at = None
-        self._target = target
+        self._runs = self._failed = self._skipped = 0
+        phase = TaskPhase(target._runner.scheduler, "periodic", origin=self, opened=True)
+        self._target = ConfiguredTarget(phase, target.config)
         self._context = context
         self._code = code
         self._instruction = instruction
@@ -108,6 +115,11 @@ class PeriodicTask(Generic[T]):
     def finished(self) -> bool:
         """Whether there is no further occurrence: it was cancelled, its trigger has ended, or the scheduler closes."""
         return self._service.finished
+
+    def statistics(self) -> PeriodicStatistics:
+        """Return how many occurrences there have been; from any thread."""
+        last = self.last
+        return PeriodicStatistics(self._runs, self._failed + (last is not None and _has_failed(last)), self._skipped)
 
     def cancel(self) -> bool:
         """
@@ -159,6 +171,7 @@ class PeriodicTask(Generic[T]):
 
     def _start_run(self) -> None:
         if self.last is not None and not self.last.finished:
+            self._skipped += 1
             logger.info(
                 "An occurrence of the periodic task %r is skipped, because run #%d has not ended",
                 self.name,
@@ -172,9 +185,16 @@ class PeriodicTask(Generic[T]):
             )
             runner.accept(task, target._take)
         except TasksError as error:
+            self._skipped += 1
             logger.warning("An occurrence of the periodic task %r is skipped: %s", self.name, error)
         else:
+            self._runs += 1
+            self._failed += self.last is not None and _has_failed(self.last)
             self.last = task
+
+
+def _has_failed(task: Task[Any]) -> bool:
+    return task.state is TaskState.FAILED
 
 
 class PeriodicTarget:
@@ -185,11 +205,7 @@ class PeriodicTarget:
     trigger: Trigger
 
     def __init__(self, target: ScheduleTarget, trigger: Trigger) -> None:
-        if not callable(getattr(trigger, "next_after", None)):
-            raise InvalidConfigError(
-                f"periodic({type(trigger).__qualname__}): trigger must have the method next_after(), as in "
-                "periodic(every(minutes=10)) or periodic(cron('0 3 * * *'))"
-            )
+        _check_trigger(trigger)
         self._target = target
         self.trigger = trigger
 
@@ -239,11 +255,7 @@ class PeriodicTarget:
         *,
         strict: bool,
     ) -> PeriodicTask[Any]:
-        if isinstance(func.func if isinstance(func, partial) else func, TaskFactory):
-            raise InvalidTaskError(
-                f"{function_name(func)} is durable: each process would submit it at each occurrence. Pass a function "
-                "that runs in this process"
-            )
+        _check_not_durable(func)
         target, runner = self._target, self._target._runner
         check_provided_call(func, args, kwargs, runner.provisions)
         first = self.trigger.first if isinstance(self.trigger, Every) else None
@@ -261,6 +273,22 @@ class PeriodicTarget:
         runner.scheduler._check_service(periodic.name)
         runner.services.add(periodic._service)
         return periodic
+
+
+def _check_trigger(trigger: object) -> None:
+    if not callable(getattr(trigger, "next_after", None)):
+        raise InvalidConfigError(
+            f"periodic({type(trigger).__qualname__}): trigger must have the method next_after(), as in "
+            "periodic(every(minutes=10)) or periodic(cron('0 3 * * *'))"
+        )
+
+
+def _check_not_durable(func: Any) -> None:
+    if isinstance(func.func if isinstance(func, partial) else func, TaskFactory):
+        raise InvalidTaskError(
+            f"{function_name(func)} is durable: each process would submit it at each occurrence. Pass a function "
+            "that runs in this process"
+        )
 
 
 def _wall_time(clock: Clock) -> datetime:
@@ -303,10 +331,20 @@ class TaskRegistry:
             trigger: As in `scheduler.periodic()`.
 
             options: The fields of `TaskConfig`, for each run.
+
+        Raises:
+            InvalidConfigError: *trigger* is not a trigger, or an option has a value that it cannot have.
+            InvalidTaskError: raised by the decorator, because the function is durable, or none.
         """
+        _check_trigger(trigger)
         config = TaskConfig(**options)
 
         def register(func: Callable[P, T]) -> Callable[P, T]:
+            if not callable(func):
+                raise InvalidTaskError(
+                    f"@registry.periodic(...) stands above a function, not {type(func).__qualname__!r}"
+                )
+            _check_not_durable(func)
             caller = sys._getframe(1)
             code, instruction = caller.f_code, caller.f_lasti
 
@@ -327,9 +365,16 @@ class TaskRegistry:
 
         Args:
             options: `name`, `restart` and `grace`, as in `scheduler.service()`.
+
+        Raises:
+            InvalidConfigError: an option has a value that it cannot have.
+            InvalidTaskError: raised by the decorator, because the function is no coroutine function without required
+                arguments.
         """
+        check_service_options(**options)
 
         def register(func: Callable[P, T]) -> Callable[P, T]:
+            check_service_function(func, ())
             self._entries.append(lambda scheduler: scheduler.service(func, **options))
             return func
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Token, copy_context
+from dataclasses import replace
 from math import inf
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVarTuple, Unpack
@@ -24,26 +25,18 @@ from ._run.extension import Extension
 from ._run.following import KeptTask
 from ._run.ledger import SchedulerStatistics
 from ._run.runner import Runner, Stage
-from ._run.services import ENDLESS
+from ._run.services import ENDLESS, check_service_function, check_service_options
 from ._run.shutdown import Shutdown, ShutdownReport
 from ._run.watch import make_slow_callbacks
 from ._schedule import ScheduleTarget, add_transparent_modules, refuse_when
 from ._service import Service
-from ._support.call import check_call, function_name
+from ._support.call import function_name
 from ._support.provider import Provider, Provisions
-from ._support.rules import Rule, is_seconds, is_text
 from ._task import NativeTask, Task, current_task
-from .exceptions import InvalidTaskError, SchedulerClosedError, SchedulerNotStartedError
+from .exceptions import SchedulerClosedError, SchedulerNotStartedError
 from .triggers import Trigger
 
 Args = TypeVarTuple("Args")
-
-_NAME = Rule(is_text, "a text that is not empty, as in name='consumer'")
-_RESTART = Rule(
-    lambda value: isinstance(value, (bool, RetryPolicy)),
-    "True, False or a RetryPolicy, as in restart=RetryPolicy(attempts=5)",
-)
-_GRACE = Rule(lambda value: is_seconds(value, zero=True), "a number of seconds, 0 or more, as in grace=2")
 
 
 class TaskScheduler(ScheduleTarget):
@@ -350,15 +343,8 @@ class TaskScheduler(ScheduleTarget):
             InvalidConfigError: an option has a value that it cannot have.
             SchedulerClosedError: shutdown has begun.
         """
-        if not check_call(func, args, {}):
-            raise InvalidTaskError(
-                f"{function_name(func)} is a plain function, which shutdown could not cancel. A service is a coroutine "
-                "function; call a blocking function in it: await anyio.to_thread.run_sync(...)"
-            )
-        if name is not None:
-            _NAME.check("name", name)
-        _RESTART.check("restart", restart)
-        _GRACE.check("grace", grace)
+        check_service_options(name=name, restart=restart, grace=grace)
+        check_service_function(func, args)
         caller = sys._getframe(1)
         policy = ENDLESS if restart is True else restart or None
         service = Service(
@@ -447,7 +433,11 @@ class TaskScheduler(ScheduleTarget):
 
     def statistics(self) -> SchedulerStatistics:
         """Return what the scheduler has and has had; from any thread. Walks over the tasks that are not finished."""
-        return self._runner.ledger.statistics()
+        return replace(
+            self._runner.ledger.statistics(),
+            services=len(self.services),
+            periodic={name: task.statistics() for name, task in self.periodic_tasks.items()},
+        )
 
     def _refuse(self, config: TaskConfig) -> None:
         refuse_when(config)

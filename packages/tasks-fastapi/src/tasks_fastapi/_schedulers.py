@@ -70,6 +70,7 @@ class AppSchedulers:
         if grace_period is not None:
             options["grace_period"] = grace_period
             options["slow_callback_duration"] = None  # no thread for each request
+            options["registry"] = None  # what lives as long as the application does not start with each request
         scheduler = TaskScheduler(**options)
         if grace_period is not None:
             mark_as_brief(scheduler)

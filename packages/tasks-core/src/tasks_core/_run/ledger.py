@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntFlag, auto
 from math import inf
 from threading import RLock
@@ -45,11 +45,24 @@ LAUNCHED, SLOT, THREAD, LIMITER, HELD, ENDING = map(int, Ticket)
 
 
 @dataclass(frozen=True, slots=True)
+class PeriodicStatistics:
+    """What became of the occurrences of a periodic task."""
+
+    runs: int
+    """Occurrences at which it ran."""
+    failed: int
+    """Runs that have failed."""
+    skipped: int
+    """Occurrences at which it did not run, because the run before had not ended or was not accepted."""
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerStatistics:
     """
     How many tasks a scheduler has at the moment, and how those before have ended; `as_dict()` is for JSON.
 
-    `scheduled` is always the sum of all the others but `oldest_age` and `by_phase`.
+    `scheduled` is always the sum of the tasks in each state. A run of a periodic task is a task of the phase
+    `"periodic"`; a service is no task.
     """
 
     scheduled: int
@@ -65,11 +78,16 @@ class SchedulerStatistics:
     """Tasks that are not finished, by phase (`None`: scheduled outside of any)."""
     oldest_age: float
     """Seconds since the oldest task that is not finished was scheduled; 0 if there is none."""
+    services: int = 0
+    """Services that have not ended."""
+    periodic: Mapping[str, PeriodicStatistics] = field(default_factory=dict)
+    """The periodic tasks that have further occurrences, by name."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers in a form that can be written as JSON; the phase `None` is called `"none"`."""
         numbers: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         numbers["by_phase"] = {phase or "none": number for phase, number in self.by_phase.items()}
+        numbers["periodic"] = {name: asdict(counts) for name, counts in self.periodic.items()}
         return numbers
 
 

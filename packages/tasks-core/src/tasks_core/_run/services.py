@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from math import inf
 from typing import Any, Protocol
 from weakref import ref
@@ -15,8 +16,11 @@ from tasks_core._loop.loop import Loop
 from tasks_core._observer import hooks, notify
 from tasks_core._retry import RetryPolicy
 from tasks_core._service import Service
+from tasks_core._support.call import check_call, function_name
 from tasks_core._support.log import logger
+from tasks_core._support.rules import Rule, is_seconds, is_text
 from tasks_core._task import TaskState
+from tasks_core.exceptions import InvalidTaskError
 
 ENDLESS = RetryPolicy(attempts=sys.maxsize)
 """The policy that starts a service again whenever it fails."""
@@ -26,6 +30,31 @@ _CLEAN_UP = 5.0
 
 SHUTDOWN = "the scheduler shuts down"
 CANCELLED = "service.cancel() was called"
+
+
+_NAME = Rule(is_text, "a text that is not empty, as in name='consumer'")
+_RESTART = Rule(
+    lambda value: isinstance(value, (bool, RetryPolicy)),
+    "True, False or a RetryPolicy, as in restart=RetryPolicy(attempts=5)",
+)
+_GRACE = Rule(lambda value: is_seconds(value, zero=True), "a number of seconds, 0 or more, as in grace=2")
+
+
+def check_service_options(*, name: object = None, restart: object = True, grace: object = 0.0) -> None:
+    """Raise if an option of a service has a value that it cannot have."""
+    if name is not None:
+        _NAME.check("name", name)
+    _RESTART.check("restart", restart)
+    _GRACE.check("grace", grace)
+
+
+def check_service_function(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Raise if *func* is no coroutine function that can be called with these arguments."""
+    if not check_call(func, args, {}):
+        raise InvalidTaskError(
+            f"{function_name(func)} is a plain function, which shutdown could not cancel. A service is a coroutine "
+            "function; call a blocking function in it: await anyio.to_thread.run_sync(...)"
+        )
 
 
 class ServicesRunner(Protocol):

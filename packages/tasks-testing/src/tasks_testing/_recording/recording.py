@@ -383,6 +383,9 @@ class Recording(TaskObserver, routing.Routed):
         if service.periodic is None and self in routing.owners() and service not in self.services:
             self.services.append(service)
 
+    def service_ended(self, service: Service) -> None:
+        self.queue.service_ended(service)
+
     def phase_discarded(self, phase: PhaseInfo, reason: str) -> None:
         with self.monitor.lock:
             self.live.open(phase)

@@ -143,6 +143,15 @@ class SleepQueue:
                     self.auto_until = -inf
         self.nudge()
 
+    def service_ended(self, service: Service) -> None:
+        """Record that a service has ended: its timer, which may have woken, starts no run."""
+        with self._monitor.lock:
+            stirred = service in self._stirring
+            self._stirring.discard(service)
+        if stirred:
+            self._monitor.changed()
+            self.nudge()
+
     def _cancel_if_too_late(self, sleeper: Sleeper) -> None:
         task = sleeper.task
         if (
@@ -185,7 +194,7 @@ class SleepQueue:
 
     def _stirs(self) -> bool:
         """Return whether the timer of a periodic task is about to start a run."""
-        return any(not service.finished for service in self._stirring)
+        return bool(self._stirring)
 
     def _runs(self) -> bool:
         return bool(self._live) or self._stirs()

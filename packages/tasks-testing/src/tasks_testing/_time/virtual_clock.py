@@ -7,7 +7,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from tasks_core import Outcome, PhaseInfo, Subscription, Task, TaskObserver, observe
+from tasks_core import Outcome, PhaseInfo, Service, Subscription, Task, TaskObserver, observe
 
 from tasks_testing import _refusals
 
@@ -126,6 +126,9 @@ class _Watcher(TaskObserver):
             clock._queue.finished(task)
 
         self._update(finish)
+
+    def service_ended(self, service: Service) -> None:
+        self._update(lambda clock: clock._queue.service_ended(service))
 
     def phase_opened(self, phase: PhaseInfo, outcome: Outcome) -> None:
         self._update(lambda clock: clock._live.open(phase))
