@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,17 @@ import anyio
 import anyio.lowlevel
 import pytest
 from core_support import in_thread, messages, noop, states
-from tasks_core import Task, TaskConfig, TaskObserver, TaskPhase, TaskScheduler, TaskState, observe, retry
+from tasks_core import (
+    Task,
+    TaskConfig,
+    TaskObserver,
+    TaskPhase,
+    TaskQueueFullError,
+    TaskScheduler,
+    TaskState,
+    observe,
+    retry,
+)
 from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
 from tasks_testing import VirtualClock, record_tasks
 
@@ -217,15 +228,66 @@ async def test_those_that_wait_behind_a_key_have_the_grace_period_at_shutdown() 
     assert states(first, second) == [TaskState.SUCCEEDED] * 2
 
 
-async def test_calls_from_threads_at_the_same_time_run_one_at_a_time() -> None:
+async def test_calls_from_threads_join_a_task_that_the_event_loop_has_not_seen_yet(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
     work = Work()
     async with TaskScheduler() as scheduler:
-        for number in range(3):
-            in_thread(partial(scheduler.task(key="k").schedule, work.run, number))
-        work.open(0, 1, 2)
+        target = scheduler.task(key="k")
+        first, *others = [in_thread(partial(target.schedule, work.run, number)) for number in range(3)]
+        assert target.schedule(work.run, 3) is first  # and so does a call on the event loop
+        assert [other is first for other in others] == [True, True]
+        queued = in_thread(partial(target.task(on_conflict="queue").schedule, work.run, 4))
+        assert in_thread(partial(target.schedule, work.run, 5)) is queued
+        work.open(0, 4)
         await scheduler.idle()
-    assert work.order == [0]
-    assert scheduler.statistics().discarded == 2
+        assert len(scheduler._runner.keys) == 0
+    assert work.order == [0, 4]
+    statistics = scheduler.statistics()
+    assert (statistics.scheduled, statistics.discarded) == (2, 0)
+    assert len([line for line in messages(caplog) if line.startswith("No task was made")]) == 4
+
+
+async def test_threads_at_the_same_time_run_one_task_and_each_call_has_a_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A call joins, or makes a task that is discarded: never two at a time, and never without a word."""
+    caplog.set_level(logging.INFO)
+    work = Work()
+    number, rounds = 8, 20
+    async with TaskScheduler() as scheduler:
+        for turn in range(rounds):
+            barrier = threading.Barrier(number)
+            tasks: list[Task[Any]] = []
+
+            def call(turn: int = turn, barrier: threading.Barrier = barrier, tasks: list[Any] = tasks) -> None:
+                barrier.wait()
+                tasks.append(scheduler.task(key="k").schedule(work.run, turn))
+
+            threads = [threading.Thread(target=call) for _ in range(number)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()  # the event loop stands still meanwhile
+            work.open(turn)
+            await scheduler.idle()
+            assert len([task for task in set(tasks) if task.state is TaskState.SUCCEEDED]) == 1
+            assert len(scheduler._runner.keys) == 0
+    assert work.order == list(range(rounds))
+    statistics = scheduler.statistics()
+    joined = len([line for line in messages(caplog) if line.startswith("No task was made")])
+    assert statistics.succeeded + statistics.discarded + joined == number * rounds
+    assert len([line for line in messages(caplog) if "was discarded" in line]) == statistics.discarded
+
+
+async def test_a_call_of_a_thread_that_is_refused_leaves_nothing_of_its_key() -> None:
+    async with TaskScheduler(max_pending=1, max_concurrency=1) as scheduler:
+        scheduler.task(delay=3600).schedule(noop)
+        with pytest.raises(TaskQueueFullError):
+            in_thread(partial(scheduler.task(key="k").schedule, noop))
+        assert len(scheduler._runner.keys) == 0
+        scheduler.tasks[0].cancel()
 
 
 async def test_a_recorder_sees_what_became_of_tasks_with_a_key() -> None:

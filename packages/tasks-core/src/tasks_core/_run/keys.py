@@ -29,7 +29,7 @@ class Keys:
     nothing is kept for a key that no task has.
     """
 
-    __slots__ = ("_holders", "_runner", "_waiting")
+    __slots__ = ("_arriving", "_holders", "_runner", "_waiting")
 
     def __init__(self, runner: KeyOwner) -> None:
         self._runner = runner
@@ -38,14 +38,30 @@ class Keys:
         # When the delays of those that wait end, by their ids, in order. A dictionary would scan what was removed.
         self._waiting: dict[str, OrderedDict[int, float]] = {}
 
+        # The last one that another thread has scheduled and that the event loop has not seen yet.
+        self._arriving: dict[str, Task[Any]] = {}
+
+    def arrive(self, task: Task[Any]) -> None:
+        """Let calls join a task before the event loop has seen it; from another thread, before it is accepted."""
+        if task.phase is None or task.phase.opened:
+            assert task.config.key is not None
+            self._arriving[task.config.key] = task
+
+    def forget(self, task: Task[Any]) -> None:
+        """Undo `arrive()`."""
+        key = task.config.key
+        if self._arriving and key is not None and self._arriving.get(key) is task:
+            self._arriving.pop(key, None)
+
     def find_joined(self, task: Task[Any]) -> Task[Any] | None:
         """Return the task that *task*, which was not accepted yet, joins; from any thread."""
         config = task.config
         assert config.key is not None
         if config.on_conflict not in (None, "join") or (task.phase is not None and not task.phase.opened):
             return None
-        joined = self._last(config.key)
-        if joined is None or joined._state.finished:
+        joined = self._arriving.get(config.key) or self._last(config.key)
+        # One that is not in the ledger is not accepted yet, and may be refused.
+        if joined is None or joined._state.finished or self._runner.ledger.get(joined.id) is None:
             return None
         logger.info("No task was made of the call at %s: %s has its key %r", task.where, title(joined), config.key)
         return joined
@@ -54,6 +70,7 @@ class Keys:
         """Return whether the task has its key; otherwise it waits, or was discarded. Call on the loop."""
         key = task.config.key
         assert key is not None
+        self.forget(task)
         last = self._last(key)
         if last is None or self._holders[key] == task.id:
             self._holders[key] = task.id
@@ -84,6 +101,7 @@ class Keys:
         """Note the end of a task; return the task that has the key next, and the seconds that are left of its delay."""
         key = task.config.key
         assert key is not None
+        self.forget(task)
         waiting = self._waiting.get(key)
         if self._holders.get(key) != task.id:
             if waiting is not None and waiting.pop(task.id, None) is not None and not waiting:
@@ -106,4 +124,4 @@ class Keys:
         return None if number is None else self._runner.ledger.get(number)
 
     def __len__(self) -> int:
-        return len(self._holders) + len(self._waiting)
+        return len(self._holders) + len(self._waiting) + len(self._arriving)

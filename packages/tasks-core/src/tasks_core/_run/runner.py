@@ -229,7 +229,15 @@ class Runner:
         joined = self.keys.find_joined(task)
         if joined is not None:
             return joined
-        self.accept(task, then)
+        if self.here():
+            self.accept(task, then)
+            return task
+        self.keys.arrive(task)
+        try:
+            self.accept(task, then)
+        except BaseException:
+            self.keys.forget(task)
+            raise
         return task
 
     def _begin_ending(self, task: Task[Any], state: TaskState, reason: str | None) -> bool:
