@@ -96,3 +96,13 @@ def test_payment_of_a_server_that_was_killed_is_made_by_a_worker(demo: subproces
     _, _, killed = demo.stdout.partition("SIGKILL right after the response")
     assert "✓ the server was killed before anything was paid" in killed
     assert "✓ a worker made the payment: in two tries, once" in killed
+
+
+def test_index_is_built_once_for_three_renames_and_the_report_is_sent(demo: subprocess.CompletedProcess[str]) -> None:
+    """One task at a time for a key, and a periodic task: each has a step of its own."""
+    _, _, renames = demo.stdout.partition("Renames in a row")
+    assert "✓ the index was built once" in renames
+    assert "▶ rebuild_search_index" in renames
+    _, _, report = demo.stdout.partition("Periodic: the report of the night")
+    assert "Paid orders: 1, 59.80 EUR" in report
+    assert "✓ no run has failed or was skipped" in report

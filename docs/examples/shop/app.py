@@ -16,6 +16,7 @@ from .database import open_database
 from .dependencies import CurrentShop
 from .gateway import open_gateway
 from .mail import Mailer
+from .reports import report_orders
 from .resources import Shop
 from .sandbox import Inbox, SandboxGateway
 from .search import SearchIndex
@@ -42,6 +43,8 @@ def create_app(settings: Settings) -> FastAPI:
             stack.enter_context(record(settings.timeline, loggers=(*LOGGERS, "uvicorn.error")))
             shop = await open_shop(settings, stack)
             payments.share(shop.database, shop.gateway)
+            stack.enter_context(shop.shared())
+            get_scheduler(app).periodic(settings.report_when).task(timeout=60).schedule(report_orders)
             yield {"shop": shop}
 
     # FastAPI() with a page /docs that loads nothing from the internet.

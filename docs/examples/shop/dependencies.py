@@ -1,4 +1,4 @@
-"""The dependencies of the endpoints."""
+"""The dependencies of the endpoints, and those of the tasks, which have no request."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 import aiosqlite
 from fastapi import Depends, Request
 
-from .resources import Shop
+from .resources import Shop, shared_shop
 
 logger = logging.getLogger("shop.database")
 
@@ -30,3 +30,14 @@ async def get_connection(shop: CurrentShop) -> AsyncIterator[aiosqlite.Connectio
 
 # With the scope "function" the commit comes before the response: a client that reads "201 Created" can rely on it.
 Connection: TypeAlias = Annotated[aiosqlite.Connection, Depends(get_connection, scope="function")]
+
+TaskShop: TypeAlias = Annotated[Shop, Depends(shared_shop)]
+
+
+async def get_task_connection(shop: TaskShop) -> AsyncIterator[aiosqlite.Connection]:
+    """Lend each attempt of a task a connection; commit when it succeeds, roll back when it fails."""
+    async with shop.database.transaction() as connection:
+        yield connection
+
+
+TaskConnection: TypeAlias = Annotated[aiosqlite.Connection, Depends(get_task_connection)]

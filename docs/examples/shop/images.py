@@ -1,4 +1,4 @@
-"""Pictures: thumbnails and the search index are made at once, beside the response."""
+"""Pictures: thumbnails and the search index are made at once; a rename builds the index again, one at a time."""
 
 from io import BytesIO
 from pathlib import Path
@@ -6,14 +6,15 @@ from typing import Annotated, Literal
 from uuid import uuid4
 
 import anyio.to_thread
-from fastapi import APIRouter, File, Form, HTTPException, UploadFile
+from fastapi import APIRouter, Body, File, Form, HTTPException, UploadFile
 from fastapi.responses import FileResponse
 from PIL import Image as Picture
 from PIL import WebPImagePlugin  # noqa: F401  Pillow would import the plugins of all formats to find this one
 from pydantic import BaseModel
-from tasks_fastapi import Tasks
+from tasks_core import Provided
+from tasks_fastapi import Tasks, current_tasks
 
-from .dependencies import Connection, CurrentShop
+from .dependencies import Connection, CurrentShop, TaskConnection, TaskShop
 from .resources import Shop
 
 router = APIRouter(prefix="/images", tags=["images"])
@@ -71,6 +72,26 @@ async def read_thumbnail(image_id: str, size: Literal["64", "256"], shop: Curren
     return path
 
 
+@router.put("/{image_id}", summary="Rename a picture")
+async def rename_image(
+    image_id: str,
+    title: Annotated[str, Body(embed=True, min_length=1, max_length=200, examples=["Blue teapot"])],
+    connection: Connection,
+    tasks: Tasks,
+) -> Image:
+    """
+    Store the title. **After the response** the search index is built again: ten renames in a row build it once, a
+    second behind the last of them, and never twice at the same time.
+    """
+    cursor = await connection.execute("update images set title = ? where id = ? returning *", (title, image_id))
+    row = await cursor.fetchone()
+    if row is None:
+        raise HTTPException(404, "There is no such picture")
+    reindex = tasks.after_response.task(key="search index", delay=1, on_conflict="replace")
+    reindex.schedule(rebuild_search_index)
+    return Image.model_validate(dict(row))
+
+
 def generate_thumbnails(shop: Shop, path: Path) -> None:
     """Write the thumbnails. A plain function runs in a thread of the scheduler, because Pillow does not await."""
     with Picture.open(path) as picture:
@@ -86,6 +107,12 @@ def generate_thumbnails(shop: Shop, path: Path) -> None:
 def update_search_index(shop: Shop, image_id: str, title: str) -> None:
     """Add the title of the picture to the index."""
     shop.search_index.add(image_id, title)
+
+
+async def rebuild_search_index(shop: TaskShop = Provided, connection: TaskConnection = Provided) -> None:
+    """Build the index from the titles in the database. What blocks is a task of its own, which has a thread."""
+    rows = await connection.execute_fetchall("select id, title from images")
+    await current_tasks().schedule(shop.search_index.rebuild, [(row["id"], row["title"]) for row in rows])
 
 
 def thumbnail_path(shop: Shop, image_id: str, size: int) -> Path:

@@ -4,11 +4,11 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
-from tasks_core import chain
+from tasks_core import Provided, chain
 from tasks_fastapi import Task, Tasks, retry
 
 from .analytics import track_order_event
-from .dependencies import Connection, CurrentShop
+from .dependencies import Connection, CurrentShop, TaskConnection
 from .gateway import CardDeclinedError
 from .payments import charge_durably, mark_as_failed, take_money
 from .resources import Shop
@@ -50,7 +50,7 @@ async def create_order(new: NewOrder, shop: CurrentShop, connection: Connection,
     - **after the response, if it is an error**: the stock is released. Try the card `4000 0000 0000 0002`.
     """
     total = await reserve_stock(connection, new.product_id, new.quantity)
-    tasks.after_response.task(when="error").schedule(release_stock, shop, new.product_id, new.quantity)
+    tasks.after_response.task(when="error").schedule(release_stock, new.product_id, new.quantity)
     try:
         authorisation = await shop.gateway.authorise(new.card, total)
     except CardDeclinedError:
@@ -125,7 +125,6 @@ async def note_failed_payment(task: Task[Any], exception: Exception) -> None:
     await mark_as_failed(shop.database, order.id)
 
 
-async def release_stock(shop: Shop, product_id: int, quantity: int) -> None:
+async def release_stock(product_id: int, quantity: int, connection: TaskConnection = Provided) -> None:
     """Put the pieces back into stock."""
-    async with shop.database.transaction() as connection:
-        await connection.execute("update products set stock = stock + ? where id = ?", (quantity, product_id))
+    await connection.execute("update products set stock = stock + ? where id = ?", (quantity, product_id))

@@ -17,9 +17,10 @@ from aiosqlite import Row
 from fastapi import APIRouter, HTTPException, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
+from tasks_core import Provided
 from tasks_fastapi import Tasks
 
-from .dependencies import Connection, CurrentShop
+from .dependencies import Connection, CurrentShop, TaskConnection
 from .resources import Shop
 
 router = APIRouter(tags=["products"])
@@ -53,7 +54,7 @@ async def list_products(connection: Connection) -> list[StockedProduct]:
 
 
 @router.get("/catalogue.csv", summary="Download the catalogue", response_class=StreamingResponse)
-async def download_catalogue(shop: CurrentShop, connection: Connection, tasks: Tasks) -> StreamingResponse:
+async def download_catalogue(connection: Connection, tasks: Tasks) -> StreamingResponse:
     """
     Write a file and stream it. **After the route**, while the client still reads, the download goes into the audit
     log; **after the response** the file is deleted, even when the client has closed the connection.
@@ -62,7 +63,7 @@ async def download_catalogue(shop: CurrentShop, connection: Connection, tasks: T
     products = [StockedProduct.model_validate(dict(row)) for row in rows]
     file = await anyio.to_thread.run_sync(write_catalogue, products)
     tasks.after_response.task(when="always").schedule(delete_file, file)
-    tasks.after_route.schedule(write_audit_entry, shop, "catalogue downloaded")
+    tasks.after_route.schedule(write_audit_entry, "catalogue downloaded")
     return StreamingResponse(read_slowly(file), media_type="text/csv")
 
 
@@ -89,7 +90,7 @@ async def update_product(
         "update products set name = ?, price = ? where id = ? returning *", (update.name, update.price, product_id)
     )
     product = _found(await cursor.fetchone())
-    tasks.after_route.schedule(write_audit_entry, shop, "product changed", product)
+    tasks.after_route.schedule(write_audit_entry, "product changed", product)
     tasks.after_response.schedule(invalidate_product_cache, shop, product_id)
     return product
 
@@ -101,11 +102,10 @@ async def read_audit(connection: Connection) -> list[AuditEntry]:
     return [AuditEntry.model_validate(dict(row)) for row in rows]
 
 
-async def write_audit_entry(shop: Shop, what: str, product: Product | None = None) -> None:
+async def write_audit_entry(what: str, product: Product | None = None, connection: TaskConnection = Provided) -> None:
     """Write in a transaction of its own, because that of the request has ended."""
     entry = json.dumps({"what": what, **(product.model_dump() if product else {})})
-    async with shop.database.transaction() as connection:
-        await connection.execute("insert into audit (entry) values (?)", (entry,))
+    await connection.execute("insert into audit (entry) values (?)", (entry,))
 
 
 async def invalidate_product_cache(shop: Shop, product_id: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Shop:
-    """The resources of the shop. Every task takes it as its first argument."""
+    """The resources of the shop. A task takes it as its first argument, or as a dependency."""
 
     data: Path
     database: Database
@@ -48,3 +50,20 @@ class Shop:
     def analytics(self) -> Path:
         """The file that analytics are appended to, one JSON object a line."""
         return self.data / "analytics.jsonl"
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Let tasks that belong to no request find these resources while the block runs."""
+        _shared.append(self)
+        try:
+            yield
+        finally:
+            _shared.remove(self)
+
+
+_shared: list[Shop] = []
+
+
+def shared_shop() -> Shop:
+    """Return the resources that the lifespan has opened."""
+    return _shared[-1]

@@ -20,6 +20,12 @@ class SearchIndex:
         with closing(self._connect()) as connection, connection:
             connection.execute("insert into pictures (title, image_id) values (?, ?)", (title, image_id))
 
+    def rebuild(self, titles: list[tuple[str, str]]) -> None:
+        """Replace the whole index by these ids and titles."""
+        with closing(self._connect()) as connection, connection:
+            connection.execute("delete from pictures")
+            connection.executemany("insert into pictures (image_id, title) values (?, ?)", titles)
+
     def find(self, words: str) -> list[str]:
         """Return the ids of the pictures that have all of the words in their title, best first."""
         query = " ".join(f'"{word}"' for word in words.replace('"', " ").split())

@@ -26,17 +26,19 @@ from shop import payments
 from shop.analytics import track_order_event
 from shop.app import create_app
 from shop.database import Database
-from shop.dependencies import CurrentShop, get_connection
+from shop.dependencies import CurrentShop, TaskConnection, get_connection
 from shop.gateway import PaymentGateway
-from shop.images import generate_thumbnails, update_search_index
+from shop.images import generate_thumbnails, rebuild_search_index, update_search_index
 from shop.orders import Order, charge, release_stock, send_confirmation
 from shop.payments import charge_durably
 from shop.products import Product, delete_file, invalidate_product_cache, write_audit_entry
+from shop.reports import report_orders, send_report
 from shop.resources import Shop
 from shop.sandbox import DECLINED_CARD, SandboxGateway
+from shop.search import SearchIndex
 from shop.settings import Settings
 from shop.users import send_welcome_email
-from tasks_core import durable_context
+from tasks_core import Provided, durable_context
 from tasks_testing import TasksRecorder, call_like, finished, opened, scheduled, started
 
 pytestmark = pytest.mark.tasks_recorder(virtual_time=True)
@@ -259,6 +261,36 @@ def test_two_pictures_are_opened_at_a_time(client: TestClient, tasks_recorder: T
     assert lent == [2, 2, 2, 2]
 
 
+def test_renames_in_a_row_build_the_index_once(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    image = upload(client)
+    for title in ("Green teapot", "White teapot", "Blue teapot"):
+        assert client.put(f"/images/{image['id']}", json={"title": title}).status_code == 200
+    tasks_recorder.drain()
+    tasks_recorder.assert_ran(rebuild_search_index, times=1)
+    assert tasks_recorder.clock.now == pytest.approx(1)
+    assert [found["title"] for found in client.get("/images?words=teapot").json()] == ["Blue teapot"]
+    assert client.get("/images?words=red").json() == []
+
+
+def test_index_is_built_by_one_task_at_a_time(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    """A rename while the index is built has it built again afterwards."""
+    image = upload(client)
+    with tasks_recorder.hold(SearchIndex.rebuild):
+        client.put(f"/images/{image['id']}", json={"title": "Green teapot"})
+        tasks_recorder.wait_for(rebuild_search_index, "running")
+        client.put(f"/images/{image['id']}", json={"title": "Blue teapot"})
+        states = [task.state for task in tasks_recorder if task.name == "rebuild_search_index"]
+        assert states == ["running", "pending"]
+    tasks_recorder.drain()
+    tasks_recorder.assert_ran(rebuild_search_index, times=2)
+    assert client.get("/images?words=blue").json() != []
+
+
+def test_rename_of_no_picture(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    assert client.put("/images/none", json={"title": "Teapot"}).status_code == 404
+    tasks_recorder.assert_nothing_scheduled()
+
+
 def test_upload_of_no_picture(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     response = client.post("/images", files={"file": b"text"}, data={"title": "Red teapot"})
     assert response.status_code == 422
@@ -444,6 +476,52 @@ def test_error_in_the_endpoint_releases_the_stock(
 def test_order_of_more_than_there_is(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     assert client.post("/orders", json={**TWO_TEAPOTS, "quantity": 21}).status_code == 409
     tasks_recorder.assert_nothing_scheduled()
+
+
+# ---- the report of the night ----
+
+
+def test_report_is_sent_at_three(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    client.post("/orders", json=TWO_TEAPOTS)
+    tasks_recorder.drain()
+    tasks_recorder.clock.advance(24 * 3600)
+    tasks_recorder.assert_ran(report_orders, times=1)
+    tasks_recorder.assert_ran(call_like(send_report, orders=1, total=4980), times=1)
+    assert subjects(client)[-1] == "Report"
+
+    tasks_recorder.clock.advance(24 * 3600)
+    tasks_recorder.assert_ran(report_orders, times=2)
+
+
+def test_report_that_fails_is_sent_the_next_night(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    tasks_recorder.fail(report_orders, sqlite3.OperationalError("disk is full"), times=1)
+    tasks_recorder.clock.advance(2 * 24 * 3600)
+    tasks_recorder.assert_failed(report_orders, sqlite3.OperationalError, times=1)
+    tasks_recorder.assert_ran(report_orders, times=1)
+    assert client.get("/health").json()["periodic"]["report_orders"] == {"runs": 2, "failed": 1, "skipped": 0}
+
+
+def test_report_may_be_sent_more_often(settings: Settings, tasks_recorder: TasksRecorder) -> None:
+    with TestClient(create_app(replace(settings, report_every=600))) as client:
+        client.get("/health")  # by now the timer waits
+        tasks_recorder.clock.advance(1800)
+    tasks_recorder.assert_ran(report_orders, times=3)
+
+
+# ---- the session of a task ----
+
+
+def test_task_that_fails_stores_nothing(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    """Its connection is its own, and is rolled back with it."""
+
+    async def write_and_fail(what: str, product: Product, connection: TaskConnection = Provided) -> None:
+        await connection.execute("insert into audit (entry) values (?)", (what,))
+        raise ValueError("after the insert")
+
+    tasks_recorder.stub(write_audit_entry, write_and_fail)
+    client.put("/products/1", json=BLUE_TEAPOT)
+    tasks_recorder.assert_failed(write_audit_entry, ValueError)
+    assert client.get("/audit").json() == []
 
 
 # ---- a deploy in the middle of a payment ----
