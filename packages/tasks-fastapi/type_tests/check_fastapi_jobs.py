@@ -1,9 +1,9 @@
 """What a type checker says about jobs."""
 
-from typing import assert_type
+from typing import Any, assert_type
 
 from fastapi import APIRouter
-from tasks_core import TaskState
+from tasks_core import TaskState, durable
 from tasks_fastapi import Tasks
 from tasks_fastapi.jobs import Job, JobProblem, MakeJob, RequestedJob, jobs_router
 
@@ -21,14 +21,25 @@ async def accept(tasks: Tasks, job: MakeJob) -> Job[str]:
     assert_type(accepted.result, str | None)
     assert_type(accepted.error, JobProblem | None)
     assert_type(accepted.links.events, str)
-    job(generate)  # type: ignore[arg-type]
-    job(task, owner=1)  # type: ignore[arg-type]
+    job(generate)  # type: ignore[call-overload]
+    job(task, owner=1)  # type: ignore[call-overload]
     return job(task)
 
 
 async def accept_another(tasks: Tasks, job: MakeJob) -> Job[int]:
     task = tasks.schedule(generate, 3)
     return job(task)  # type: ignore[arg-type]
+
+
+@durable
+async def render(number: int) -> str:
+    return str(number)
+
+
+async def accept_durable(tasks: Tasks, job: MakeJob) -> Job[str]:
+    accepted = job(tasks.schedule(render, 3))
+    assert_type(accepted, Job[Any])
+    return accepted
 
 
 async def is_owner(job: RequestedJob) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import anyio
 
+from tasks_core._journal import EmittedEvent
 from tasks_core._support.jsontext import Json
 
-from .calls import DurableCall, Receipt
+from .calls import DurableCall, DurableState, DurableStatus, Receipt
 from .queues import Slots
 
 if TYPE_CHECKING:
@@ -26,6 +27,18 @@ EngineFallback: TypeAlias = Literal["error", "memory"]
 """What happens to a durable task that its engine does not acknowledge: it fails, or it runs in this process."""
 
 
+class EventSink(Protocol):
+    """Where a delivery writes what it emits and reports: from any thread, without waiting."""
+
+    def emit(self, text: bytes, /) -> None:
+        """Store an event, JSON in one line, after those before it."""
+        ...
+
+    def report(self, progress: bytes, /) -> None:
+        """Store the progress, JSON, as that of the status; of several values, the last one is enough."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A call that an engine delivers to a worker."""
@@ -38,6 +51,11 @@ class Delivery:
     report_progress: Callable[[Json], Awaitable[None]]
     give_up: str | None = None
     """Why the engine does not have the call run any more. The worker reports it to `on_error`, and runs nothing."""
+    open_events: Callable[[], EventSink] | None = None
+    """
+    Returns where the delivery writes what it emits and reports; called when it does so for the first time. `None`: the
+    engine stores no events.
+    """
 
 
 class Redeliver(Exception):  # noqa: N818  a request, not an error
@@ -126,5 +144,63 @@ class BatchEngine(Protocol):
 
         Raises:
             EngineUnavailableError: as for `Engine.submit()`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvents:
+    """What an engine has for a follower of a call."""
+
+    events: tuple[EmittedEvent, ...]
+    """The first kept events after the number that was asked for, `EVENTS_AT_ONCE` at most."""
+    status: DurableStatus
+    """The status at the time of these events, so that after the last event of a call that has ended there is none."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the call has ended and there are no further events."""
+        ended = self.status.state not in (DurableState.PENDING, DurableState.RUNNING)
+        return ended and len(self.events) < EVENTS_AT_ONCE
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedCall:
+    """A call that clients follow."""
+
+    receipt: Receipt
+    owner: str | None
+    """Whose it is, as the caller of `job()` said."""
+
+
+EVENTS_AT_ONCE = 500
+"""How many events `read_events()` returns at most for one call."""
+
+
+@runtime_checkable
+class EventEngine(Protocol):
+    """
+    What an `Engine` may have besides: it stores what calls emit, for followers in any process.
+
+    Its deliveries have `open_events`. The events of a call are numbered from 1, also over several deliveries. It keeps
+    the last 10,000, and at most 1 MiB of them, about, as long as the call. All of them are stored before the end of
+    the delivery is. What a worker emits that has lost the call to another worker is not stored.
+    """
+
+    async def find_followed(self, token: str, /) -> FollowedCall | None:
+        """
+        Return the call whose header `follow` is *token*; its header `follow-owner` is the owner.
+
+        Raises:
+            EngineUnavailableError: the engine does not answer.
+        """
+        ...
+
+    async def read_events(self, wanted: Collection[tuple[str, int]], /) -> Mapping[tuple[str, int], StoredEvents]:
+        """
+        Return what there is for each pair of the id of a receipt and the number of an event, after that event.
+
+        Raises:
+            EngineUnavailableError: the engine does not answer.
         """
         ...

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 from weakref import ref
 
 import anyio
 
+from tasks_core._journal import EmittedEvent
 from tasks_core._options import ShutdownOptions, complete
 from tasks_core._retry import Retry, ask
 from tasks_core._scheduler import TaskScheduler
@@ -21,8 +23,9 @@ from tasks_core.exceptions import (
     UnknownTaskError,
 )
 
+from .codec import check_json
 from .context import DurableContext, set_context
-from .engine import Delivery, Engine, NotUnderstood, Redeliver
+from .engine import Delivery, Engine, EventSink, NotUnderstood, Redeliver
 from .function import DurableFunction, registry
 from .host import engine_in_force
 from .queues import Slots, check_slots, total
@@ -107,6 +110,7 @@ class Worker:
         self._scheduler = scheduler = TaskScheduler(
             max_threads=total(self._slots), engine=self._engine, provider=self._provider, **self._options
         )
+        scheduler._runner.following.forward = _Forward()
         logger.info(
             "Worker takes tasks from %s: %d functions, %s at once", self._engine.name, len(registry), _show(self._slots)
         )
@@ -143,13 +147,14 @@ class Worker:
 class _Attempt:
     """One delivery, as a task of the scheduler."""
 
-    __slots__ = ("_again", "_delivery", "_function", "_scheduler")
+    __slots__ = ("_again", "_delivery", "_events", "_function", "_scheduler")
 
     def __init__(self, scheduler: TaskScheduler, function: DurableFunction[..., Any], delivery: Delivery) -> None:
         self._scheduler = scheduler
         self._function = function
         self._delivery = delivery
         self._again: float | None = None
+        self._events: EventSink | None = None
 
     async def run(self) -> None:
         call, function = self._delivery.call, self._function
@@ -179,6 +184,13 @@ class _Attempt:
             task.cancel()
             raise
         self._raise_outcome(task)
+
+    @property
+    def events(self) -> EventSink | None:
+        """Where the delivery writes what it emits; opened on first use."""
+        if self._events is None and self._delivery.open_events is not None:
+            self._events = self._delivery.open_events()
+        return self._events
 
     def _what_to_run(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Return the function and its arguments; for a call that is given up, what raises the reason in its place."""
@@ -236,6 +248,29 @@ class _Attempt:
 
 def _show(slots: Slots) -> str:
     return str(slots) if isinstance(slots, int) else ", ".join(f"{name}={count}" for name, count in slots.items())
+
+
+class _Forward:
+    """Passes what durable tasks emit and report on to the engine that has delivered them."""
+
+    __slots__ = ()
+
+    def emitted(self, task: Task[Any], event: EmittedEvent) -> None:
+        events = _events_of(task)
+        if events is not None:
+            events.emit(event.json)
+
+    def reported(self, task: Task[Any], progress: bytes) -> None:
+        events = _events_of(task)
+        if events is not None:
+            check_json(json.loads(progress), "report()")
+            events.report(progress)
+
+
+def _events_of(task: Task[Any]) -> EventSink | None:
+    # By its handler, which only the task of a delivery has: one more reference for each task would be for nothing.
+    attempt = getattr(task.config.on_error, "__self__", None)
+    return attempt.events if isinstance(attempt, _Attempt) else None
 
 
 async def _raise(error: Exception) -> None:

@@ -7,18 +7,25 @@ The seam between durable tasks and an engine, and the engines, each behind an ex
 
 from tasks_core._durable.calls import DurableCall, DurableState, DurableStatus
 from tasks_core._durable.engine import (
+    EVENTS_AT_ONCE,
     BatchEngine,
     Capability,
     Delivery,
     Engine,
     EngineFallback,
+    EventEngine,
+    EventSink,
+    FollowedCall,
     NotUnderstood,
     Redeliver,
     RunDelivery,
+    StoredEvents,
 )
 from tasks_core._durable.function import registered_names, registered_queues
 from tasks_core._durable.host import engine_of
 from tasks_core._durable.queues import DEFAULT_QUEUE, Slots
+from tasks_core._journal import MOST_BYTES as MOST_EVENT_BYTES
+from tasks_core._journal import MOST_EVENTS
 from tasks_core._support.jsontext import Json
 from tasks_core.exceptions import (
     DurableTaskGivenUpError,
@@ -32,6 +39,9 @@ from tasks_core.exceptions import (
 
 __all__ = (
     "DEFAULT_QUEUE",
+    "EVENTS_AT_ONCE",
+    "MOST_EVENTS",
+    "MOST_EVENT_BYTES",
     "BatchEngine",
     "Capability",
     "Delivery",
@@ -46,11 +56,15 @@ __all__ = (
     "EngineNotConfiguredError",
     "EngineSchemaError",
     "EngineUnavailableError",
+    "EventEngine",
+    "EventSink",
+    "FollowedCall",
     "Json",
     "NotUnderstood",
     "Redeliver",
     "RunDelivery",
     "Slots",
+    "StoredEvents",
     "UnknownTaskError",
     "engine_of",
     "registered_names",

@@ -4,8 +4,9 @@ What the integration of a framework needs of tasks-core, and applications do not
 A framework that serves requests, messages or jobs makes each of them the current `Origin` while it runs, so that
 `current_scheduler()` finds its scheduler, and so that it may schedule tasks while the scheduler drains. It announces
 what happens to an origin, which observers can follow. A scheduler that lives as long as one of them is marked as brief,
-so that the log does not have a line for each of its ends. A `Provider` supplies arguments that a framework knows. A
-command that runs its durable tasks has the arguments, signals and exit status of `python -m tasks_core worker`.
+so that the log does not have a line for each of its ends. A `Provider` supplies arguments that a framework knows. What
+serves the followers of durable tasks finds and follows the calls by `find_followed()` and `follow_stored()`. A command
+that runs its durable tasks has the arguments, signals and exit status of `python -m tasks_core worker`.
 """
 
 from tasks_core._current import CURRENT, AfterShutdown, Origin, current
@@ -18,6 +19,7 @@ from tasks_core._durable.command import (
     run_worker,
     when_engine_is_there,
 )
+from tasks_core._durable.follow import StoredFollower, find_followed, follow_stored, make_followed, task_state
 from tasks_core._observer import announce
 from tasks_core._scheduler import mark_as_brief
 from tasks_core._support.provider import Provider
@@ -27,14 +29,19 @@ __all__ = (
     "AfterShutdown",
     "Origin",
     "Provider",
+    "StoredFollower",
     "TargetError",
     "Work",
     "add_common_arguments",
     "announce",
     "current",
+    "find_followed",
+    "follow_stored",
     "load_target",
+    "make_followed",
     "mark_as_brief",
     "queues_of",
     "run_worker",
+    "task_state",
     "when_engine_is_there",
 )

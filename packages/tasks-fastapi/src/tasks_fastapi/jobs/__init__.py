@@ -14,9 +14,9 @@ Start reading at `_router.py` (what a client calls). Imports go one way:
 
 ```text
 _router
-_make
-_stream | _followed
-_signals | _models
+_make | _stream
+_followed | _signals
+_models
 ```
 """
 

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends
 from pydantic import TypeAdapter
 from starlette.requests import Request
-from tasks_core import KeptTask, Task, TaskState, TaskUpdate
+from tasks_core import KeptTask, Task, TaskScheduler, TasksError, TaskState, TaskUpdate
+from tasks_core.engines import EngineUnavailableError, FollowedCall
+from tasks_core.frameworks import find_followed, follow_stored, task_state
 
 from tasks_fastapi._access import get_tasks
 from tasks_fastapi._request import SCOPE_KEY, RequestOrigin
@@ -18,6 +20,11 @@ from tasks_fastapi._request import SCOPE_KEY, RequestOrigin
 from ._models import Job, JobLinks, JobProblem
 
 logger = logging.getLogger("tasks_fastapi")
+
+DURABLE = "d-"
+"""What the ids of durable tasks begin with."""
+
+NO_RESULT = JobProblem(title="The result cannot be given as JSON", status=500)
 
 _any: TypeAdapter[Any] = TypeAdapter(Any)
 
@@ -33,8 +40,8 @@ class Followed(Protocol):
         """Return what is new after the event with this number; the last update has a terminal state."""
         ...
 
-    async def cancel(self) -> bool:
-        """Cancel the task; return whether it had not ended."""
+    async def cancel(self) -> bool | None:
+        """Cancel the task; return whether it had not ended, or `None` if that is not possible."""
         ...
 
 
@@ -55,11 +62,17 @@ async def requested_job(job_id: str, request: Request) -> JobRequest:
     """Find the job of the path. An unknown id raises nothing, so that `authorize=` is asked for each request."""
     get_tasks(request)  # raises if there are none
     origin: RequestOrigin = request.scope[SCOPE_KEY]
-    kept = origin.scheduler.find_kept(job_id)
+    scheduler = origin.scheduler
+    if job_id.startswith(DURABLE):
+        call = await find_followed(scheduler, job_id.removeprefix(DURABLE))
+        return (
+            JobRequest(job_id) if call is None else JobRequest(job_id, call.owner, StoredJob(job_id, call, scheduler))
+        )
+    kept = scheduler.find_kept(job_id)
     if kept is not None:
         return JobRequest(job_id, kept.owner, JobInMemory(kept))
     mark, dash, _ = job_id.partition("-")
-    elsewhere = bool(dash) and len(mark) == 8 and not origin.scheduler.made_id(job_id)
+    elsewhere = bool(dash) and len(mark) == 8 and not scheduler.made_id(job_id)
     return JobRequest(job_id, elsewhere=elsewhere)
 
 
@@ -93,6 +106,42 @@ class JobInMemory:
         return self._task.cancel()
 
 
+class StoredJob:
+    """A durable task, which a worker runs."""
+
+    def __init__(self, job_id: str, call: FollowedCall, scheduler: TaskScheduler) -> None:
+        self._id = job_id
+        self._receipt = call.receipt
+        self._scheduler = scheduler
+
+    async def read(self, links: JobLinks) -> Job[Any]:
+        status = await self._receipt.status()
+        state = task_state(status.state)
+        result, error = None, problem_of(state)
+        if state is TaskState.SUCCEEDED:
+            result, error = await self._result()
+        return Job[Any](id=self._id, state=state, progress=status.progress, result=result, error=error, links=links)
+
+    async def _result(self) -> tuple[Any, JobProblem | None]:
+        read: Any = getattr(self._receipt, "result", None)
+        if read is None:
+            return None, None  # an engine that stores no results
+        try:
+            return json_result(await read(), f"job {self._id}")
+        except EngineUnavailableError:
+            raise
+        except TasksError as error:
+            logger.error("The result of job %s cannot be given to its client: %s", self._id, error)
+            return None, NO_RESULT
+
+    def follow(self, after: int) -> AsyncIterator[TaskUpdate]:
+        return follow_stored(self._scheduler, self._receipt.id, after)
+
+    async def cancel(self) -> bool | None:
+        cancel: Any = getattr(self._receipt, "cancel", None)
+        return None if cancel is None else bool(await cancel())
+
+
 def outcome_of(task: Task[Any]) -> tuple[Any, JobProblem | None]:
     """Return the result as JSON, or why there is none; both are `None` for a task that has not ended."""
     if task.state is TaskState.SUCCEEDED:
@@ -106,7 +155,7 @@ def json_result(result: Any, title: str) -> tuple[Any, JobProblem | None]:
         return _any.dump_python(result, mode="json", by_alias=True), None
     except ValueError as error:
         logger.error("The result of %s cannot be given to its client: %s", title, error)
-        return None, JobProblem(title="The result cannot be given as JSON", status=500)
+        return None, NO_RESULT
 
 
 def problem_of(state: TaskState) -> JobProblem | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar, overload
 
 from fastapi import Depends
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import NoMatchFound
-from tasks_core import Task
+from tasks_core import DurableTask, Receipt, Task
+from tasks_core.frameworks import make_followed
 
 from tasks_fastapi.exceptions import TasksInstallationError
 
+from ._followed import DURABLE
 from ._models import Job, JobLinks
 
 T = TypeVar("T")
@@ -27,13 +29,22 @@ class JobMaker:
         self._request = request
         self._response = response
 
-    def __call__(self, task: Task[T], *, owner: str | None = None) -> Job[T]:
+    @overload
+    def __call__(self, task: Task[Receipt], *, owner: str | None = None) -> Job[Any]: ...
+
+    @overload
+    def __call__(self, task: Task[T], *, owner: str | None = None) -> Job[T]: ...
+
+    def __call__(self, task: Task[Any], *, owner: str | None = None) -> Job[Any]:
         """
         Let clients follow a task, and return what the response tells them: the id, the state, and where to go on.
 
         The response gets the header `Location`. Each call makes another id, which cannot be guessed; a task may have
         several. The task is kept until `follow_for` seconds after its end (an option of `add_tasks()`), with its events
         and its result.
+
+        A durable task can be followed in each process whose scheduler has the engine, as long as its row is kept. It
+        has one id. Call this right after `schedule()`, before the task is on its way to the engine.
 
         Args:
             task: What `schedule()` returned.
@@ -42,9 +53,14 @@ class JobMaker:
 
         Raises:
             TasksInstallationError: the application has no `jobs_router()`.
+            InvalidTaskError: a durable task is on its way to the engine already.
+            EngineCapabilityError: the engine stores no events.
         """
         links_of(self._request, "")  # before anything is kept
-        job_id = task.scheduler.keep(task, owner=owner)
+        if isinstance(task, DurableTask):
+            job_id = DURABLE + make_followed(task, owner)
+        else:
+            job_id = task.scheduler.keep(task, owner=owner)
         links = links_of(self._request, job_id)
         self._response.headers["Location"] = links.self
         return Job[Any](id=job_id, state=task.state, links=links)

@@ -29,6 +29,8 @@ _ELSEWHERE = JobProblem(
     "processes, make the task durable, or route all requests of one client to one process.",
 )
 
+_CANNOT_CANCEL = JobProblem(title="The engine of this job cancels no tasks", status=501)
+
 _PROBLEM_RESPONSE: dict[str, Any] = {
     "description": "There is no such job, or it belongs to another client.",
     "content": {_PROBLEM: {"schema": JobProblem.model_json_schema()}},
@@ -119,7 +121,10 @@ def jobs_router(
         followed = _admit(job, allowed)
         if followed is None:
             return _refusal(job)
-        if await followed.cancel():
+        cancelled = await followed.cancel()
+        if cancelled is None:
+            return _problem(_CANNOT_CANCEL)
+        if cancelled:
             response.status_code = 202
         return await followed.read(links_of(request, job.id))
 
@@ -176,5 +181,8 @@ def _admit(job: JobRequest, allowed: object) -> Followed | None:
 
 
 def _refusal(job: JobRequest) -> Response:
-    problem = _ELSEWHERE if job.elsewhere else _NOT_FOUND
+    return _problem(_ELSEWHERE if job.elsewhere else _NOT_FOUND)
+
+
+def _problem(problem: JobProblem) -> Response:
     return JSONResponse(problem.model_dump(), status_code=problem.status, media_type=_PROBLEM)

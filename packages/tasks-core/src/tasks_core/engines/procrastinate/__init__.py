@@ -14,7 +14,8 @@ _engine
 _trio
 _work
 _housekeeping
-_liveness | _reports
+_events | _liveness
+_reports
 _connection | _rows | _schema | _transaction | _embedded
 _errors | _options | _sql
 ```

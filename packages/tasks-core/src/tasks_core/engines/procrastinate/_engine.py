@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, LiteralString, ParamSpec, Self, TypeVar
@@ -14,21 +14,25 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from tasks_core import Receipt
 from tasks_core.engines import (
+    EVENTS_AT_ONCE,
     Capability,
     DurableCall,
     DurableState,
     DurableStatus,
     EngineCapabilityError,
+    FollowedCall,
     RunDelivery,
     Slots,
+    StoredEvents,
 )
 
 from ._embedded import EmbeddedPostgres
 from ._errors import engine_error, opening_error
+from ._events import stored_events
 from ._options import WorkOptions
 from ._rows import stored_calls
 from ._schema import prepare_schema
-from ._sql import STATUS, SUBMIT, SUBMIT_KEYS
+from ._sql import FIND_FOLLOWED, READ_EVENTS, STATUS, SUBMIT, SUBMIT_KEYS
 from ._transaction import Row, Statement, Transaction, join_transaction
 from ._trio import AsyncioThread, runs_asyncio, work_in_thread
 from ._work import work
@@ -263,14 +267,15 @@ class ProcrastinateEngine:
             return []
         statement = self._statement(calls)
         try:
-            rows = await self._on_asyncio(self._fetch, statement.query, statement.parameters)
+            rows = await self._on_asyncio(self._fetch, statement.query, statement.parameters())
         except (psycopg.Error, PoolTimeout, OSError) as error:
             raise engine_error(error) from error
         return [self._receipt(call, row) for call, row in zip(calls, rows, strict=True)]
 
     def _statement(self, calls: Sequence[DurableCall]) -> Statement:
         query = SUBMIT_KEYS if any(call.dedup for call in calls) else SUBMIT
-        return Statement(query, {"calls": stored_calls(calls, self._work_options)})
+        # The text of the calls is made when the statement runs: until then, a call may become one that is followed.
+        return Statement(query, lambda: {"calls": stored_calls(calls, self._work_options)})
 
     async def _fetch(self, query: LiteralString, parameters: Any) -> list[Any]:
         if self._pool is None:
@@ -295,14 +300,37 @@ class ProcrastinateEngine:
         """Look a task up by the id of its receipt; an id that is none of this engine's is unknown."""
         if not _is_job_id(receipt_id):
             return DurableStatus(DurableState.UNKNOWN, 0)
-        try:
-            rows = await self._on_asyncio(self._fetch, STATUS, {"id": int(receipt_id)})
-        except (psycopg.Error, PoolTimeout, OSError) as error:
-            raise engine_error(error) from error
+        rows = await self._ask(STATUS, {"id": int(receipt_id)})
         if not rows:
             return DurableStatus(DurableState.UNKNOWN, 0)
         [(state, attempts, progress)] = rows
         return DurableStatus(_STATES[state], attempts, progress)
+
+    # ---- following ----
+
+    async def find_followed(self, token: str, /) -> FollowedCall | None:
+        """Look a followed call up by its token."""
+        rows = await self._ask(FIND_FOLLOWED, {"token": token})
+        if not rows:
+            return None
+        number, key, owner = rows[0]
+        return FollowedCall(Receipt(self.name, str(number), key, True, self.status), owner)
+
+    async def read_events(self, wanted: Collection[tuple[str, int]], /) -> Mapping[tuple[str, int], StoredEvents]:
+        """Read the events of all these calls by one statement."""
+        pairs = [(int(id_), after) for id_, after in wanted if _is_job_id(id_)]
+        parameters = {
+            "ids": [id_ for id_, _ in pairs],
+            "afters": [after for _, after in pairs],
+            "limit": EVENTS_AT_ONCE,
+        }
+        return stored_events(await self._ask(READ_EVENTS, parameters), _STATES, wanted)
+
+    async def _ask(self, query: LiteralString, parameters: Any) -> list[Any]:
+        try:
+            return await self._on_asyncio(self._fetch, query, parameters)
+        except (psycopg.Error, PoolTimeout, OSError) as error:
+            raise engine_error(error) from error
 
     # ---- running ----
 

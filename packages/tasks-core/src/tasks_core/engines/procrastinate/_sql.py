@@ -17,6 +17,8 @@ from typing import LiteralString
 _TASK: LiteralString = "task_name = 'tasks_core.run'"
 _TODO: LiteralString = f"status = 'todo' AND {_TASK}"
 
+_FOLLOWED: LiteralString = f"{_TASK} AND args->'headers' ? 'follow'"
+
 # ---- the tables ----
 
 INDEXES: dict[str, LiteralString] = {
@@ -36,6 +38,10 @@ procrastinate_jobs (queue_name, id) WHERE {_TODO} AND args ? 'deaths'
     # What the search for dead workers reads: without it, that would read all rows that are kept.
     "tasks_running_v1": f"""
 procrastinate_jobs (queue_name, worker_id) WHERE status = 'doing' AND {_TASK}
+""",
+    # Calls that clients follow: few rows among many.
+    "tasks_followed_v1": f"""
+procrastinate_jobs ((args->'headers'->>'follow')) WHERE {_FOLLOWED}
 """,
 }
 """Partial indexes by name: what follows `CREATE INDEX name ON`."""
@@ -58,6 +64,18 @@ CREATE TABLE tasks_workers_v2 (
     id bigint PRIMARY KEY REFERENCES procrastinate_workers (id) ON DELETE CASCADE,
     queues text[] NOT NULL,
     names text[] NOT NULL
+)
+""",
+    # What tasks have emitted. A delivery is known by the number of those before it (`attempt`), and numbers its own
+    # events (`position`), so that a batch that comes twice, because its answer was lost, changes nothing.
+    "tasks_events_v1": """
+CREATE TABLE tasks_events_v1 (
+    job_id bigint NOT NULL REFERENCES procrastinate_jobs (id) ON DELETE CASCADE,
+    number bigint NOT NULL,
+    attempt int NOT NULL,
+    position bigint NOT NULL,
+    event text NOT NULL,
+    PRIMARY KEY (job_id, number)
 )
 """,
     # A second call with the key waits for the transaction of the first one, and gets its row. That is a function and
@@ -310,6 +328,82 @@ What the row remembers about earlier deliveries is replaced by *note*, if there 
 PROGRESS: LiteralString = """
 UPDATE procrastinate_jobs SET args = jsonb_set(args, '{progress}', (%(progress)s)::jsonb) WHERE id = %(id)s
 """
+
+# ---- events ----
+
+ADD_EVENTS: LiteralString = """
+WITH given AS MATERIALIZED (
+    SELECT * FROM unnest((%(ids)s)::bigint[], (%(attempts)s)::int[], (%(positions)s)::bigint[], (%(texts)s)::text[])
+        AS event (job_id, attempt, position, event)
+), running AS MATERIALIZED (
+    SELECT id, attempts FROM procrastinate_jobs
+     WHERE id = ANY(ARRAY(SELECT DISTINCT job_id FROM given)) AND status = 'doing'
+     ORDER BY id FOR SHARE
+), known AS MATERIALIZED (
+    SELECT running.id, running.attempts,
+           coalesce((SELECT number FROM tasks_events_v1
+                      WHERE job_id = running.id ORDER BY number DESC LIMIT 1), 0) AS number,
+           coalesce((SELECT position FROM tasks_events_v1
+                      WHERE job_id = running.id AND attempt = running.attempts ORDER BY number DESC LIMIT 1), 0
+           ) AS position
+      FROM running
+)
+INSERT INTO tasks_events_v1 (job_id, number, attempt, position, event)
+SELECT given.job_id, known.number + given.position - known.position, given.attempt, given.position, given.event
+  FROM given JOIN known ON known.id = given.job_id AND known.attempts = given.attempt
+ WHERE given.position > known.position
+"""
+"""
+Store events of calls that this worker still runs, after those that are there.
+
+The numbers of a delivery follow those of the one before it. Events that were dropped while the database was away leave
+a gap, by which followers know of them.
+"""
+
+ADD_PROGRESS: LiteralString = """
+WITH given AS MATERIALIZED (
+    SELECT * FROM unnest((%(ids)s)::bigint[], (%(attempts)s)::int[], (%(texts)s)::jsonb[])
+        AS progress (job_id, attempt, value)
+), running AS MATERIALIZED (
+    SELECT id, attempts FROM procrastinate_jobs
+     WHERE id = ANY(ARRAY(SELECT job_id FROM given)) AND status = 'doing'
+     ORDER BY id FOR UPDATE
+)
+UPDATE procrastinate_jobs AS job SET args = jsonb_set(job.args, '{progress}', given.value)
+  FROM given JOIN running ON running.id = given.job_id AND running.attempts = given.attempt
+ WHERE job.id = given.job_id
+"""
+
+TRIM_EVENTS: LiteralString = """
+DELETE FROM tasks_events_v1 AS event USING (
+    SELECT job_id, max(number) AS number FROM (
+        SELECT job_id, number, row_number() OVER newest AS events, sum(octet_length(event)) OVER newest AS bytes
+          FROM tasks_events_v1 WHERE job_id = ANY(%(ids)s)
+        WINDOW newest AS (PARTITION BY job_id ORDER BY number DESC)
+    ) AS counted
+     WHERE events > %(most)s OR bytes > %(most_bytes)s GROUP BY job_id
+) AS last
+ WHERE event.job_id = last.job_id AND event.number <= last.number
+"""
+"""Delete the oldest events of calls that have more than is kept."""
+
+FIND_FOLLOWED: LiteralString = f"""
+SELECT id, args->>'key', args->'headers'->>'follow-owner' FROM procrastinate_jobs
+ WHERE {_FOLLOWED} AND args->'headers'->>'follow' = %(token)s
+"""
+
+READ_EVENTS: LiteralString = """
+SELECT wanted.job_id, wanted.after, job.status::text, job.attempts, job.args->'progress' AS progress,
+       event.number, event.event
+  FROM unnest((%(ids)s)::bigint[], (%(afters)s)::bigint[]) AS wanted (job_id, after)
+  JOIN procrastinate_jobs AS job ON job.id = wanted.job_id
+  LEFT JOIN LATERAL (
+    SELECT number, event FROM tasks_events_v1
+     WHERE job_id = wanted.job_id AND number > wanted.after ORDER BY number LIMIT %(limit)s
+ ) AS event ON true
+ ORDER BY wanted.job_id, wanted.after, event.number
+"""
+"""One statement for all followers of a process, and one snapshot: a task that has ended has no later event."""
 
 # ---- liveness ----
 

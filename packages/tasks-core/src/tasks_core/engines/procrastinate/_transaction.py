@@ -39,7 +39,7 @@ class Statement:
     """A statement with `%(name)s` parameters that stores a call, and returns a `Row`."""
 
     query: str
-    parameters: Mapping[str, Any]
+    parameters: Callable[[], Mapping[str, Any]]
 
 
 class Transaction(Protocol):
@@ -128,7 +128,7 @@ class _PsycopgTransaction:
 
         _check_begun(self._connection)
         async with self._connection.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(self._statement.query.encode(), self._statement.parameters)
+            await cursor.execute(self._statement.query.encode(), self._statement.parameters())
             row = await cursor.fetchone()
         assert row is not None
         return row[0], row[1], row[2]
@@ -152,7 +152,7 @@ class _SyncPsycopgTransaction:
 
         _check_begun(self._connection)
         with self._connection.cursor(row_factory=tuple_row) as cursor:
-            cursor.execute(self._statement.query.encode(), self._statement.parameters)
+            cursor.execute(self._statement.query.encode(), self._statement.parameters())
             row = cursor.fetchone()
         assert row is not None
         return row[0], row[1], row[2]
@@ -291,7 +291,7 @@ def _execute(connection: SqlalchemyConnection, statement: Statement) -> Row:
     from sqlalchemy.exc import DBAPIError
 
     try:
-        row = connection.execute(text(_named(statement.query)), dict(statement.parameters)).one()
+        row = connection.execute(text(_named(statement.query)), dict(statement.parameters())).one()
     except DBAPIError as error:
         if error.connection_invalidated:
             raise EngineUnavailableError("The connection of the transaction was lost") from error

@@ -7,6 +7,7 @@ import json
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -19,6 +20,7 @@ from tasks_core.engines import Delivery, Json, NotUnderstood, Redeliver, RunDeli
 from . import _reports
 from ._connection import WorkerConnection, address_of_worker
 from ._errors import is_outage
+from ._events import EventWriter
 from ._housekeeping import Housekeeping
 from ._liveness import Liveness
 from ._options import WorkOptions
@@ -60,6 +62,8 @@ class _Work:
         self._claims = WorkerConnection(conninfo)
         self._writes = WorkerConnection(conninfo)
         self._progress = WorkerConnection(conninfo)
+        self._of_events = WorkerConnection(conninfo)
+        self._events = EventWriter(self._of_events, stopping)
         self._reports = Reports(self._writes, self._when_stored, stopping)
         self._running: dict[int, asyncio.Task[None]] = {}
         self._held: dict[int, Row] = {}  # running, or ended and not yet reported
@@ -81,6 +85,7 @@ class _Work:
                 ("listen", self._listen()),
                 ("housekeeping", Housekeeping(self._conninfo, self._options, self._slots).run()),
                 ("stop", self._wake_when_stopped()),
+                ("events", self._events.run()),
             )
         ]
         liveness.start()
@@ -112,7 +117,7 @@ class _Work:
         if numbers and not self._reports.abandoned:
             with suppress(Exception):
                 await self._claims.fetch(UNREGISTER, {"ids": numbers})
-        for connection in (self._claims, self._writes, self._progress):
+        for connection in (self._claims, self._writes, self._progress, self._of_events):
             await connection.close()
 
     async def _wake_when_stopped(self) -> None:
@@ -278,7 +283,10 @@ class _Work:
                 self._reports.add(report)
                 raise
         self._aborted.discard(row.id)
-        self._reports.add(report)
+        try:
+            await self._events.flush(row)  # before the report, which tells followers that there are no more events
+        finally:
+            self._reports.add(report)
 
     async def _report_of(self, row: Row) -> Report:
         try:
@@ -289,7 +297,8 @@ class _Work:
         async def report_progress(progress: Json) -> None:
             await self._save_progress(row.id, progress)
 
-        delivery = Delivery(call, row.attempt, row.history.failures, report_progress, row.history.given_up)
+        open_events = partial(self._events.sink, row)
+        delivery = Delivery(call, row.attempt, row.history.failures, report_progress, row.history.given_up, open_events)
         try:
             await self._run(delivery)
         except NotUnderstood as error:
