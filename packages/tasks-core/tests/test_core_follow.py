@@ -24,6 +24,7 @@ from tasks_core import (
     report,
 )
 from tasks_core._journal import MOST_BYTES, MOST_EVENTS, Journal
+from tasks_core._run import following
 from tasks_core.exceptions import InvalidEventError
 
 pytestmark = pytest.mark.anyio
@@ -201,6 +202,38 @@ async def test_two_threads_that_emit_first_have_one_journal() -> None:
         updates = await all_of(task)
         assert numbers(updates) == list(range(1, 9))
         assert {event.data for update in updates for event in update.events} == set(range(8))
+
+
+async def test_an_event_that_comes_while_the_journal_is_made_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with TaskScheduler() as scheduler:
+        gate = Gate()
+        task = scheduler.schedule(gate.work)
+        await gate.ready.wait()
+        lock = following._lock
+
+        class Interrupted:
+            """A lock that another event comes in front of, as from a thread or a finalizer."""
+
+            def __enter__(self) -> None:
+                monkeypatch.setattr(following, "_lock", lock)
+                task.emit("first")
+
+            def __exit__(self, *_: object) -> None: ...
+
+        monkeypatch.setattr(following, "_lock", Interrupted())
+        task.emit("second")
+        gate.end.set()
+        updates = await all_of(task)
+        assert [event.data for update in updates for event in update.events] == ["first", "second"]
+
+
+async def test_a_silent_task_that_has_ended_can_be_followed() -> None:
+    async with TaskScheduler() as scheduler:
+        task = scheduler.schedule(noop)
+        await task
+        [last] = await all_of(task)
+        assert (last.state, last.events, last.progress) == (TaskState.SUCCEEDED, (), None)
+        assert not scheduler._runner.ledger.journals
 
 
 async def test_a_thread_that_its_task_has_abandoned_is_not_heard() -> None:

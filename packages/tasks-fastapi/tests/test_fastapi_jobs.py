@@ -488,6 +488,31 @@ async def test_a_stream_that_begins_during_shutdown_ends_at_once() -> None:
     assert parsed(answers[0]) == [{"event": "shutdown", "data": '{"resume_after":0}'}]
 
 
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_server_that_cancels_its_requests_lets_streams_end_with_an_event(broken: bool) -> None:
+    application = Application()
+    async with application.started() as path:
+        reader = Reader()
+
+        async def send(message: Message) -> None:
+            if broken and b"shutdown" in message.get("body", b""):
+                raise OSError("connection reset")
+            await reader(message)
+
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+
+                async def read() -> None:
+                    await request(application.app, f"{path}/events", receive=receiving(EMPTY_BODY), send=send)
+
+                group.start_soon(read)
+                await reader.until("event: progress")
+                scope.cancel()
+        assert reader.complete is not broken
+        assert ("event: shutdown" in reader.text) is not broken
+        assert not application.tasks[0].finished
+
+
 async def test_a_client_that_reads_nothing_does_not_hold_up_shutdown() -> None:
     application = Application(tasks={"grace_period": 0})
     reader = Reader()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import psycopg
 import pytest
 from core_engine import ListEngine
@@ -517,3 +518,34 @@ async def test_nothing_is_read_for_followers_that_come_during_shutdown(engine: P
 
         task = scheduler.schedule(come_late)
     assert task.state is TaskState.SUCCEEDED
+
+
+async def test_a_follower_that_comes_while_others_are_served_is_served_next(
+    engine: ProcrastinateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, second = anyio.Event(), anyio.Event()
+    read = ProcrastinateEngine.read_events
+
+    async def read_events(self: ProcrastinateEngine, wanted: Any) -> Any:
+        if not asked.is_set():
+            asked.set()
+            await second.wait()
+            await anyio.wait_all_tasks_blocked()
+        return await read(self, wanted)
+
+    monkeypatch.setattr(ProcrastinateEngine, "read_events", read_events)
+    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+        steps.go_on.set()
+        receipt, _ = await submitted(scheduler, generate, 1)
+        seen: list[list[int]] = []
+
+        async def follow(after: int) -> None:
+            seen.append(numbers(await followed(scheduler, receipt, after)))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(follow, 0)
+            await asked.wait()
+            group.start_soon(follow, 1)
+            await anyio.lowlevel.checkpoint()
+            second.set()
+    assert sorted(seen) == [[1, 2], [2]]
