@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 
 
@@ -14,7 +15,7 @@ class Routed:
 
 
 _active: tuple[Routed, ...] = ()
-_lock = threading.Lock()
+_lock = threading.RLock()  # reentrant, because a finalizer may begin or end a recording while the lock is held
 # Used only to decide between recordings side by side. It cannot be the only source: a context variable that a fixture
 # sets is not visible in every test that runs on an event loop.
 _current: ContextVar[Routed | None] = ContextVar("tasks_testing_recording", default=None)
@@ -22,20 +23,29 @@ _current: ContextVar[Routed | None] = ContextVar("tasks_testing_recording", defa
 
 def activate(recording: Routed) -> None:
     """Make a recording active, inside the recording of the caller if there is one."""
-    global _active
     with _lock:
         recording.outer = _enclosing()
-        _active = (*_active, recording)
+        _change(lambda active: (*active, recording))
     _current.set(recording)
 
 
 def deactivate(recording: Routed) -> None:
     """End the effect of `activate()`."""
-    global _active
     with _lock:
-        _active = tuple(other for other in _active if other is not recording)
+        _change(lambda active: tuple(other for other in active if other is not recording))
     if _current.get() is recording:
         _current.set(recording.outer)
+
+
+def _change(change: Callable[[tuple[Routed, ...]], tuple[Routed, ...]]) -> None:
+    """Replace the active recordings; again, if a finalizer has replaced them meanwhile."""
+    global _active
+    while True:
+        before = _active
+        after = change(before)
+        if _active is before:
+            _active = after
+            return
 
 
 def owners() -> tuple[Routed, ...]:
