@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from tasks_testing import InMemoryEngine
-from tasks_testing.engine_contract import EngineContract
+from tasks_testing.engine_contract import OperableEngineContract
 
 pytest_plugins = ["pytester"]
 
 
-class TestInMemoryEngine(EngineContract):
+class TestInMemoryEngine(OperableEngineContract):
     @pytest.fixture
     def engine(self) -> InMemoryEngine:
         return InMemoryEngine()

@@ -14,7 +14,7 @@ import pytest
 from core_postgres import Wire, postgres, queue, wire
 from tasks_core.engines import DurableCall, Engine
 from tasks_core.engines.procrastinate import ProcrastinateEngine
-from tasks_testing.engine_contract import EngineContract
+from tasks_testing.engine_contract import OperableEngineContract
 
 __all__ = ("postgres", "queue", "wire")
 
@@ -38,7 +38,7 @@ anyio.run(main)
 """
 
 
-class TestProcrastinateEngine(EngineContract):
+class TestProcrastinateEngine(OperableEngineContract):
     @pytest.fixture
     def anyio_backend(self) -> str:
         return "asyncio"

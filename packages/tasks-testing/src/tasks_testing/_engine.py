@@ -23,7 +23,8 @@ from tasks_core.engines import (
 )
 from tasks_core.frameworks import Provider
 
-from ._in_memory_engine import InMemoryEngine, identity
+from ._in_memory_engine import InMemoryEngine
+from ._in_memory_operate import identity
 from ._recording.cut import Cut, WorkerKilled
 from ._recording.durable_run import DurableRun
 from ._recording.recording import Recording, RecordMark
@@ -76,7 +77,7 @@ class RecordedEngine(InMemoryEngine):
         waiting = (
             number
             for number, status in enumerate(self._statuses)
-            if status.state is DurableState.PENDING and number not in self._put_back
+            if status.state is DurableState.PENDING and number not in self._put_back and not self._is_paused(number)
         )
         return min(waiting, key=lambda number: (-self.calls[number].priority, number), default=None)
 
@@ -127,7 +128,7 @@ class RecordedEngine(InMemoryEngine):
     def rewind(self, snapshot: EngineSnapshot) -> None:
         """Bring back a state of before, in the record too."""
         for call in self.calls[snapshot.calls :]:
-            del self._ids[identity(call)]
+            self._ids.pop(identity(call), None)
         del self.calls[snapshot.calls :], self._places[snapshot.calls :]
         self._statuses[:] = snapshot.statuses
         self._recording.rewind(snapshot.mark)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,30 +21,27 @@ from tasks_core.engines import (
     Redeliver,
     RunDelivery,
     Slots,
-    registered_queues,
+    StoredTaskError,
 )
 
+from ._in_memory_operate import InMemoryOperations, WorkerSlots, identity
 
-class InMemoryEngine:
+
+class InMemoryEngine(InMemoryOperations):
     """
     An engine that keeps durable calls in memory: it acknowledges at once, and loses its calls with the process.
 
     `Worker(engine).run(stop)` delivers its calls as those of any engine. It has every capability, but a transaction may
-    be any object and is not used: a call is submitted even if the transaction is rolled back.
+    be any object and is not used: a call is submitted even if the transaction is rolled back. Operators may ask of it
+    what they ask of any engine (`OperableEngine`).
     """
 
     name = "tasks-testing"
     capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority"))
 
     def __init__(self) -> None:
-        self.calls: list[DurableCall] = []
-        """The submitted calls, in order."""
-        self._ids: dict[tuple[str, str, str], int] = {}
+        super().__init__()
         self._places: list[str] = []
-        self._statuses: list[DurableStatus] = []
-        self._attempts: dict[int, tuple[int, int]] = {}  # of calls that failed: the next attempt, and failures so far
-        self._due: dict[int, float] = {}  # of calls that wait for a worker: when, in seconds since the epoch
-        self._changed = anyio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,6 +65,7 @@ class InMemoryEngine:
         self._places.append("" if submitting is None else submitting.where)
         self._statuses.append(DurableStatus(DurableState.PENDING, 0))
         self._due[number] = call.not_before or 0.0
+        self._note(number, DurableState.PENDING.value)
         self._notify()
         return Receipt(self.name, str(number), call.idempotency_key, True, self.status)
 
@@ -79,29 +77,28 @@ class InMemoryEngine:
 
     async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
         """Deliver the calls that are due, those of the highest priority first, until *stopping* is set."""
-        slots = _WorkerSlots(concurrency)
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._wake_when, stopping)
-            while not stopping.is_set():
-                changed = self._changed
-                while (number := self._take_due(slots)) is not None:
-                    group.start_soon(self._deliver_once, run, number, slots)
-                with anyio.move_on_after(self._seconds_until_due(slots)):
-                    await changed.wait()
-
-    def _notify(self) -> None:
-        """Wake every worker that waits for a change."""
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
+        slots = WorkerSlots(concurrency)
+        self._workers.append(slots)
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._wake_when, stopping)
+                while not stopping.is_set():
+                    changed = self._changed
+                    while (number := self._take_due(slots)) is not None:
+                        group.start_soon(self._deliver_once, run, number, slots)
+                    with anyio.move_on_after(self._seconds_until_due(slots)):
+                        await changed.wait()
+        finally:
+            self._workers.remove(slots)
 
     async def _wake_when(self, stopping: anyio.Event) -> None:
         await stopping.wait()
         self._notify()
 
-    def _take_due(self, slots: _WorkerSlots) -> int | None:
+    def _take_due(self, slots: WorkerSlots) -> int | None:
         """Take the first call that is due and has a slot, if there is one."""
         now = time.time()
-        due = [number for number, at in self._due.items() if at <= now and slots.has_free(self.calls[number].queue)]
+        due = [number for number, at in self._due.items() if at <= now and self._may_take(number, slots)]
         if not due:
             return None
         number = min(due, key=lambda number: (-self.calls[number].priority, self._due[number]))
@@ -109,48 +106,41 @@ class InMemoryEngine:
         slots.taken[self.calls[number].queue] += 1
         return number
 
-    def _seconds_until_due(self, slots: _WorkerSlots) -> float | None:
+    def _may_take(self, number: int, slots: WorkerSlots) -> bool:
+        return slots.has_free(self.calls[number].queue) and not self._is_paused(number)
+
+    def _seconds_until_due(self, slots: WorkerSlots) -> float | None:
         """Return the seconds until a call is due for which there is a slot; `None` if only a change can help."""
-        due = [at for number, at in self._due.items() if slots.has_free(self.calls[number].queue)]
+        due = [at for number, at in self._due.items() if self._may_take(number, slots)]
         return max(0.0, min(due) - time.time()) if due else None
 
-    async def _deliver_once(self, run: RunDelivery, number: int, slots: _WorkerSlots) -> None:
+    async def _deliver_once(self, run: RunDelivery, number: int, slots: WorkerSlots) -> None:
         async def report_progress(progress: Json) -> None:
             self._statuses[number] = replace(self._statuses[number], progress=progress)
 
         attempt, failures = self._attempts.pop(number, (1, 0))
         self._set_state(number, DurableState.RUNNING, attempt - 1)
         try:
-            await run(Delivery(self.calls[number], attempt, failures, report_progress))
+            with anyio.CancelScope() as scope:
+                self._scopes[number] = scope
+                await run(Delivery(self.calls[number], attempt, failures, report_progress))
+            self._set_state(
+                number, DurableState.CANCELLED if scope.cancelled_caught else DurableState.SUCCEEDED, attempt
+            )
         except Redeliver as again:
             self._attempts[number] = (attempt + again.failed, failures + again.failed)
             self._due[number] = time.time() + again.delay
+            if again.failed:
+                self._note_error(number, attempt, again.__cause__ or again)
             self._set_state(number, DurableState.PENDING, attempt - 1 + again.failed)
-        except Exception:
+        except Exception as error:
+            self._note_error(number, attempt, error)
             self._set_state(number, DurableState.FAILED, attempt)
-        else:
-            self._set_state(number, DurableState.SUCCEEDED, attempt)
         finally:
+            del self._scopes[number]
             slots.taken[self.calls[number].queue] -= 1
             self._notify()
 
-    def _set_state(self, number: int, state: DurableState, attempts: int) -> None:
-        self._statuses[number] = replace(self._statuses[number], state=state, attempts=attempts)
-
-
-class _WorkerSlots:
-    """How many calls of which queue a worker may take."""
-
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
-        self.taken: Counter[str] = Counter()
-
-    def has_free(self, queue: str) -> bool:
-        if isinstance(self._slots, Mapping):
-            return self.taken[queue] < self._slots.get(queue, 0)
-        return queue in registered_queues() and self.taken.total() < self._slots
-
-
-def identity(call: DurableCall) -> tuple[str, str, str]:
-    """Return what an idempotency key belongs to, together with it."""
-    return call.queue, call.name, call.idempotency_key
+    def _note_error(self, number: int, attempt: int, error: BaseException) -> None:
+        kept = StoredTaskError(attempt, datetime.now(UTC), type(error).__name__)
+        self._errors.setdefault(number, []).append(kept)

@@ -16,7 +16,8 @@ class TestMyEngine(EngineContract):
 
 The tests run under the pytest plugin of anyio; a fixture `anyio_backend` chooses the event loop. A capability that the
 engine has not (`Engine.capabilities`) is not tested. A test that needs help, such as a worker that is killed, is
-skipped with a reason until the subclass overrides the method that the reason names.
+skipped with a reason until the subclass overrides the method that the reason names. For an engine that operators can
+ask (`OperableEngine`), subclass `OperableEngineContract`, which has all tests of `EngineContract` as well.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from tasks_core import (
     durable_context,
 )
 from tasks_core.engines import (
+    DEFAULT_QUEUE,
     Capability,
     Delivery,
     DurableCall,
@@ -45,10 +47,13 @@ from tasks_core.engines import (
     Engine,
     EngineUnavailableError,
     Json,
+    OperableEngine,
+    QueueStatistics,
     Redeliver,
 )
+from tasks_core.exceptions import InvalidConfigError
 
-__all__ = ("EngineContract", "record_run")
+__all__ = ("EngineContract", "OperableEngineContract", "record_run")
 
 
 class _RolledBackError(Exception):
@@ -508,3 +513,262 @@ class EngineContract:
             receipt = await scheduler.schedule(record_run, "after")
             await self.ended(receipt, DurableState.SUCCEEDED)
         assert (_runs.texts[0], _runs.texts[-1]) == ("before", "after")
+
+
+class OperableEngineContract(EngineContract):
+    """Subclass it in place of `EngineContract` for an engine that has the methods of `OperableEngine`."""
+
+    async def _failed(self, engine: Engine, scheduler: TaskScheduler, *texts: str) -> list[Receipt]:
+        """Return the receipts of tasks that have failed, after all of their attempts."""
+        receipts = [await scheduler.schedule(_fail, text, 99) for text in texts]
+        async with self.working(engine):
+            for receipt in receipts:
+                await self.ended(receipt, DurableState.FAILED)
+        return receipts
+
+    async def test_numbers_are_those_of_the_stored_tasks(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            await self._failed(engine, scheduler, "a", "b")
+            for text in ("c", "d", "e"):
+                await scheduler.schedule(record_run, text)
+            await scheduler.task(delay=3600).schedule(record_run, "f")
+            numbers = await _numbers(operated)
+            assert (numbers.waiting, numbers.running, numbers.failed, numbers.delayed) == (3, 0, 2, 1)
+            assert numbers.oldest_waiting is not None
+            assert 0 <= numbers.oldest_waiting < self.patience
+            assert numbers.ended_per_second > 0
+            assert (numbers.workers_alive, numbers.workers_silent) == (0, 0)
+            assert not numbers.paused
+            bounded = await _numbers(operated, count_to=1)
+            assert (bounded.waiting, bounded.failed, bounded.delayed) == (1, 1, 1)
+
+    async def test_a_worker_that_runs_a_task_is_counted(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_wait, "a")
+            assert await _problems(operated), "there is a task, and no worker"
+            async with self.working(engine):
+                await self.until(lambda: _runs.running == 1)
+                numbers = await _numbers(operated)
+                assert (numbers.waiting, numbers.running, numbers.workers_alive) == (0, 1, 1)
+                assert numbers.oldest_waiting is None
+                assert await _problems(operated) == []
+                [task] = (await operated.find(state=DurableState.RUNNING, queue=DEFAULT_QUEUE)).tasks
+                assert task.id == receipt.id
+                _runs.gate.set()
+                await self.ended(receipt, DurableState.SUCCEEDED)
+
+    async def test_stored_tasks_are_found_page_by_page(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            failed = await self._failed(engine, scheduler, "a", "b", "c")
+            waiting = [await scheduler.schedule(record_run, text) for text in ("d", "e")]
+            page = await operated.find(queue=DEFAULT_QUEUE, limit=3)
+            assert [task.id for task in page.tasks] == [waiting[1].id, waiting[0].id, failed[2].id]
+            rest = await operated.find(queue=DEFAULT_QUEUE, limit=3, after=page.after)
+            assert [task.id for task in rest.tasks] == [failed[1].id, failed[0].id]
+            assert rest.after is None
+            assert (await operated.find(after="no id")).tasks == ()
+
+    async def test_filters_find_what_they_say(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            [failed] = await self._failed(engine, scheduler, "a")
+            waiting = await scheduler.schedule(record_run, "b")
+            for which, ids in (
+                ({"state": DurableState.FAILED}, [failed.id]),
+                ({"state": DurableState.PENDING}, [waiting.id]),
+                ({"state": DurableState.RUNNING}, []),
+                ({"state": DurableState.SUCCEEDED}, []),
+                ({"state": DurableState.CANCELLED}, []),
+                ({"name": record_run.name}, [waiting.id]),
+                ({"name": "no name"}, []),
+                ({"name": _fail.name, "state": DurableState.PENDING}, []),
+                ({"queue": "no-queue"}, []),
+                ({"error": "no error"}, []),
+                ({"older_than": 3600.0}, []),
+                ({"older_than": 0.0}, [waiting.id, failed.id]),
+            ):
+                page = await operated.find(**{"queue": DEFAULT_QUEUE, **which})  # type: ignore[arg-type]  # a table of arguments
+                assert [task.id for task in page.tasks] == ids, which
+                assert page.after is None
+
+    async def test_a_task_is_shown_without_its_arguments(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_report, "secret")
+            async with self.working(engine):
+                await self.ended(receipt, DurableState.SUCCEEDED)
+            shown = await operated.show(receipt.id)
+            assert shown is not None
+            assert (shown.task.id, shown.task.key) == (receipt.id, receipt.idempotency_key)
+            assert (shown.task.name, shown.task.state) == (_report.name, DurableState.SUCCEEDED)
+            assert shown.task.attempts == 1
+            assert shown.progress == {"text": "secret", "percent": 50}
+            moments = [event.at for event in shown.events]
+            assert len(moments) == 3
+            assert moments == sorted(moments)
+            assert (shown.task.submitted_at, shown.task.changed_at) == (moments[0], moments[-1])
+            assert shown.arguments is None
+            more = await operated.show(receipt.id, arguments=True)
+            assert more is not None
+            assert more.arguments == {"text": "secret"}
+            for unknown in ("987654321", "-1", "abc", ""):
+                assert await operated.show(unknown) is None
+
+    async def test_a_failed_task_that_is_retried_has_all_attempts_again(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            one, other = await self._failed(engine, scheduler, "a", "b")
+            assert await operated.retry(one.id, dry_run=True) == 1
+            assert (await one.status()).state is DurableState.FAILED
+            assert await operated.retry(one.id) == 1
+            assert (await one.status()).state is DurableState.PENDING
+            assert await operated.retry(one.id) == 0, "it waits already"
+            assert await operated.retry("no id") == 0
+            async with self.working(engine):
+                await self.ended(one, DurableState.FAILED)
+            assert [attempt for text, attempt in _runs.attempts if text == "a"] == [1, 2, 3, 4, 5, 6]
+            counts: list[int] = []
+            assert await operated.retry(name=_fail.name, on_progress=counts.append) == 2
+            assert counts[-1] == 2
+            _runs.failures = 99
+            async with self.working(engine):
+                for receipt in (one, other):
+                    await self.ended(receipt, DurableState.SUCCEEDED)
+
+    async def test_a_delayed_task_that_is_retried_is_due(self, engine: Engine) -> None:
+        self._needs(engine, "delay")
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.task(delay=3600).schedule(record_run, "a")
+            [task] = (await operated.find(state=DurableState.PENDING, queue=DEFAULT_QUEUE)).tasks
+            assert task.due_at is not None
+            assert await operated.retry(receipt.id) == 1
+            await self.ended(receipt, DurableState.SUCCEEDED)
+        assert _runs.attempts == [("a", 1)]
+
+    async def test_waiting_and_running_tasks_are_cancelled(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            running = await scheduler.schedule(_wait, "a")
+            async with self.working(engine, concurrency=1):
+                await self.until(lambda: _runs.running == 1)
+                waiting = await scheduler.schedule(record_run, "b")
+                assert await operated.cancel(state=DurableState.PENDING, queue=DEFAULT_QUEUE, dry_run=True) == 1
+                assert await operated.cancel(waiting.id) == 1
+                assert (await waiting.status()).state is DurableState.CANCELLED
+                assert await operated.cancel(name=_wait.name) == 1
+                await self.ended(running, DurableState.CANCELLED)
+                assert await operated.cancel(running.id) == 0, "it has ended"
+            assert await operated.retry(waiting.id) == 1
+            async with self.working(engine):
+                await self.ended(waiting, DurableState.SUCCEEDED)
+        assert _runs.texts == ["a", "b"]
+
+    async def test_the_key_of_a_discarded_task_is_free(self, engine: Engine) -> None:
+        self._needs(engine, "dedup")
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            with_key = _fail.configure(idempotency_key=uuid4().hex)
+            first = await scheduler.schedule(with_key, "a", 99)
+            assert await operated.discard(first.id) == 0, "it has not ended"
+            async with self.working(engine):
+                await self.ended(first, DurableState.FAILED)
+            assert await operated.discard(queue=DEFAULT_QUEUE, dry_run=True) == 1
+            assert await operated.discard(name=_fail.name) == 1
+            assert (await first.status()).state is DurableState.UNKNOWN
+            assert await operated.show(first.id) is None
+            second = await scheduler.schedule(with_key, "a", 99)
+            assert second.created
+            assert second.id != first.id
+
+    async def test_what_is_paused_waits_until_it_is_resumed(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            await operated.pause(name=record_run.name)
+            await operated.pause(name=record_run.name)
+            [pause] = [pause for pause in await operated.pauses() if pause.queue == DEFAULT_QUEUE]
+            assert pause.name == record_run.name
+            held = await scheduler.schedule(record_run, "held")
+            free = await scheduler.schedule(_report, "free")
+            await self.ended(free, DurableState.SUCCEEDED)
+            assert (await held.status()).state is DurableState.PENDING
+            numbers = await _numbers(operated)
+            assert (numbers.paused, numbers.paused_names) == (False, (record_run.name,))
+            assert await _problems(operated)
+            await operated.pause(queue=numbers.queue)
+            await operated.resume(name=record_run.name)
+            numbers = await _numbers(operated)
+            assert (numbers.paused, numbers.paused_names) == (True, ())
+            assert (await held.status()).state is DurableState.PENDING
+            await operated.resume(queue=numbers.queue)
+            await self.ended(held, DurableState.SUCCEEDED)
+            assert list(await operated.pauses()) == []
+        assert _runs.texts == ["free", "held"]
+
+    async def test_ended_tasks_are_purged_by_age_and_state(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            [failed] = await self._failed(engine, scheduler, "a")
+            done, waiting = (
+                await scheduler.schedule(_report, "b"),
+                await scheduler.task(delay=60).schedule(_report, "c"),
+            )
+            async with self.working(engine):
+                await self.ended(done, DurableState.SUCCEEDED)
+            assert await operated.purge(older_than=3600.0, queue=DEFAULT_QUEUE) == 0
+            counts: list[int] = []
+            assert (
+                await operated.purge(
+                    older_than=0.0, state=DurableState.SUCCEEDED, queue=DEFAULT_QUEUE, on_progress=counts.append
+                )
+                == 1
+            )
+            assert counts[-1] == 1
+            assert (await failed.status()).state is DurableState.FAILED
+            assert await operated.purge(older_than=0.0, queue=DEFAULT_QUEUE) == 1
+            for receipt in (failed, done):
+                assert (await receipt.status()).state is DurableState.UNKNOWN
+            assert (await waiting.status()).state is DurableState.PENDING
+
+    async def test_a_wrong_argument_is_an_error_at_the_call(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with engine:
+            for call, text in (
+                (lambda: operated.find(limit=0), "limit=0: limit must be a"),
+                (lambda: operated.find(older_than=-1.0), "older_than=-1.0"),
+                (lambda: operated.find(state="failed"), "state='failed'"),  # type: ignore[arg-type]  # what is refused
+                (lambda: operated.find(state=DurableState.UNKNOWN), "state="),
+                (lambda: operated.find(where="x"), "'where' is no part of a filter"),  # type: ignore[call-arg]  # likewise
+                (lambda: operated.statistics(count_to=0), "count_to=0"),
+                (operated.retry, r"retry\(\) needs an id or a filter"),
+                (lambda: operated.retry("1", name="x"), "an id or a filter, not both"),
+                (
+                    lambda: operated.retry(state=DurableState.RUNNING),
+                    "state='running', and acts on tasks that are failed or",
+                ),
+                (lambda: operated.cancel(state=DurableState.FAILED), "pending or running"),
+                (lambda: operated.discard(state=DurableState.SUCCEEDED), "failed or cancelled"),
+                (operated.pause, r"pause\(\) needs a queue or a name"),
+                (lambda: operated.resume(name=""), "name=''"),
+                (lambda: operated.purge(older_than=float("nan")), "older_than=nan"),
+                (lambda: operated.purge(state=DurableState.PENDING), "succeeded or failed or cancelled"),
+            ):
+                with pytest.raises(InvalidConfigError, match=text):
+                    await call()
+
+
+async def _numbers(engine: OperableEngine, count_to: int = 1000) -> QueueStatistics:
+    """Return the numbers of the default queue. Other queues may have tasks of other tests."""
+    return next(one for one in await engine.statistics(count_to=count_to) if one.queue == DEFAULT_QUEUE)
+
+
+async def _problems(engine: OperableEngine) -> list[str]:
+    return [problem for problem in (await engine.health()).problems if repr(DEFAULT_QUEUE) in problem]
+
+
+def _operable(engine: Engine) -> OperableEngine:
+    assert isinstance(engine, OperableEngine), f"{engine.name} has not the methods of OperableEngine"
+    return engine

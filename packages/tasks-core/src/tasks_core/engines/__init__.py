@@ -23,6 +23,24 @@ from tasks_core._durable.engine import (
 )
 from tasks_core._durable.function import registered_names, registered_queues
 from tasks_core._durable.host import engine_of
+from tasks_core._durable.operate import (
+    COUNT_BOUND,
+    ENDED,
+    EngineHealth,
+    OperableEngine,
+    Pause,
+    QueueStatistics,
+    StoredTask,
+    StoredTaskDetails,
+    StoredTaskError,
+    StoredTaskEvent,
+    StoredTaskPage,
+    TaskFilter,
+    check_operation,
+    check_pause,
+    check_verb,
+    problems_of,
+)
 from tasks_core._durable.queues import DEFAULT_QUEUE, Slots
 from tasks_core._journal import MOST_BYTES as MOST_EVENT_BYTES
 from tasks_core._journal import MOST_EVENTS
@@ -38,7 +56,9 @@ from tasks_core.exceptions import (
 )
 
 __all__ = (
+    "COUNT_BOUND",
     "DEFAULT_QUEUE",
+    "ENDED",
     "EVENTS_AT_ONCE",
     "MOST_EVENTS",
     "MOST_EVENT_BYTES",
@@ -53,6 +73,7 @@ __all__ = (
     "EngineCapabilityError",
     "EngineError",
     "EngineFallback",
+    "EngineHealth",
     "EngineNotConfiguredError",
     "EngineSchemaError",
     "EngineUnavailableError",
@@ -61,12 +82,25 @@ __all__ = (
     "FollowedCall",
     "Json",
     "NotUnderstood",
+    "OperableEngine",
+    "Pause",
+    "QueueStatistics",
     "Redeliver",
     "RunDelivery",
     "Slots",
     "StoredEvents",
+    "StoredTask",
+    "StoredTaskDetails",
+    "StoredTaskError",
+    "StoredTaskEvent",
+    "StoredTaskPage",
+    "TaskFilter",
     "UnknownTaskError",
+    "check_operation",
+    "check_pause",
+    "check_verb",
     "engine_of",
+    "problems_of",
     "registered_names",
     "registered_queues",
 )

@@ -11,7 +11,7 @@ Imports go one way:
 
 ```text
 _engine
-_trio
+_trio | _operate
 _work
 _housekeeping
 _events | _liveness

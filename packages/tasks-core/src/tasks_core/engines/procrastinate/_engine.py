@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, LiteralString, ParamSpec, Self, TypeVar
@@ -29,10 +30,11 @@ from tasks_core.engines import (
 from ._embedded import EmbeddedPostgres
 from ._errors import engine_error, opening_error
 from ._events import stored_events
+from ._operate import Operations
 from ._options import WorkOptions
-from ._rows import stored_calls
+from ._rows import STATES, is_job_id, stored_calls
 from ._schema import prepare_schema
-from ._sql import FIND_FOLLOWED, READ_EVENTS, STATUS, SUBMIT, SUBMIT_KEYS
+from ._sql import FIND_FOLLOWED, OPERATOR_SETTINGS, READ_EVENTS, STATUS, SUBMIT, SUBMIT_KEYS
 from ._transaction import Row, Statement, Transaction, join_transaction
 from ._trio import AsyncioThread, runs_asyncio, work_in_thread
 from ._work import work
@@ -43,9 +45,11 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _DAY = 24 * 3600.0
+# Seconds that an operator, a page or a probe waits for a connection.
+_OPERATOR_PATIENCE = 5.0
 
 
-class ProcrastinateEngine:
+class ProcrastinateEngine(Operations):
     """
     Keeps durable tasks in PostgreSQL, in the tables of procrastinate, and runs them by a worker of its own.
 
@@ -277,10 +281,15 @@ class ProcrastinateEngine:
         # The text of the calls is made when the statement runs: until then, a call may become one that is followed.
         return Statement(query, lambda: {"calls": stored_calls(calls, self._work_options)})
 
-    async def _fetch(self, query: LiteralString, parameters: Any) -> list[Any]:
+    async def _fetch(self, query: LiteralString, parameters: Any, settings: LiteralString | None = None) -> list[Any]:
+        """Run a statement, with *settings* in a transaction of its own, in which they are in force."""
         if self._pool is None:
             raise psycopg.InterfaceError("the engine was not entered, or has been left")
-        async with self._pool.connection() as connection:
+        timeout = None if settings is None else _OPERATOR_PATIENCE
+        async with self._pool.connection(timeout) as connection, AsyncExitStack() as stack:
+            if settings is not None:
+                await stack.enter_async_context(connection.transaction())
+                await connection.execute(settings)
             rows: list[Any] = await (await connection.execute(query, parameters)).fetchall()
         return rows
 
@@ -298,19 +307,27 @@ class ProcrastinateEngine:
 
     async def status(self, receipt_id: str, /) -> DurableStatus:
         """Look a task up by the id of its receipt; an id that is none of this engine's is unknown."""
-        if not _is_job_id(receipt_id):
+        if not is_job_id(receipt_id):
             return DurableStatus(DurableState.UNKNOWN, 0)
-        rows = await self._ask(STATUS, {"id": int(receipt_id)})
+        rows = await self._read(STATUS, {"id": int(receipt_id)})
         if not rows:
             return DurableStatus(DurableState.UNKNOWN, 0)
         [(state, attempts, progress)] = rows
-        return DurableStatus(_STATES[state], attempts, progress)
+        return DurableStatus(STATES[state], attempts, progress)
+
+    # ---- operating: the methods are those of `Operations` ----
+
+    async def _ask(self, query: LiteralString, parameters: dict[str, Any]) -> list[Any]:
+        try:
+            return await self._on_asyncio(self._fetch, query, parameters, OPERATOR_SETTINGS)
+        except (psycopg.Error, PoolTimeout, OSError) as error:
+            raise engine_error(error) from error
 
     # ---- following ----
 
     async def find_followed(self, token: str, /) -> FollowedCall | None:
         """Look a followed call up by its token."""
-        rows = await self._ask(FIND_FOLLOWED, {"token": token})
+        rows = await self._read(FIND_FOLLOWED, {"token": token})
         if not rows:
             return None
         number, key, owner = rows[0]
@@ -318,15 +335,15 @@ class ProcrastinateEngine:
 
     async def read_events(self, wanted: Collection[tuple[str, int]], /) -> Mapping[tuple[str, int], StoredEvents]:
         """Read the events of all these calls by one statement."""
-        pairs = [(int(id_), after) for id_, after in wanted if _is_job_id(id_)]
+        pairs = [(int(id_), after) for id_, after in wanted if is_job_id(id_)]
         parameters = {
             "ids": [id_ for id_, _ in pairs],
             "afters": [after for _, after in pairs],
             "limit": EVENTS_AT_ONCE,
         }
-        return stored_events(await self._ask(READ_EVENTS, parameters), _STATES, wanted)
+        return stored_events(await self._read(READ_EVENTS, parameters), STATES, wanted)
 
-    async def _ask(self, query: LiteralString, parameters: Any) -> list[Any]:
+    async def _read(self, query: LiteralString, parameters: Any) -> list[Any]:
         try:
             return await self._on_asyncio(self._fetch, query, parameters)
         except (psycopg.Error, PoolTimeout, OSError) as error:
@@ -338,19 +355,3 @@ class ProcrastinateEngine:
         """Claim calls of the functions that this process knows, and take over those of workers that are dead."""
         start = work if runs_asyncio() else work_in_thread
         await start(self.conninfo, self._work_options, run, concurrency, stopping)
-
-
-def _is_job_id(receipt_id: str) -> bool:
-    """Return whether the text is a number that fits into the column `id`."""
-    return receipt_id.isascii() and receipt_id.isdecimal() and len(receipt_id) < 19
-
-
-_STATES = {
-    "todo": DurableState.PENDING,
-    "doing": DurableState.RUNNING,
-    "succeeded": DurableState.SUCCEEDED,
-    "failed": DurableState.FAILED,
-    "cancelled": DurableState.CANCELLED,
-    "aborting": DurableState.RUNNING,
-    "aborted": DurableState.CANCELLED,
-}

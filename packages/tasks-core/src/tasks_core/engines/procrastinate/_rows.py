@@ -9,9 +9,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks_core import RetryPolicy
-from tasks_core.engines import DurableCall
+from tasks_core.engines import DurableCall, DurableState
 
 from ._options import WorkOptions
+
+STATES = {
+    "todo": DurableState.PENDING,
+    "doing": DurableState.RUNNING,
+    "succeeded": DurableState.SUCCEEDED,
+    "failed": DurableState.FAILED,
+    "cancelled": DurableState.CANCELLED,
+    "aborting": DurableState.RUNNING,
+    "aborted": DurableState.CANCELLED,
+}
+
+
+def is_job_id(receipt_id: str) -> bool:
+    """Return whether the text is a number that fits into the column `id`."""
+    return receipt_id.isascii() and receipt_id.isdecimal() and len(receipt_id) < 19
 
 
 def stored_calls(calls: Sequence[DurableCall], options: WorkOptions) -> str:

@@ -43,6 +43,10 @@ procrastinate_jobs (queue_name, worker_id) WHERE status = 'doing' AND {_TASK}
     "tasks_followed_v1": f"""
 procrastinate_jobs ((args->'headers'->>'follow')) WHERE {_FOLLOWED}
 """,
+    # What operators look at: those that failed or were cancelled, the last first.
+    "tasks_ended_v1": f"""
+procrastinate_jobs (queue_name, status, id) WHERE status IN ('failed', 'cancelled', 'aborted') AND {_TASK}
+""",
 }
 """Partial indexes by name: what follows `CREATE INDEX name ON`."""
 
@@ -77,6 +81,57 @@ CREATE TABLE tasks_events_v1 (
     event text NOT NULL,
     PRIMARY KEY (job_id, number)
 )
+""",
+    # What workers must not take: a queue, or a function in a queue. No name: all functions.
+    "tasks_pauses_v1": """
+CREATE TABLE tasks_pauses_v1 (
+    queue text NOT NULL,
+    name text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (queue, name)
+)
+""",
+    # Asked by each claim: in plpgsql, whose plans are kept, and with nothing to do while nothing is paused.
+    "tasks_awake_v1": """
+CREATE FUNCTION tasks_awake_v1(queue text, names text[]) RETURNS text[] LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM tasks_pauses_v1) THEN
+        RETURN names;
+    END IF;
+    RETURN ARRAY(
+        SELECT known FROM unnest(names) AS known
+         WHERE NOT EXISTS (
+            SELECT FROM tasks_pauses_v1 AS pause
+             WHERE pause.queue = tasks_awake_v1.queue AND pause.name IN ('', known)));
+END;
+$$
+""",
+    # Rows are submitted in the order of `id`, and their times are in the events: a search by halves reads few of them.
+    "tasks_first_id_v1": """
+CREATE FUNCTION tasks_first_id_v1(since timestamptz) RETURNS bigint LANGUAGE plpgsql STABLE
+AS $$
+DECLARE
+    low bigint := 0;
+    high bigint;
+    middle bigint;
+    found bigint;
+    submitted timestamptz;
+BEGIN
+    SELECT max(id) + 1 INTO high FROM procrastinate_jobs;
+    WHILE low < high LOOP
+        middle := (low + high) / 2;
+        SELECT id INTO found FROM procrastinate_jobs WHERE id >= middle AND id < high ORDER BY id LIMIT 1;
+        SELECT min(at) INTO submitted FROM procrastinate_events WHERE job_id = found AND type = 'deferred';
+        IF found IS NULL OR submitted > since THEN
+            high := middle;
+        ELSE
+            low := found + 1;
+        END IF;
+    END LOOP;
+    RETURN high;
+END;
+$$
 """,
     # A second call with the key waits for the transaction of the first one, and gets its row. That is a function and
     # not a statement, because each statement within a function sees what was committed before the statement.
@@ -207,7 +262,7 @@ CLAIM: LiteralString = f"""
 WITH candidate AS MATERIALIZED (
     SELECT served.room, job.id, job.priority
       FROM unnest((%(queues)s)::text[], (%(rooms)s)::int[]) AS served (queue, room)
-     CROSS JOIN unnest((%(names)s)::text[]) AS known (name)
+     CROSS JOIN unnest(tasks_awake_v1(served.queue, (%(names)s)::text[])) AS known (name)
      CROSS JOIN LATERAL (
         SELECT id, priority FROM procrastinate_jobs
          WHERE {_TODO} AND scheduled_at IS NULL
@@ -217,7 +272,7 @@ WITH candidate AS MATERIALIZED (
     UNION ALL
     SELECT served.room, job.id, job.priority
       FROM unnest((%(queues)s)::text[], (%(rooms)s)::int[]) AS served (queue, room)
-     CROSS JOIN unnest((%(names)s)::text[]) AS known (name)
+     CROSS JOIN unnest(tasks_awake_v1(served.queue, (%(names)s)::text[])) AS known (name)
      CROSS JOIN LATERAL (
         SELECT id, priority FROM procrastinate_jobs
          WHERE {_TODO} AND scheduled_at <= now()
@@ -230,7 +285,7 @@ WITH candidate AS MATERIALIZED (
      CROSS JOIN LATERAL (
         SELECT id FROM procrastinate_jobs
          WHERE {_TODO} AND args ? 'deaths' AND (%(suspects)s)::boolean
-           AND queue_name = served.queue AND args->>'name' = ANY(%(names)s)
+           AND queue_name = served.queue AND args->>'name' = ANY(tasks_awake_v1(served.queue, (%(names)s)::text[]))
            AND coalesce(scheduled_at, '-infinity') <= now()
          ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
      ) AS job
@@ -265,7 +320,7 @@ become a scan of the table as soon as statistics are missing.
 NEXT_DUE: LiteralString = f"""
 SELECT extract(epoch FROM min(job.scheduled_at) - clock_timestamp())::float
   FROM unnest((%(queues)s)::text[]) AS served (queue)
- CROSS JOIN unnest((%(names)s)::text[]) AS known (name)
+ CROSS JOIN unnest(tasks_awake_v1(served.queue, (%(names)s)::text[])) AS known (name)
  CROSS JOIN LATERAL (
     SELECT scheduled_at FROM procrastinate_jobs
      WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = served.queue AND args->>'name' = known.name
@@ -454,6 +509,278 @@ together again. A call with as many deaths as are allowed is given up by the nex
 error handler of its function.
 
 Nothing in a row can make the statement fail: what is read from `args` is read by a path that ignores other types.
+"""
+
+# ---- operators ----
+
+OPERATOR_SETTINGS: LiteralString = """
+SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;
+SET LOCAL jit = off; SET LOCAL statement_timeout = '60s'
+"""
+"""The statements of this section find rows by indexes as well, also in tables without statistics."""
+
+_WAITING_GROUPS: LiteralString = f"""
+WITH RECURSIVE groups (name, priority) AS (
+    (SELECT args->>'name', priority FROM procrastinate_jobs
+      WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = queue.name
+      ORDER BY args->>'name', priority DESC LIMIT 1)
+    UNION ALL
+    SELECT next.name, next.priority FROM groups CROSS JOIN LATERAL (
+        SELECT * FROM (
+            (SELECT args->>'name' AS name, priority FROM procrastinate_jobs
+              WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = queue.name
+                AND args->>'name' = groups.name AND priority < groups.priority
+              ORDER BY priority DESC LIMIT 1)
+            UNION ALL
+            (SELECT args->>'name', priority FROM procrastinate_jobs
+              WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = queue.name AND args->>'name' > groups.name
+              ORDER BY args->>'name', priority DESC LIMIT 1)
+        ) AS both_kinds ORDER BY name LIMIT 1
+    ) AS next
+)
+SELECT max(extract(epoch FROM now() - (
+    SELECT max(at) FROM procrastinate_events WHERE job_id = oldest.id AND type <> 'scheduled'
+)))::float AS age
+  FROM groups CROSS JOIN LATERAL (
+    SELECT id FROM procrastinate_jobs
+     WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = queue.name
+       AND args->>'name' = groups.name AND priority = groups.priority
+     ORDER BY id LIMIT 1
+) AS oldest
+"""
+"""
+For how long the oldest of the calls has waited that have no time of their own, read by jumping from name to name.
+
+The age counts from its last event, because a call that was put back has waited since then.
+"""
+
+_DELAYED_GROUPS: LiteralString = f"""
+WITH RECURSIVE groups (name) AS (
+    (SELECT args->>'name' FROM procrastinate_jobs
+      WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = queue.name ORDER BY args->>'name' LIMIT 1)
+    UNION ALL
+    SELECT (SELECT args->>'name' FROM procrastinate_jobs
+             WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = queue.name AND args->>'name' > groups.name
+             ORDER BY args->>'name' LIMIT 1)
+      FROM groups WHERE groups.name IS NOT NULL
+)
+SELECT coalesce(sum(due.count), 0)::bigint AS due, max(due.age) AS age
+  FROM groups CROSS JOIN LATERAL (
+    SELECT count(*), extract(epoch FROM now() - min(scheduled_at))::float AS age FROM (
+        SELECT scheduled_at FROM procrastinate_jobs
+         WHERE {_TODO} AND scheduled_at <= now() AND queue_name = queue.name AND args->>'name' = groups.name
+         ORDER BY scheduled_at LIMIT %(count_to)s
+    ) AS rows
+) AS due
+"""
+"""The delayed calls that are due: they wait as well."""
+
+STATISTICS: LiteralString = f"""
+WITH lately AS MATERIALIZED (
+    SELECT job_id, type, at FROM (SELECT * FROM procrastinate_events ORDER BY id DESC LIMIT 2000) AS last_events
+     WHERE type <> 'scheduled' AND at > now() - interval '1 minute'
+), span AS (
+    SELECT CASE count(*) WHEN 2000 THEN greatest(extract(epoch FROM now() - min(at))::float, 1) ELSE 60 END AS seconds
+      FROM lately
+), ends AS (
+    SELECT job.queue_name, count(*) AS count FROM lately JOIN procrastinate_jobs AS job ON job.id = lately.job_id
+     WHERE lately.type IN ('succeeded', 'failed', 'cancelled', 'aborted') GROUP BY job.queue_name
+)
+SELECT queue.name,
+       least(ready.count + delayed.due, %(count_to)s), running.count, failed.count,
+       greatest(late.count - delayed.due, 0), greatest(waiting.age, delayed.age, 0),
+       coalesce((SELECT ends.count / span.seconds FROM ends, span WHERE ends.queue_name = queue.name), 0)::float,
+       workers.alive, workers.silent,
+       EXISTS (SELECT FROM tasks_pauses_v1 AS pause WHERE pause.queue = queue.name AND pause.name = ''),
+       ARRAY(SELECT pause.name FROM tasks_pauses_v1 AS pause
+              WHERE pause.queue = queue.name AND pause.name <> '' ORDER BY pause.name),
+       ready.count + late.count > 0 AND greatest(waiting.age, delayed.age) IS NOT NULL
+  FROM unnest((%(queues)s)::text[]) AS queue (name)
+ CROSS JOIN LATERAL (SELECT count(*) FROM (
+    SELECT FROM procrastinate_jobs
+     WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = queue.name LIMIT %(count_to)s) AS rows) AS ready
+ CROSS JOIN LATERAL (SELECT count(*) FROM (
+    SELECT FROM procrastinate_jobs
+     WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = queue.name LIMIT %(count_to)s) AS rows) AS late
+ CROSS JOIN LATERAL (SELECT count(*) FROM (
+    SELECT FROM procrastinate_jobs
+     WHERE status = 'doing' AND {_TASK} AND queue_name = queue.name LIMIT %(count_to)s) AS rows) AS running
+ CROSS JOIN LATERAL (SELECT count(*) FROM (
+    SELECT FROM procrastinate_jobs
+     WHERE status = 'failed' AND {_TASK} AND queue_name = queue.name LIMIT %(count_to)s) AS rows) AS failed
+ CROSS JOIN LATERAL ({_WAITING_GROUPS}) AS waiting
+ CROSS JOIN LATERAL ({_DELAYED_GROUPS}) AS delayed
+ CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE last_heartbeat >= now() - make_interval(secs => %(silence)s)) AS alive,
+           count(*) FILTER (WHERE last_heartbeat < now() - make_interval(secs => %(silence)s)) AS silent
+      FROM tasks_workers_v2 AS known JOIN procrastinate_workers AS worker USING (id)
+     WHERE queue.name = ANY(known.queues)) AS workers
+ ORDER BY queue.name
+"""
+"""All numbers of all queues in one statement. No part of it reads more than *count_to* rows, by indexes only."""
+
+_ERROR: LiteralString = "job.args->'errors'->-1->>'error'"
+
+_LOOKED: LiteralString = f"""
+SELECT job.id, job.queue_name = ANY(%(queues)s) AND job.{_TASK}
+       AND (%(name)s::text IS NULL OR job.args->>'name' = %(name)s)
+       AND (%(error)s::text IS NULL OR coalesce(strpos(lower({_ERROR}), lower(%(error)s)) > 0, false))
+"""
+
+_BEFORE: LiteralString = (
+    "job.id < (SELECT least(%(after)s, (SELECT tasks_first_id_v1(now() - make_interval(secs => %(older_than)s)) "
+    "WHERE %(older_than)s::float IS NOT NULL)))"
+)
+
+
+def _in_order_of_id(state: LiteralString, where: LiteralString = "true") -> LiteralString:
+    """Look at rows by an index whose order is that of `id`."""
+    return (
+        f"{_LOOKED} AND {state} AS fits FROM procrastinate_jobs AS job"
+        f" WHERE {where} AND {_BEFORE} ORDER BY job.id DESC LIMIT %(look)s"
+    )
+
+
+def _by_queue(status: LiteralString) -> LiteralString:
+    """Look at the last rows of each queue, in an index that has the rows of this status only."""
+    return (
+        f"SELECT last.* FROM unnest((%(queues)s)::text[]) AS queue (name) CROSS JOIN LATERAL ({_LOOKED} AS fits"
+        f" FROM procrastinate_jobs AS job WHERE job.status = '{status}' AND job.{_TASK}"
+        f" AND job.queue_name = queue.name AND {_BEFORE} ORDER BY job.id DESC LIMIT %(look)s) AS last"
+        f" ORDER BY last.id DESC LIMIT %(look)s"
+    )
+
+
+_LOOKS: dict[str, LiteralString] = {
+    "any": _in_order_of_id("true"),
+    "succeeded": _in_order_of_id("job.status = 'succeeded'"),
+    "pending": _in_order_of_id("job.status = 'todo'", "job.status IN ('todo', 'doing')"),
+    "running": _by_queue("doing"),
+    "unfinished": _in_order_of_id("true", "job.status IN ('todo', 'doing')"),
+    "failed": _by_queue("failed"),
+    "cancelled": (
+        f"SELECT * FROM ((SELECT * FROM ({_by_queue('cancelled')}) AS one)"
+        f" UNION ALL (SELECT * FROM ({_by_queue('aborted')}) AS two)) AS both_kinds ORDER BY id DESC LIMIT %(look)s"
+    ),
+}
+
+FIND_IDS: dict[str, LiteralString] = {
+    state: f"""
+WITH looked AS MATERIALIZED ({look})
+SELECT count(*), min(id), ARRAY(SELECT id FROM looked WHERE fits ORDER BY id DESC LIMIT %(limit)s) FROM looked
+"""
+    for state, look in _LOOKS.items()
+}
+"""
+Look at the next *look* rows before *after*, the last first, and return the ids of those that fit.
+
+How much is read is bounded by *look*, whatever the filter; the caller goes on with another look.
+"""
+
+_DETAILS: LiteralString = f"""
+SELECT job.id, job.args->>'key', job.args->>'name', job.queue_name, job.status::text, job.attempts,
+       events.submitted_at, events.changed_at,
+       CASE WHEN job.status = 'todo' AND job.scheduled_at > now() THEN job.scheduled_at END, {_ERROR}
+"""
+
+_EVENTS: LiteralString = """
+CROSS JOIN LATERAL (
+    SELECT min(at) AS submitted_at, max(at) AS changed_at FROM procrastinate_events
+     WHERE job_id = job.id AND type <> 'scheduled'
+) AS events
+"""
+
+FIND: LiteralString = (
+    f"{_DETAILS} FROM procrastinate_jobs AS job {_EVENTS} WHERE job.id = ANY(%(ids)s) ORDER BY job.id DESC"
+)
+
+SHOW: LiteralString = f"""
+{_DETAILS}, job.args - CASE WHEN (%(arguments)s)::boolean THEN '' ELSE 'args' END,
+       (SELECT jsonb_agg(jsonb_build_array(type, extract(epoch FROM at)) ORDER BY event.id)
+          FROM procrastinate_events AS event WHERE event.job_id = job.id AND type <> 'scheduled')
+  FROM procrastinate_jobs AS job {_EVENTS}
+ WHERE job.id = %(id)s AND job.{_TASK} AND job.queue_name = ANY(%(queues)s)
+"""
+"""Arguments do not leave the database unless they were asked for."""
+
+_CHOSEN: LiteralString = f"""
+SELECT id, status, scheduled_at FROM procrastinate_jobs
+ WHERE id = ANY(%(ids)s) AND {_TASK} AND queue_name = ANY(%(queues)s)
+"""
+
+RETRY: LiteralString = f"""
+WITH chosen AS MATERIALIZED (
+    {_CHOSEN} AND (status IN ('failed', 'cancelled', 'aborted') OR status = 'todo' AND scheduled_at > now())
+     ORDER BY id FOR UPDATE
+), changed AS (
+    UPDATE procrastinate_jobs AS job
+       SET status = 'todo', scheduled_at = now(), abort_requested = false, worker_id = NULL,
+           args = CASE chosen.status WHEN 'todo' THEN job.args
+               ELSE job.args - '{{failures,deaths,misfits,misfit_since,given_up,returns}}'::text[]
+                   || jsonb_build_object('returns', greatest(0, coalesce(jsonb_path_query_first(
+                       job.args, '$.returns ? (@ > 0 && @ < 1000000)'), '0')::int
+                       - CASE chosen.status WHEN 'failed' THEN 1 ELSE 0 END)) END
+      FROM chosen WHERE job.id = chosen.id
+    RETURNING job.id, job.args->>'name' AS name, job.args->>'key' AS key, job.queue_name, chosen.status
+), noted AS (
+    INSERT INTO procrastinate_events (job_id, type)
+    SELECT id, 'retried' FROM changed WHERE status IN ('cancelled', 'aborted')
+), woken AS (
+    SELECT pg_notify('procrastinate_queue_v1#' || queue_name, '{{"type": "job_inserted"}}')
+      FROM changed GROUP BY queue_name
+)
+SELECT id, name, key, (SELECT count(*) FROM woken) FROM changed ORDER BY id
+"""
+"""
+Have calls that failed or were cancelled begin again, and delayed ones be due.
+
+The row forgets the failures, so that the call has all attempts of its policy again. The last failure counted one
+delivery that was none, for the retry of procrastinate, which adds one.
+"""
+
+CANCEL: LiteralString = f"""
+WITH chosen AS MATERIALIZED (
+    {_CHOSEN} AND status IN ('todo', 'doing') AND NOT abort_requested ORDER BY id FOR UPDATE
+)
+UPDATE procrastinate_jobs AS job
+   SET status = CASE job.status WHEN 'todo' THEN 'cancelled' ELSE job.status END,
+       abort_requested = job.status = 'doing'
+  FROM chosen WHERE job.id = chosen.id
+RETURNING job.id, job.args->>'name', job.args->>'key', chosen.status::text
+"""
+"""A trigger of procrastinate notifies the worker of a call that is running."""
+
+DISCARD: LiteralString = f"""
+DELETE FROM procrastinate_jobs WHERE id = ANY(ARRAY(
+    SELECT id FROM ({_CHOSEN} AND status IN ('failed', 'cancelled', 'aborted') ORDER BY id FOR UPDATE) AS chosen
+)) RETURNING id, args->>'name', args->>'key'
+"""
+
+COUNT_RETRY: LiteralString = f"""
+SELECT count(*) FROM ({_CHOSEN}
+   AND (status IN ('failed', 'cancelled', 'aborted') OR status = 'todo' AND scheduled_at > now())) AS chosen
+"""
+COUNT_CANCEL: LiteralString = f"""
+SELECT count(*) FROM ({_CHOSEN} AND status IN ('todo', 'doing') AND NOT abort_requested) AS chosen
+"""
+COUNT_DISCARD: LiteralString = f"""
+SELECT count(*) FROM ({_CHOSEN} AND status IN ('failed', 'cancelled', 'aborted')) AS chosen
+"""
+
+PAUSE: LiteralString = """
+INSERT INTO tasks_pauses_v1 (queue, name) SELECT queue, %(name)s FROM unnest((%(queues)s)::text[]) AS queue
+ON CONFLICT DO NOTHING RETURNING queue
+"""
+
+RESUME: LiteralString = """
+WITH ended AS (
+    DELETE FROM tasks_pauses_v1 WHERE queue = ANY(%(queues)s) AND name = %(name)s RETURNING queue
+)
+SELECT queue, pg_notify('procrastinate_queue_v1#' || queue, '{"type": "job_inserted"}') FROM ended
+"""
+
+PAUSES: LiteralString = """
+SELECT queue, nullif(name, ''), since FROM tasks_pauses_v1 WHERE queue = ANY(%(queues)s) ORDER BY queue, name
 """
 
 # ---- housekeeping ----
