@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from starlette.applications import Starlette
 from starlette.types import Scope
 from tasks_core import SchedulerOptions, ShutdownOptions, TaskScheduler, Worker
-from tasks_core.engines import engine_of
+from tasks_core.engines import Engine, engine_of
 from tasks_core.frameworks import mark_as_brief
 
 from ._telemetry import Telemetry
@@ -123,9 +123,9 @@ class AppSchedulers:
         return list(self._running)
 
     @property
-    def has_engine(self) -> bool:
-        """Whether `add_tasks()` was given an engine."""
-        return self._options.get("engine") is not None
+    def engine(self) -> Engine | None:
+        """The engine that `add_tasks()` was given, if it was given one."""
+        return self._options.get("engine")
 
     def set_worker_slots(self, concurrency: int | None, queues: Mapping[str, int] | None) -> None:
         """Replace the `worker_concurrency` of `add_tasks()`; the arguments are those of `Worker`."""

@@ -13,8 +13,10 @@ from tasks_core.frameworks import (
     TargetError,
     Work,
     add_common_arguments,
+    add_operator_commands,
     load_target,
     queues_of,
+    run_operator,
     run_worker,
     when_engine_is_there,
 )
@@ -28,18 +30,25 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, and return the exit status of the process."""
     options = _parser().parse_args(arguments)
+    if "operate" in options:
+        return run_operator(options, lambda: _load(options.app)[1].engine)
 
     def prepare() -> Work:
-        app = load_target(options.app)
-        if not isinstance(app, Starlette):
-            raise TargetError(f"{options.app!r} is a {type(app).__qualname__}, not an application of FastAPI")
-        schedulers = schedulers_of(app)
-        if schedulers is None or not schedulers.has_engine:
-            raise TargetError(f"{options.app!r} has no engine for durable tasks. Write: add_tasks(app, engine=...)")
+        app, schedulers = _load(options.app)
         schedulers.set_worker_slots(options.concurrency, queues_of(options))
         return partial(_work, app, schedulers)
 
     return run_worker(prepare, options.import_modules, options.log_level)
+
+
+def _load(target: str) -> tuple[Starlette, AppSchedulers]:
+    app = load_target(target)
+    if not isinstance(app, Starlette):
+        raise TargetError(f"{target!r} is a {type(app).__qualname__}, not an application of FastAPI")
+    schedulers = schedulers_of(app)
+    if schedulers is None or schedulers.engine is None:
+        raise TargetError(f"{target!r} has no engine for durable tasks. Write: add_tasks(app, engine=...)")
+    return app, schedulers
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     worker.add_argument("app", metavar="MODULE:NAME", help="where the application is: app.main:app")
     add_common_arguments(worker)
+    add_operator_commands(commands, "app", "where the application is: app.main:app")
     return parser
 
 

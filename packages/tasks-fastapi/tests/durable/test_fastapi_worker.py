@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import core_engine
 import pytest
+from tasks_fastapi._worker import main
 
 MODULE = """
 from contextlib import asynccontextmanager
@@ -164,3 +166,59 @@ def test_a_lifespan_that_fails(folder: Path) -> None:
         _, logged = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "no such resource" in logged
+
+
+# ---- commands for operators ----
+
+
+def test_operator_asks_the_engine_of_an_application(folder: Path) -> None:
+    """Without its lifespan: an operator may look at the tasks of an application that does not start."""
+    (folder / "operated.py").write_text(OPERATED)
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks_fastapi", "status", "operated:app", "--json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    [numbers] = json.loads(done.stdout)
+    assert numbers["waiting"] == 0
+
+
+@pytest.mark.parametrize(
+    "target, message",
+    [
+        ("durable_app:without", "TargetError: 'durable_app:without' has no engine for durable tasks."),
+        ("durable_app:app", "TargetError: ListEngine has not the methods for operators (OperableEngine)"),
+    ],
+)
+def test_operator_who_asks_for_what_is_not_there_gets_one_line(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    target: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert main(["status", target]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+
+
+OPERATED = """
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from tasks_fastapi import add_tasks
+from tasks_testing import InMemoryEngine
+
+@asynccontextmanager
+async def lifespan(app):
+    raise ValueError("no such resource")
+    yield
+
+app = FastAPI(lifespan=lifespan)
+add_tasks(app, engine=InMemoryEngine())
+"""

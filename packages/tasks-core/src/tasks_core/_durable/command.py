@@ -1,4 +1,4 @@
-"""The command: `python -m tasks_core worker app.main:engine --queue payments=4 --queue default=32`."""
+"""The command: `python -m tasks_core worker app.main:engine --queue payments=4`, and those for operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import anyio
 import anyio.abc
@@ -20,10 +20,14 @@ from tasks_core._options import ShutdownOptions, options_of, text_of
 from tasks_core.exceptions import EngineUnavailableError, InvalidConfigError, TasksError
 
 from .engine import Engine
+from .operate import OperableEngine
+from .operator_command import UNAVAILABLE, WRONG, add_operator_commands
 from .worker import Worker
 
 Work: TypeAlias = Callable[[anyio.Event], Awaitable[None]]
 """The coroutine function of a worker: it returns when the event is set and what runs has ended."""
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("tasks_core")
 
@@ -34,6 +38,8 @@ _ENTER_AGAIN = 2.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, and return the exit status of the process."""
     options = _parser().parse_args(arguments)
+    if "operate" in options:
+        return run_operator(options, partial(_load_engine, options.engine))
 
     def prepare() -> Work:
         engine = _load_engine(options.engine)
@@ -55,19 +61,45 @@ def run_worker(prepare: Callable[[], Work], import_modules: Sequence[str], log_l
 
         log_level: The lowest level of log lines.
     """
+    return _run(prepare, _run_until_signal, import_modules, log_level)
+
+
+def run_operator(options: argparse.Namespace, load_engine: Callable[[], object]) -> int:
+    """
+    Run a command of `add_operator_commands()`, and return the exit status of the process.
+
+    Args:
+        options: The parsed arguments.
+
+        load_engine: Returns the engine, which is entered for the command. Modules are found in the current directory.
+    """
+
+    async def operate(engine: object) -> int:
+        if not isinstance(engine, Engine) or not isinstance(engine, OperableEngine):
+            raise TargetError(f"{type(engine).__qualname__} has not the methods for operators (OperableEngine)")
+        async with engine:
+            status: int = await options.operate(engine, options)
+        return status
+
+    return _run(load_engine, operate, options.import_modules, options.log_level)
+
+
+def _run(
+    prepare: Callable[[], T], run: Callable[[T], Awaitable[int]], import_modules: Sequence[str], log_level: str
+) -> int:
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        work = prepare()
+        prepared = prepare()
         for module in import_modules:
             importlib.import_module(module)
-        return anyio.run(_run_until_signal, work)
+        return anyio.run(run, prepared)
     except (TasksError, TargetError, ExceptionGroup) as caught:
         error = _only_error(caught)
         if not isinstance(error, (TasksError, TargetError)):
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  a command that cannot start says why
-        return 2
+        return UNAVAILABLE if isinstance(error, EngineUnavailableError) else WRONG
 
 
 def _only_error(error: Exception) -> Exception:
@@ -101,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         help="an async context manager function without parameters, entered around all tasks: it opens what they use",
     )
     add_common_arguments(worker)
+    add_operator_commands(commands, "engine", "where the engine is: app.main:engine")
     return parser
 
 

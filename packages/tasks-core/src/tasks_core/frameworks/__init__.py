@@ -6,7 +6,8 @@ A framework that serves requests, messages or jobs makes each of them the curren
 what happens to an origin, which observers can follow. A scheduler that lives as long as one of them is marked as brief,
 so that the log does not have a line for each of its ends. A `Provider` supplies arguments that a framework knows. What
 serves the followers of durable tasks finds and follows the calls by `find_followed()` and `follow_stored()`. A command
-that runs its durable tasks has the arguments, signals and exit status of `python -m tasks_core worker`.
+that runs its durable tasks has the arguments, signals and exit status of `python -m tasks_core worker`, and those for
+operators are the same in each framework.
 """
 
 from tasks_core._current import CURRENT, AfterShutdown, Origin, current
@@ -16,10 +17,12 @@ from tasks_core._durable.command import (
     add_common_arguments,
     load_target,
     queues_of,
+    run_operator,
     run_worker,
     when_engine_is_there,
 )
 from tasks_core._durable.follow import StoredFollower, find_followed, follow_stored, make_followed, task_state
+from tasks_core._durable.operator_command import Commands, add_operator_commands
 from tasks_core._observer import announce
 from tasks_core._scheduler import mark_as_brief
 from tasks_core._support.provider import Provider
@@ -27,12 +30,14 @@ from tasks_core._support.provider import Provider
 __all__ = (
     "CURRENT",
     "AfterShutdown",
+    "Commands",
     "Origin",
     "Provider",
     "StoredFollower",
     "TargetError",
     "Work",
     "add_common_arguments",
+    "add_operator_commands",
     "announce",
     "current",
     "find_followed",
@@ -41,6 +46,7 @@ __all__ = (
     "make_followed",
     "mark_as_brief",
     "queues_of",
+    "run_operator",
     "run_worker",
     "task_state",
     "when_engine_is_there",
