@@ -8,7 +8,7 @@ Start reading at `_app.py` (`add_tasks()`), then `_asgi.py` (the middleware arou
 exceptions  _unavailable
 _spans ── _metrics ── _telemetry
 _request ── _schedulers ── _access ── _dependencies ── _provider
-_handlers, _asgi ── _app    _worker
+_handlers, _asgi ── _app    _worker    _health
 jobs
 ```
 """
@@ -18,6 +18,7 @@ from tasks_core import Provided, Task, TaskConfig, TaskErrorHandler, retry
 from ._access import current_tasks, get_scheduler, get_tasks
 from ._app import add_tasks
 from ._dependencies import Tasks, request_tasks
+from ._health import health_router
 from ._request import ApplicationOrigin, RequestOrigin, RequestTasks, WebSocketOrigin
 from ._telemetry import TelemetryConfig
 from ._unavailable import TASK_QUEUE_FULL_RESPONSES
@@ -42,6 +43,7 @@ __all__ = (
     "current_tasks",
     "get_scheduler",
     "get_tasks",
+    "health_router",
     "request_tasks",
     "retry",
 )

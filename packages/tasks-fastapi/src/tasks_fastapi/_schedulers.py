@@ -127,6 +127,11 @@ class AppSchedulers:
         """The engine that `add_tasks()` was given, if it was given one."""
         return self._options.get("engine")
 
+    @property
+    def works(self) -> bool:
+        """Whether this process runs durable tasks."""
+        return self._slots is not None
+
     def set_worker_slots(self, concurrency: int | None, queues: Mapping[str, int] | None) -> None:
         """Replace the `worker_concurrency` of `add_tasks()`; the arguments are those of `Worker`."""
         Worker.check_options(concurrency=concurrency, queues=queues)

@@ -15,6 +15,7 @@ from tasks_core.frameworks import (
     add_common_arguments,
     add_operator_commands,
     load_target,
+    probes,
     queues_of,
     run_operator,
     run_worker,
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def prepare() -> Work:
         app, schedulers = _load(options.app)
         schedulers.set_worker_slots(options.concurrency, queues_of(options))
-        return partial(_work, app, schedulers)
+        return partial(_work, app, schedulers, options)
 
     return run_worker(prepare, options.import_modules, options.log_level)
 
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _work(app: Starlette, schedulers: AppSchedulers, stop: Event) -> None:
+async def _work(app: Starlette, schedulers: AppSchedulers, options: argparse.Namespace, stop: Event) -> None:
     """Run the lifespan of the application, in which its durable worker runs, until *stop* is set."""
     errors: list[Exception | None] = []
 
@@ -75,7 +76,9 @@ async def _work(app: Starlette, schedulers: AppSchedulers, stop: Event) -> None:
         stop.set()  # a process whose worker has failed must not stay there idle
 
     schedulers.worker_ended = worker_ended
-    await when_engine_is_there(partial(_run_lifespan, app, stop), stop)
+    assert schedulers.engine is not None
+    async with probes(schedulers.engine, stop, options):
+        await when_engine_is_there(partial(_run_lifespan, app, stop), stop)
     for error in errors:
         if error is not None:
             raise error

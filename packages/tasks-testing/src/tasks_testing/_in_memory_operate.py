@@ -193,6 +193,10 @@ class InMemoryOperations:
         """Return what is wrong with the queue; memory is always reachable."""
         return EngineHealth(reachable=True, problems=problems_of(await self.statistics()))
 
+    def last_beat(self) -> float | None:
+        """Return 0 while a worker runs: memory has acknowledged it always."""
+        return 0.0 if self._workers else None
+
     # ---- verbs ----
 
     async def retry(

@@ -22,6 +22,7 @@ from tasks_core.exceptions import EngineUnavailableError, InvalidConfigError, Ta
 from .engine import Engine
 from .operate import OperableEngine
 from .operator_command import UNAVAILABLE, WRONG, add_operator_commands
+from .probes import add_probe_arguments, probes
 from .worker import Worker
 
 Work: TypeAlias = Callable[[anyio.Event], Awaitable[None]]
@@ -154,6 +155,7 @@ def add_common_arguments(worker: argparse.ArgumentParser) -> None:
         "--import", action="append", default=[], dest="import_modules", metavar="MODULE", help="import this as well"
     )
     worker.add_argument("--log-level", default="info", metavar="LEVEL", help="least level of log lines (info)")
+    add_probe_arguments(worker)
 
 
 def _queue(text: str) -> tuple[str, int]:
@@ -228,7 +230,7 @@ async def _work(
         queues=queues_of(options),
         **{name: getattr(options, name) for name in options_of(ShutdownOptions)},
     )
-    async with AsyncExitStack() as stack:
+    async with probes(engine, stop, options), AsyncExitStack() as stack:
         if await when_engine_is_there(lambda: stack.enter_async_context(engine), stop):
             await stack.enter_async_context(lifespan())
             await worker.run(stop)

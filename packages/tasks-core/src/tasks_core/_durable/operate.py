@@ -298,6 +298,14 @@ class OperableEngine(Protocol):
         """Return whether the engine can do its work, and what is wrong. Raises nothing for an engine that is away."""
         ...
 
+    def last_beat(self) -> float | None:
+        """
+        Return the seconds since the engine has acknowledged a sign of life of a worker in this process.
+
+        `None` if no worker runs in this process, or none has given one yet. Any thread may ask.
+        """
+        ...
+
 
 _STATES = (DurableState.PENDING, DurableState.RUNNING, *ENDED)
 

@@ -23,6 +23,7 @@ from tasks_core._durable.command import (
 )
 from tasks_core._durable.follow import StoredFollower, find_followed, follow_stored, make_followed, task_state
 from tasks_core._durable.operator_command import Commands, add_operator_commands
+from tasks_core._durable.probes import WorkerHealth, probes, worker_problems
 from tasks_core._observer import announce
 from tasks_core._scheduler import mark_as_brief
 from tasks_core._support.provider import Provider
@@ -36,6 +37,7 @@ __all__ = (
     "StoredFollower",
     "TargetError",
     "Work",
+    "WorkerHealth",
     "add_common_arguments",
     "add_operator_commands",
     "announce",
@@ -45,9 +47,11 @@ __all__ = (
     "load_target",
     "make_followed",
     "mark_as_brief",
+    "probes",
     "queues_of",
     "run_operator",
     "run_worker",
     "task_state",
     "when_engine_is_there",
+    "worker_problems",
 )

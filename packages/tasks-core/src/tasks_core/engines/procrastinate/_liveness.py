@@ -87,6 +87,7 @@ class Liveness:
 
     def join(self) -> None:
         self._thread.join()
+        self._options.beats.at = None
 
     def _run(self) -> None:
         failing = False
@@ -128,6 +129,7 @@ class Liveness:
         if held and (aborted := [row[0] for row in _fetch(connection, ABORTED, {"held": held})]):
             self._call(registration.abort, aborted)
         self._recover(connection, former, held)
+        self._options.beats.note()
 
     def _recover(self, connection: psycopg.Connection[Any], former: list[int], held: list[int]) -> None:
         rows = _fetch(

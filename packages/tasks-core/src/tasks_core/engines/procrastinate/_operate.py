@@ -196,6 +196,10 @@ class Operations(ABC):
             problems = (f"PostgreSQL took {seconds:.1f} s to answer", *problems)
         return EngineHealth(reachable=True, problems=problems)
 
+    def last_beat(self) -> float | None:
+        """Return the seconds since the last heartbeat of a worker in this process; see `OperableEngine.last_beat()`."""
+        return self._work_options.beats.age()
+
     # ---- verbs ----
 
     async def retry(

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 
 from tasks_core.engines import DEFAULT_QUEUE
+
+
+@dataclass(slots=True)
+class Beats:
+    """When the database has acknowledged a sign of life of a worker of this process for the last time."""
+
+    at: float | None = None
+
+    def note(self) -> None:
+        self.at = monotonic()
+
+    def age(self) -> float | None:
+        """Return seconds; `None` if no worker runs."""
+        at = self.at
+        return None if at is None else monotonic() - at
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +34,7 @@ class WorkOptions:
     keep_finished: float
     keep_failed: float
     keep_cancelled: float
+    beats: Beats = field(default_factory=Beats, compare=False)
 
     def stored_queue(self, name: str) -> str:
         """Return what a queue is called in the database."""
