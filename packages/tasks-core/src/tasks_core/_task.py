@@ -167,6 +167,7 @@ class Task(Generic[T]):
         "_instruction",
         "_is_async",
         "_journal",
+        "_label",
         "_lost",
         "_native",
         "_owner",
@@ -190,6 +191,8 @@ class Task(Generic[T]):
     # For kinds of task that do not call `func` here. `_perform` is what an attempt awaits instead; such a task starts
     # when its phase opens, whatever the limits, the delay and the observers that hold tasks say.
     _perform: ClassVar[Callable[..., Coroutine[Any, Any, Any]] | None] = None
+
+    _label: Any  # is set for a task that log lines name in another way; see `_run/ledger.py`
 
     id: int
     """Unique among the tasks of the process, in the order of scheduling."""

@@ -270,7 +270,7 @@ async def test_verb_acts_in_batches_and_tells_how_far_it_is(
         assert (await engine.find(queue=DEFAULT_QUEUE)).tasks == ()
     lines = [record.getMessage() for record in caplog.records if "by an operator" in record.getMessage()]
     assert len(lines) == 1_200
-    assert f"Task 'many', key k, job {ids[0]}, is deleted, by an operator" in lines
+    assert f"Task 'many', key k, job {ids[0]}, queue default, is deleted, by an operator" in lines
 
 
 async def test_task_that_was_given_up_runs_again(engine: ProcrastinateEngine, postgres: str) -> None:

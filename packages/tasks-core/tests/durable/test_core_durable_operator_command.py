@@ -95,7 +95,8 @@ def states(engine: InMemoryEngine) -> list[str]:
 
 def test_status_prints_a_table(out: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "shop:engine"]) == 0
-    head, line = out.readouterr().out.splitlines()
+    head, *lines = out.readouterr().out.splitlines()
+    [line] = [line for line in lines if line.startswith("default ")]
     assert head.split() == [
         "QUEUE",
         "WAITING",
@@ -114,7 +115,7 @@ def test_status_prints_a_table(out: pytest.CaptureFixture[str]) -> None:
 
 def test_status_prints_json(out: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "shop:engine", "--json"]) == 0
-    [queue] = json.loads(out.readouterr().out)
+    [queue] = [one for one in json.loads(out.readouterr().out) if one["queue"] == "default"]
     assert (queue["queue"], queue["waiting"], queue["failed"], queue["paused"]) == ("default", 1, 3, False)
 
 
@@ -263,18 +264,18 @@ def test_verb_needs_one_of_ids_filter_and_all(out: pytest.CaptureFixture[str], a
 
 
 def test_pause_and_resume(engine: InMemoryEngine, out: pytest.CaptureFixture[str]) -> None:
-    assert main(["pause", "shop:engine", "--name=charge"]) == 0
+    assert main(["pause", "shop:engine", "--queue=default", "--name=charge"]) == 0
     assert out.readouterr().out.startswith("paused: queue default, charge, 20")
     assert main(["pause", "shop:engine", "--queue=default"]) == 0
     assert "all functions" in out.readouterr().out
     assert main(["status", "shop:engine"]) == 0
-    assert out.readouterr().out.rstrip().endswith(" all")
+    assert " all" in out.readouterr().out
     assert main(["resume", "shop:engine", "--queue=default"]) == 0
     assert main(["status", "shop:engine"]) == 0
-    assert out.readouterr().out.rstrip().endswith(" charge")
-    assert main(["resume", "shop:engine", "--name=charge", "--json"]) == 0
+    assert " charge" in out.readouterr().out
+    assert main(["resume", "shop:engine", "--queue=default", "--name=charge", "--json"]) == 0
     assert json.loads(out.readouterr().out) == []
-    assert main(["resume", "shop:engine", "--name=charge"]) == 0
+    assert main(["resume", "shop:engine", "--queue=default", "--name=charge"]) == 0
     assert out.readouterr().out == "Nothing is paused\n"
 
 
@@ -397,11 +398,11 @@ async def test_operates_on_a_database(postgres: str, queue: str, tmp_path: Path,
             await ends(failed, DurableState.FAILED)
         waiting = await scheduler.schedule(note, "waits")
         [numbers], _ = await command("status")
-        assert (numbers["queue"], numbers["waiting"], numbers["failed"]) == (queue, 1, 1)
+        assert (numbers["queue"], numbers["waiting"], numbers["failed"]) == ("default", 1, 1)
         listed, _ = await command("list", "--state=failed")
         assert [task["id"] for task in listed["tasks"]] == [failed.id]
         _, log = await command("cancel", waiting.id)
-        assert f"key {waiting.idempotency_key}, job {waiting.id}, is cancelled, by an operator" in log
+        assert f"key {waiting.idempotency_key}, job {waiting.id}, queue default, is cancelled, by an operator" in log
         assert (await waiting.status()).state is DurableState.CANCELLED
         answer, _ = await command("discard", "--all", "--yes")
         assert answer["count"] == 1

@@ -134,7 +134,8 @@ async def test_worker_that_is_stopped_meanwhile_does_not_wait_for_ever(
     assert (await receipt.status()).state is DurableState.RUNNING  # until somebody misses the worker
     [line] = [line for line in caplog.messages if "has ended" in line]
     assert line == (
-        f"Task '{shielded.name}', key {receipt.idempotency_key}, job {receipt.id}, has ended and is delivered again: "
+        f"Task '{shielded.name}', key {receipt.idempotency_key}, job {receipt.id}, queue default, attempt 1, "
+        "has ended and is delivered again: "
         "its end could not be stored (OperationalError)"
     )
 

@@ -517,7 +517,9 @@ async def test_call_of_a_function_that_no_worker_knows_fails_in_the_end(
         due = None if delay is None else time.time() + delay
         receipt = await engine.submit(DurableCall("gone", {}, "k-1", not_before=due))
         await ends(receipt, DurableState.FAILED)
-        await until_logged(caplog, f"Task 'gone', key k-1, job {receipt.id}, has failed: no worker knew its function")
+        await until_logged(
+            caplog, f"Task 'gone', key k-1, job {receipt.id}, queue default, has failed: no worker knew its function"
+        )
     assert caplog.text.count("knows the function 'gone'") == 1
 
 
@@ -555,7 +557,7 @@ async def test_arguments_that_do_not_fit_wait_for_another_release(
     [row] = await rows(postgres, queue)
     assert (row["status"], row["priority"], row["args"]["misfits"]) == ("todo", -1, 1)
     assert row["scheduled_at"] is not None
-    assert f"Task 'plain', key k, job {receipt.id}, is not understood" in caplog.text
+    assert f"Task 'plain', key k, job {receipt.id}, queue default, attempt 1, is not understood" in caplog.text
     assert "SECRET" not in caplog.text
 
 
@@ -567,7 +569,7 @@ async def test_arguments_that_never_fit_are_given_up(
         receipt = await engine.submit(DurableCall(flaky.name, {"nonsense": 1}, "k"))
         await ends(receipt, DurableState.FAILED)
     assert functions.reported == [(flaky.name, 1, "DurableTaskGivenUpError")]
-    assert f"job {receipt.id}, has failed for good in attempt 1 (DurableTaskGivenUpError)" in caplog.text
+    assert f"job {receipt.id}, queue default, attempt 1, has failed for good (DurableTaskGivenUpError)" in caplog.text
     [row] = await rows(postgres, queue)
     assert row["attempts"] > 2
     assert row["args"]["given_up"].startswith("no worker understood it for")

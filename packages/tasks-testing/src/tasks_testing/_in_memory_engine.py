@@ -123,7 +123,7 @@ class InMemoryEngine(InMemoryOperations):
         try:
             with anyio.CancelScope() as scope:
                 self._scopes[number] = scope
-                await run(Delivery(self.calls[number], attempt, failures, report_progress))
+                await run(Delivery(self.calls[number], attempt, failures, report_progress, id=str(number)))
             self._set_state(
                 number, DurableState.CANCELLED if scope.cancelled_caught else DurableState.SUCCEEDED, attempt
             )

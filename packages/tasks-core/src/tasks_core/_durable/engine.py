@@ -51,6 +51,8 @@ class Delivery:
     report_progress: Callable[[Json], Awaitable[None]]
     give_up: str | None = None
     """Why the engine does not have the call run any more. The worker reports it to `on_error`, and runs nothing."""
+    id: str = ""
+    """The id of the receipt of the call."""
     open_events: Callable[[], EventSink] | None = None
     """
     Returns where the delivery writes what it emits and reports; called when it does so for the first time. `None`: the

@@ -12,6 +12,7 @@ import anyio
 from tasks_core._journal import EmittedEvent
 from tasks_core._options import ShutdownOptions, complete
 from tasks_core._retry import Retry, ask
+from tasks_core._run.ledger import TaskLabel, label, log_fields, title
 from tasks_core._scheduler import TaskScheduler
 from tasks_core._support.log import logger, message_of, shows_traceback
 from tasks_core._support.provider import Provider
@@ -28,6 +29,7 @@ from .context import DurableContext, set_context
 from .engine import Delivery, Engine, EventSink, NotUnderstood, Redeliver
 from .function import DurableFunction, registry
 from .host import engine_in_force
+from .label import CallLabel
 from .queues import Slots, check_slots, total
 from .trace import continued_span
 
@@ -177,6 +179,8 @@ class _Attempt:
             timeout=function.config.timeout,
             on_error=self._on_error,
         ).schedule(func, *args, **kwargs)
+        named = self._label()
+        label(task, TaskLabel(named.where, named.fields))
         task.attempts = self._delivery.attempt - 1  # for logs and handlers: those of other processes count
         try:
             await task.wait()
@@ -229,20 +233,29 @@ class _Attempt:
         self._log_retry(task, exception, pause)
         return True
 
+    def _label(self) -> CallLabel:
+        call = self._delivery.call
+        return CallLabel(call.name, call.idempotency_key, self._delivery.id, call.queue, self._delivery.attempt)
+
     def _log_retry(self, task: Task[Any], exception: Exception, pause: float) -> None:
-        whole, key = shows_traceback(self._delivery.failures + 1), self._delivery.call.idempotency_key
+        whole, extra = shows_traceback(self._delivery.failures + 1), log_fields(task)
         logger.warning(
-            "Task %r, key %s, failed in attempt %d (%s) and is delivered again in %g s",
-            task.name,
-            key,
+            "%s failed in attempt %d (%s) and is delivered again in %g s",
+            title(task),
             task.attempts,
             message_of(exception),
             pause,
             exc_info=exception if whole else None,
+            extra=extra,
         )
         if not whole:
             logger.debug(
-                "The traceback of attempt %d of task %r, key %s", task.attempts, task.name, key, exc_info=exception
+                "The traceback of attempt %d of task %r, %s",
+                task.attempts,
+                task.name,
+                self._label().where,
+                exc_info=exception,
+                extra=extra,
             )
 
 

@@ -111,6 +111,25 @@ class LostTask:
         return f"{self.name!r} #{self.id} ({phase}{self.age:.1f} s old, scheduled at {self.where})"
 
 
+@dataclass(frozen=True, slots=True)
+class TaskLabel:
+    """
+    How log lines name a task whose work is kept elsewhere, and is done there if this task does not end it.
+
+    Whatever shutdown does to such a task, nothing is lost.
+    """
+
+    where: str
+    """Takes the place of the line that called `schedule()`."""
+    fields: Mapping[str, object]
+    """Added to the `extra` of log records."""
+
+
+def label(task: Task[Any], label: TaskLabel) -> None:
+    """Name *task* by *label* in log lines, and count no loss of it."""
+    task._label = label
+
+
 class Ledger:
     """
     Every task that is not finished, by id, and the totals of those that are.
@@ -247,6 +266,10 @@ class Ledger:
 
     def record_loss(self, task: Task[Any], state: TaskState, reason: str) -> None:
         """Note that a task was cancelled or discarded: a loss, unless the reason is a call of `cancel()`."""
+        if reason != CANCEL_CALLED and hasattr(task, "_label"):
+            self.settle(task, state, reason)
+            logger.debug("%s is not done by this process: %s", title(task), reason, extra=log_fields(task))
+            return
         lost = describe_loss(task, state, reason)
         task._lost = reason != CANCEL_CALLED
         self.settle(task, state, reason)
@@ -350,16 +373,21 @@ def describe_loss(task: Task[Any], state: TaskState, reason: str) -> LostTask:
 
 def log_fields(task: Task[Any]) -> dict[str, object]:
     """Return the `extra` of every log record about *task*."""
-    return {
+    fields: dict[str, object] = {
         "task_id": task.id,
         "task_name": task.name,
         "task_phase": phase_name(task),
         "task_attempt": task.attempts,
         "task_where": task.where,
     }
+    if hasattr(task, "_label"):
+        fields |= task._label.fields
+    return fields
 
 
 def title(task: Task[Any]) -> str:
     """Return the beginning of a log line about *task*."""
+    if hasattr(task, "_label"):
+        return f"Task {task.name!r}, {task._label.where},"
     phase = "" if task.phase is None else f"{task.phase.name}, "
     return f"Task {task.name!r} #{task.id} ({phase}scheduled at {task.where})"

@@ -23,6 +23,7 @@ from tasks_core._durable.engine import (
 )
 from tasks_core._durable.function import registered_names, registered_queues
 from tasks_core._durable.host import engine_of
+from tasks_core._durable.label import CallLabel
 from tasks_core._durable.operate import (
     COUNT_BOUND,
     ENDED,
@@ -63,6 +64,7 @@ __all__ = (
     "MOST_EVENTS",
     "MOST_EVENT_BYTES",
     "BatchEngine",
+    "CallLabel",
     "Capability",
     "Delivery",
     "DurableCall",

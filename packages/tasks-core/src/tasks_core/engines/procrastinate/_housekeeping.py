@@ -7,7 +7,7 @@ import logging
 
 import psycopg
 
-from tasks_core.engines import registered_names
+from tasks_core.engines import CallLabel, registered_names
 
 from ._connection import WorkerConnection
 from ._errors import is_outage
@@ -112,12 +112,12 @@ class Housekeeping:
                 GIVE_UP_UNKNOWN, {**queue, "name": name, "unknown_for": options.unknown_for}
             ):
                 for job_id, key in given_up:
+                    label = CallLabel(name, str(key), str(job_id), options.queue_of(queue_name))
                     logger.error(
-                        "Task %r, key %s, job %d, has failed: no worker knew its function for %g s",
-                        name,
-                        key,
-                        job_id,
+                        "%s has failed: no worker knew its function for %g s",
+                        label,
                         options.unknown_for,
+                        extra=label.fields,
                     )
         return {(queue_name, name) for name in names}
 

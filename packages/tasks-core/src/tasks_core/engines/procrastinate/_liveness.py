@@ -11,9 +11,12 @@ from typing import Any, LiteralString, Protocol
 
 import psycopg
 
+from tasks_core.engines import CallLabel
+
 from ._connection import set_up
 from ._errors import is_outage
 from ._options import WorkOptions
+from ._rows import attempt_of
 from ._sql import ABORTED, BEAT, RECOVER
 
 logger = logging.getLogger("tasks_core")
@@ -146,7 +149,10 @@ class Liveness:
             },
         )
         for row in rows:
-            _log_recovery(*row)
+            id_, name, key, queue, attempts, returns, *outcome = row
+            attempt = attempt_of(attempts, returns) - 1  # the row counts the death as a delivery that has ended
+            queue = self._options.queue_of(queue)
+            _log_recovery(CallLabel(str(name), str(key), str(id_), queue, max(1, attempt)), *outcome)
         if rows:
             self._call(self._registration.wake)
 
@@ -180,17 +186,14 @@ def _fetch(connection: psycopg.Connection[Any], query: LiteralString, parameters
     return connection.execute(query, parameters).fetchall()
 
 
-def _log_recovery(
-    job_id: int, name: str | None, key: str | None, state: str, unheard: bool, deaths: int, given_up: bool
-) -> None:
-    title = f"Task {name!r}, key {key}, job {job_id},"
+def _log_recovery(label: CallLabel, state: str, unheard: bool, deaths: int, given_up: bool) -> None:
     if state == "aborted":
-        logger.warning("%s is cancelled, as was asked for: the worker that ran it died", title)
+        level, text = logging.WARNING, "is cancelled, as was asked for: the worker that ran it died"
     elif unheard:
-        logger.info("%s is back in the queue: the answer that gave it to this worker was lost", title)
+        level, text = logging.INFO, "is back in the queue: the answer that gave it to this worker was lost"
     elif given_up:
-        logger.error("%s is given up: %d workers died while they ran it", title, deaths)
+        level, text = logging.ERROR, f"is given up: {deaths} workers died while they ran it"
     else:
-        logger.warning(
-            "%s is back in the queue, to run alone among such tasks: the worker that ran it died (%d)", title, deaths
-        )
+        level = logging.WARNING
+        text = f"is back in the queue, to run alone among such tasks: the worker that ran it died ({deaths})"
+    logger.log(level, "%s %s", label, text, extra=label.fields)

@@ -11,6 +11,7 @@ from typing import Any, LiteralString, Unpack
 
 from tasks_core.engines import (
     COUNT_BOUND,
+    CallLabel,
     DurableState,
     EngineError,
     EngineHealth,
@@ -269,8 +270,9 @@ class Operations(ABC):
             [(count,)] = await self._ask(verb.count, parameters)
             return int(count)
         rows = await self._ask(verb.statement, parameters)
-        for job_id, name, key, *_ in rows:
-            logger.info("Task %r, key %s, job %d, %s, by an operator", name, key, job_id, verb.says)
+        for job_id, name, key, queue, *_ in rows:
+            label = CallLabel(str(name), str(key), str(job_id), self._work_options.queue_of(queue))
+            logger.info("%s %s, by an operator", label, verb.says, extra=label.fields)
         return len(rows)
 
     # ---- pauses ----

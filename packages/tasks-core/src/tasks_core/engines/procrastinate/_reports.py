@@ -96,7 +96,10 @@ class Reports:
                         for report in batch:
                             await self._store([report])
                         return
-                    logger.exception("%s: its end could not be stored, and is tried again", batch[0].row.title)
+                    label = batch[0].row.label
+                    logger.exception(
+                        "%s has ended: that could not be stored, and is tried again", label, extra=label.fields
+                    )
             await asyncio.sleep(RECONNECT)
         for report in batch:
             self._when_stored(report)
@@ -126,6 +129,7 @@ class Reports:
         for report in batch:
             logger.warning(
                 "%s has ended and is delivered again: its end could not be stored (%s)",
-                report.row.title,
+                report.row.label,
                 type(error).__name__,
+                extra=report.row.label.fields,
             )

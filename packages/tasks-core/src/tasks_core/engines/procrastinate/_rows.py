@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks_core import RetryPolicy
-from tasks_core.engines import DurableCall, DurableState
+from tasks_core.engines import CallLabel, DurableCall, DurableState
 
 from ._options import WorkOptions
 
@@ -105,21 +105,32 @@ class Row:
     key: str
     queue: str
     """Its name in the database."""
+    call_queue: str
+    """Its name in the call."""
     priority: int
     fields: dict[str, Any]
     history: History
 
     @property
     def attempt(self) -> int:
-        return max(1, self.attempts - self.history.returns + 1)
+        return attempt_of(self.attempts, self.history.returns)
 
     @property
-    def title(self) -> str:
+    def label(self) -> CallLabel:
         """What log lines call it."""
-        return f"Task {self.name!r}, key {self.key}, job {self.id},"
+        return CallLabel(self.name, self.key, str(self.id), self.call_queue, self.attempt)
 
     @classmethod
-    def read(cls, id_: int, attempts: int, fields: dict[str, Any], now: float, queue: str, priority: int) -> Row:
+    def read(
+        cls,
+        options: WorkOptions,
+        id_: int,
+        attempts: int,
+        fields: dict[str, Any],
+        now: float,
+        queue: str,
+        priority: int,
+    ) -> Row:
         """Read what a claim returns. Nothing in *fields* makes it fail, because an operator may have written it."""
         deaths = fields.get("deaths")
         since = fields.get("misfit_since")
@@ -133,9 +144,9 @@ class Row:
             given_up=given_up if isinstance(given_up, str) else None,
         )
         name, key = str(fields.get("name")), str(fields.get("key"))
-        return cls(id_, attempts, now, name, key, queue, priority, fields, history)
+        return cls(id_, attempts, now, name, key, queue, options.queue_of(queue), priority, fields, history)
 
-    def call(self, options: WorkOptions) -> DurableCall:
+    def call(self) -> DurableCall:
         """
         Return the call.
 
@@ -149,10 +160,15 @@ class Row:
             idempotency_key=self.fields["key"],
             retry=None if retry is None else RetryPolicy.from_json(retry),
             headers=dict(headers.items()),
-            queue=options.queue_of(self.queue),
+            queue=self.call_queue,
             priority=self.priority,
         )
 
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) and 0 <= value < 1_000_000 else 0
+
+
+def attempt_of(attempts: int, returns: Any) -> int:
+    """Return the number of the attempt that follows so many deliveries, of which *returns* were none."""
+    return max(1, attempts - _count(returns) + 1)

@@ -495,7 +495,8 @@ UPDATE procrastinate_jobs AS job
                'given_up', jsonb_array_length(lost.deaths) || ' workers died while they ran it')
            ELSE job.args || jsonb_build_object('deaths', lost.deaths) END
   FROM lost WHERE job.id = lost.id
-RETURNING job.id, job.args->>'name', job.args->>'key', job.status::text, lost.unheard,
+RETURNING job.id, job.args->>'name', job.args->>'key', job.queue_name, job.attempts, job.args->'returns',
+          job.status::text, lost.unheard,
           jsonb_array_length(lost.deaths), job.args ? 'given_up'
 """
 """
@@ -729,7 +730,7 @@ WITH chosen AS MATERIALIZED (
     SELECT pg_notify('procrastinate_queue_v1#' || queue_name, '{{"type": "job_inserted"}}')
       FROM changed GROUP BY queue_name
 )
-SELECT id, name, key, (SELECT count(*) FROM woken) FROM changed ORDER BY id
+SELECT id, name, key, queue_name, (SELECT count(*) FROM woken) FROM changed ORDER BY id
 """
 """
 Have calls that failed or were cancelled begin again, and delayed ones be due.
@@ -746,14 +747,14 @@ UPDATE procrastinate_jobs AS job
    SET status = CASE job.status WHEN 'todo' THEN 'cancelled' ELSE job.status END,
        abort_requested = job.status = 'doing'
   FROM chosen WHERE job.id = chosen.id
-RETURNING job.id, job.args->>'name', job.args->>'key', chosen.status::text
+RETURNING job.id, job.args->>'name', job.args->>'key', job.queue_name
 """
 """A trigger of procrastinate notifies the worker of a call that is running."""
 
 DISCARD: LiteralString = f"""
 DELETE FROM procrastinate_jobs WHERE id = ANY(ARRAY(
     SELECT id FROM ({_CHOSEN} AND status IN ('failed', 'cancelled', 'aborted') ORDER BY id FOR UPDATE) AS chosen
-)) RETURNING id, args->>'name', args->>'key'
+)) RETURNING id, args->>'name', args->>'key', queue_name
 """
 
 COUNT_RETRY: LiteralString = f"""

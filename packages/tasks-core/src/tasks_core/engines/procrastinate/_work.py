@@ -161,7 +161,7 @@ class _Work:
         if self._lost is not None:
             self._lost = None
             logger.info("The worker has its database again")
-        return [Row.read(*row) for row in rows]
+        return [Row.read(self._options, *row) for row in rows]
 
     async def _register(self) -> None:
         names = sorted(registered_names())
@@ -290,15 +290,22 @@ class _Work:
 
     async def _report_of(self, row: Row) -> Report:
         try:
-            call = row.call(self._options)
+            call = row.call()
         except Exception as error:
             return self._misfit(row, error)
 
         async def report_progress(progress: Json) -> None:
             await self._save_progress(row.id, progress)
 
-        open_events = partial(self._events.sink, row)
-        delivery = Delivery(call, row.attempt, row.history.failures, report_progress, row.history.given_up, open_events)
+        delivery = Delivery(
+            call,
+            row.attempt,
+            row.history.failures,
+            report_progress,
+            row.history.given_up,
+            id=str(row.id),
+            open_events=partial(self._events.sink, row),
+        )
         try:
             await self._run(delivery)
         except NotUnderstood as error:
@@ -309,7 +316,7 @@ class _Work:
                 history = replace(history, failures=history.failures + 1)
             else:
                 history = replace(history, returns=history.returns + 1)
-                logger.info("%s is back in the queue", row.title)
+                logger.info("%s is back in the queue", row.label, extra=row.label.fields)
             # A pause of nothing is no time at all: the call is at its place in the queue, and workers are notified.
             return Report(row, "todo", again.delay or None, 0, history.as_json())
         return Report(row, "succeeded")
@@ -317,11 +324,11 @@ class _Work:
     def _report_of_error(self, row: Row, error: BaseException) -> Report:
         if isinstance(error, asyncio.CancelledError):
             if row.id in self._aborted:
-                logger.info("%s is cancelled, as was asked for", row.title)
+                logger.info("%s is cancelled, as was asked for", row.label, extra=row.label.fields)
                 return Report(row, "aborted")
-            logger.info("%s is back in the queue: the event loop of its worker ends", row.title)
+            logger.info("%s is back in the queue: the event loop of its worker ends", row.label, extra=row.label.fields)
             return Report(row, "todo", None, 0, replace(row.history, returns=row.history.returns + 1).as_json())
-        logger.warning("%s has failed for good in attempt %d (%s)", row.title, row.attempt, type(error).__name__)
+        logger.warning("%s has failed for good (%s)", row.label, type(error).__name__, extra=row.label.fields)
         return Report(row, "failed", note=row.history.after_failure().as_json())
 
     def _misfit(self, row: Row, error: BaseException) -> Report:
@@ -330,7 +337,12 @@ class _Work:
         since = row.claimed_at if history.misfit_since is None else history.misfit_since
         waited = row.claimed_at - since
         if history.given_up is not None:
-            logger.error("%s has failed: this worker cannot read it (%s)", row.title, type(error).__name__)
+            logger.error(
+                "%s has failed: this worker cannot read it (%s)",
+                row.label,
+                type(error).__name__,
+                extra=row.label.fields,
+            )
             return Report(row, "failed", note=history.after_failure().as_json())
         pause: float | None = min(_MISFIT_PAUSE * 2.0 ** min(history.misfits, 16), _MISFIT_PAUSE_MAX)
         given_up = None
@@ -339,9 +351,10 @@ class _Work:
         logger.log(
             logging.ERROR if not history.misfits else logging.DEBUG,
             "%s is not understood by this worker, whose release may be another one (%s). It is %s",
-            row.title,
+            row.label,
             error if isinstance(error, TasksError) else type(error).__name__,  # whose text may have arguments in it
             "given up" if given_up else f"offered again in {pause:g} s, for {self._options.unknown_for:g} s at most",
+            extra=row.label.fields,
         )
         history = History(
             failures=history.failures,
