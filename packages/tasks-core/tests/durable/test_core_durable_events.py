@@ -360,7 +360,8 @@ class Database:
 
 
 def row(number: int) -> Row:
-    return Row.read(number, 0, {"name": "generate", "key": "k", "args": {}}, 0.0, "tasks", 0)
+    options = ProcrastinateEngine("")._work_options
+    return Row.read(options, number, 0, {"name": "generate", "key": "k", "args": {}}, 0.0, "tasks", 0)
 
 
 @asynccontextmanager

@@ -200,7 +200,10 @@ class EventWriter:
                     except Exception as single:
                         await self._when_failed([sink], single)
                 return
-            logger.error("%s: what it emitted could not be stored, and is dropped", sinks[0].row.title, exc_info=error)
+            label = sinks[0].row.label
+            logger.error(
+                "%s: what it emitted could not be stored, and is dropped", label, exc_info=error, extra=label.fields
+            )
             self._drop(sinks)
         elif self._is_enough():
             logger.warning("What %d tasks emitted at last could not be stored (%s)", len(sinks), type(error).__name__)
