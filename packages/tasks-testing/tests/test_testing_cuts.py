@@ -369,6 +369,24 @@ def test_what_on_cut_raises_is_raised_with_the_place(tasks_recorder: TasksRecord
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_the_check_raises_on_an_event_loop_is_raised_with_the_place() -> None:
+    checks: list[dict[str, int]] = []
+
+    async def check() -> None:
+        checks.append(outcome())
+        if len(checks) == 2:
+            raise LookupError
+
+    with record_tasks() as recorder:
+        async with TaskScheduler() as scheduler:
+            await scheduler.schedule(pay_once)
+            with pytest.raises(LookupError) as failure:
+                await recorder.arun_durable(cut="everywhere", restore=reset, check=check)
+    assert "cuts_pay_once, at place 0 of 3" in "\n".join(failure.value.__notes__)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_other_tasks_of_the_event_loop_are_not_cut() -> None:
     ended, stop = 0, asyncio.Event()
 

@@ -243,7 +243,7 @@ def _reason(error: Exception) -> str:
     return f" ({', '.join(problems)})"
 
 
-def supported(annotation: Any) -> Any:
+def supported(annotation: Any) -> Any:  # pragma: no cover  # which half runs depends on the version of Python
     """Return an annotation that pydantic takes: before Python 3.12, it does not take the TypedDict of `typing`."""
     if sys.version_info >= (3, 12):
         return annotation
@@ -258,7 +258,7 @@ def supported(annotation: Any) -> Any:
     return typing.Union[replaced] if origin in (typing.Union, UnionType) else origin[replaced]  # noqa: UP007
 
 
-def _supported_typed_dict(annotation: Any) -> Any:
+def _supported_typed_dict(annotation: Any) -> Any:  # pragma: no cover  # as above
     import typing_extensions  # pydantic needs it too
 
     fields = {}

@@ -116,7 +116,7 @@ class Liveness:
         began = monotonic()
         self._watch_loop()
         self._stop.wait(self._options.heartbeat)
-        if monotonic() - began > 2 * self._options.heartbeat:
+        if monotonic() - began > 2 * self._options.heartbeat:  # pragma: no cover  # the process was stopped
             self._judges_from = monotonic() + self._silence
 
     # ---- one beat ----
@@ -159,7 +159,7 @@ class Liveness:
     def _call(self, func: Callable[..., None], *args: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(func, *args)
-        except RuntimeError:
+        except RuntimeError:  # pragma: no cover  # at the end of a process
             self._stop.set()  # the event loop is closed: the worker was not stopped, but its program has ended
 
     # ---- the event loop ----

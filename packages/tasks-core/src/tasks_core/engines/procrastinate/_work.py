@@ -108,7 +108,7 @@ class _Work:
                 task.cancel()
             await asyncio.wait(pending, timeout=1.0)
         for task in tasks:
-            if not task.cancelled() and task.exception() is not None:
+            if not task.cancelled() and task.exception() is not None:  # pragma: no cover  # a fault of this package
                 logger.error("The worker ended with an error beside its tasks", exc_info=task.exception())
 
     async def _leave(self) -> None:
@@ -279,7 +279,7 @@ class _Work:
             report = await self._report_of(row)
         except BaseException as error:
             report = self._report_of_error(row, error)
-            if not isinstance(error, Exception | asyncio.CancelledError):
+            if not isinstance(error, Exception | asyncio.CancelledError):  # pragma: no cover  # the process ends
                 self._reports.add(report)
                 raise
         self._aborted.discard(row.id)
