@@ -7,6 +7,7 @@ import logging
 import random
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -400,6 +401,27 @@ async def test_a_thousand_attempts_need_no_stack_and_no_time() -> None:
         [2, 4, 8, 16, 32, *[60] * 1494],
         TaskState.SUCCEEDED,
     )
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_an_exception_object_that_is_raised_again_has_the_traceback_of_one_attempt(plain: bool) -> None:
+    """Python adds the frames of each `raise`, so that the traceback would grow, and take longer to log each time."""
+    again = ValueError("again")
+    lengths: list[int] = []
+
+    async def fail() -> None:
+        raise again
+
+    def fail_plainly() -> None:
+        raise again
+
+    async def count(task: Task[Any], error: Exception) -> Retry | None:
+        lengths.append(len(traceback.extract_tb(error.__traceback__)))
+        return Retry(0) if task.attempts < 5 else None
+
+    async with TaskScheduler() as scheduler:
+        await scheduler.task(on_error=count).schedule(fail_plainly if plain else fail).wait()
+    assert lengths == lengths[:1] * 5
 
 
 async def test_a_bad_answer_of_a_backoff_function_is_a_handler_that_raised(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import threading
+from typing import Any
 
 import anyio
 import anyio.from_thread
@@ -338,3 +340,18 @@ def test_every_state_says_whether_it_is_final() -> None:
         "cancelled": True,
         "discarded": True,
     }
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_asyncio_takes_the_handle_where_it_takes_awaitables() -> None:
+    async with TaskScheduler() as scheduler:
+        task = scheduler.schedule(noop)
+        done, _ = await asyncio.wait({asyncio.ensure_future(task)})
+        assert len(done) == 1
+        assert [*await asyncio.gather(task)] == [None]
+        handles: Any = {task}
+        with pytest.raises(AttributeError, match=r"Write asyncio\.wait\({asyncio\.ensure_future\(task\)}\)"):
+            await asyncio.wait(handles)
+        anything: Any = task
+        with pytest.raises(AttributeError, match="'Task' object has no attribute 'nonsense'"):
+            _ = anything.nonsense

@@ -467,3 +467,34 @@ async def test_what_is_scheduled_elsewhere_after_the_end_is_an_error_that_names_
         SchedulerClosedError, match=r"before `yield`: get_scheduler\(app\)\.service\(say_goodbye, grace=2\)"
     ):
         scheduler.schedule(turns)
+
+
+async def test_a_lifespan_that_ends_while_the_server_goes_on_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """A task group around `yield` whose child fails cancels the lifespan, and with it all tasks."""
+    serving = anyio.Event()
+    tasks: list[Task[Any]] = []
+
+    async def consume() -> None:
+        await serving.wait()
+        raise OSError("the queue is gone")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tasks.append(get_scheduler(app).schedule(anyio.sleep_forever))
+        async with anyio.create_task_group() as group:
+            group.start_soon(consume)
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+    add_tasks(app)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "lifespan.startup.complete":
+            await tasks[0].started.wait()
+            serving.set()
+
+    with anyio.fail_after(10), pytest.raises(BaseExceptionGroup):
+        await app({"type": "lifespan", "state": {}}, receiving({"type": "lifespan.startup"}), send)
+    assert tasks[0].state is TaskState.CANCELLED
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "tasks_fastapi"]
+    assert line.startswith("The lifespan of the application ends although the server has not shut it down (Cancelled")

@@ -453,6 +453,17 @@ class Task(Generic[T]):
                 raise TaskDiscardedError(f"{self._title()} was discarded: {self.reason}")
         raise TaskNotFinishedError(f"{self._title()} is {self._state}: wait for it first, with `await task.wait()`")
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "add_done_callback":  # asyncio.wait() asks for it
+                raise AttributeError(
+                    f"{self._title()} is awaitable, and no future of asyncio, which asyncio.wait() needs. Write "
+                    "asyncio.wait({asyncio.ensure_future(task)}), or asyncio.gather(task). To be called at the end: "
+                    ".task(on_end=...)"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __await__(self) -> Generator[Any, Any, T]:
         try:
             yield from self.wait().__await__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack, ExitStack
 from math import inf
@@ -12,6 +13,8 @@ from tasks_core.frameworks import CURRENT, AfterShutdown
 
 from ._request import SCOPE_KEY, RequestOrigin, WebSocketOrigin
 from ._schedulers import AppSchedulers
+
+logger = logging.getLogger("tasks_fastapi")
 
 _TOO_LATE = (
     "it was scheduled in the exit of the lifespan, after the tasks were drained. Work that belongs to the end is a "
@@ -65,7 +68,16 @@ class TasksMiddleware:
             async with AsyncExitStack() as stack:
                 # An exception means that the server ends: like shutdown, it reaches the application after the drain.
                 stack.push_async_exit(scheduler)
-                message = await receive()
+                try:
+                    message = await receive()
+                except BaseException as error:
+                    logger.warning(
+                        "The lifespan of the application ends although the server has not shut it down (%s): its tasks "
+                        "have no grace period, and requests that follow are bound to their own tasks. A task group or "
+                        "a timeout around `yield` ends it like this",
+                        type(error).__name__,
+                    )
+                    raise
                 if message["type"] != "lifespan.shutdown":
                     stack.pop_all()
             if scheduler.closed:

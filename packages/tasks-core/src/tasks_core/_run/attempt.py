@@ -225,7 +225,7 @@ class Attempts:
             self._cancel(task)
         else:
             # Not `failure.__traceback__ = ...`, which asks the class of the exception: a frozen dataclass refuses.
-            BaseException.with_traceback(failure, _without_own_frames(failure))
+            BaseException.with_traceback(failure, _without_own_frames(failure, task._traceback))
             await self._fail(task, failure)
         if isinstance(error, KeyboardInterrupt):
             self._runner.loop.interrupt(error)
@@ -354,9 +354,12 @@ def _refuse_result(func: Callable[..., Any], result: object) -> NoReturn:
     )
 
 
-def _without_own_frames(error: BaseException) -> TracebackType | None:
+def _without_own_frames(error: BaseException, earlier: TracebackType | None) -> TracebackType | None:
     """
     Cut the frames of this package off the outer end of a traceback.
+
+    *earlier* is the traceback of the attempt before. If each attempt raises the same exception object, Python puts the
+    frames of all of them into one traceback, so that the inner end, which belongs to that attempt, is cut as well.
 
     They are of no use to the reader, and they hold the task: a cycle, through `task.exception`. Since Python 3.12 the
     frame of the function keeps those of its callers by itself, so that they have to be emptied as well.
@@ -364,9 +367,13 @@ def _without_own_frames(error: BaseException) -> TracebackType | None:
     frames: list[FrameType] = []
     own = 0
     rest = traceback = traceback_of(error)
+    last: TracebackType | None = None
     while traceback is not None:
+        if traceback is earlier and last is not None:
+            last.tb_next = None
+            break
         frames.append(traceback.tb_frame)
-        traceback = traceback.tb_next
+        last, traceback = traceback, traceback.tb_next
         if frames[-1].f_code in CALLERS:
             own, rest = len(frames), traceback
     for frame in frames[:own]:
