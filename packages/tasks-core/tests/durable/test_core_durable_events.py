@@ -29,8 +29,10 @@ from tasks_core._durable import follow
 from tasks_core._journal import MOST_EVENTS
 from tasks_core.engines import DurableState, EngineCapabilityError, EngineUnavailableError
 from tasks_core.engines.procrastinate import ProcrastinateEngine, _reports
+from tasks_core.engines.procrastinate._connection import WorkerConnection
 from tasks_core.engines.procrastinate._events import EventSink, EventWriter
 from tasks_core.engines.procrastinate._rows import Row
+from tasks_core.engines.procrastinate._sql import ADD_EVENTS
 from tasks_core.exceptions import ArgumentCodecError, InvalidTaskError
 from tasks_core.frameworks import find_followed, follow_stored, make_followed
 
@@ -333,6 +335,30 @@ async def test_a_worker_that_has_lost_its_call_stores_nothing_more(
             await connection.execute("UPDATE procrastinate_jobs SET status = 'failed' WHERE id = %s", [int(receipt.id)])
 
 
+@pytest.mark.usefixtures("no_pauses")
+async def test_a_batch_whose_answer_is_lost_is_stored_once(
+    engine: ProcrastinateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[str] = []
+    fetch = WorkerConnection.fetch
+
+    async def fetch_and_lose(self: WorkerConnection, query: Any, parameters: Any = None) -> list[Any]:
+        rows = await fetch(self, query, parameters)
+        if query is ADD_EVENTS and not lost:
+            lost.append(query)
+            raise psycopg.OperationalError("the answer is lost")
+        return rows
+
+    monkeypatch.setattr(WorkerConnection, "fetch", fetch_and_lose)
+    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+        steps.go_on.set()
+        receipt, _ = await submitted(scheduler, generate, 5)
+        updates = await followed(scheduler, receipt)
+    assert lost
+    assert numbers(updates) == [1, 2, 3, 4, 5, 6]
+    assert data(updates) == [*({"word": number} for number in range(5)), "last"]
+
+
 # ---- the writer, when the database is away or refuses ----
 
 
@@ -426,7 +452,7 @@ async def test_one_task_does_not_keep_the_events_of_others_from_being_stored(cap
             await writer.flush(row(number))
     assert sorted(database.stored) == [(1, 1), (3, 1)]
     assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == [
-        "Task 'generate', key k, job 2,: what it emitted could not be stored, and is dropped"
+        "Task 'generate', key k, job 2, queue default, attempt 1, has emitted what could not be stored, and is dropped"
     ]
 
 
@@ -550,3 +576,14 @@ async def test_a_follower_that_comes_while_others_are_served_is_served_next(
             await anyio.lowlevel.checkpoint()
             second.set()
     assert sorted(seen) == [[1, 2], [2]]
+
+
+async def test_a_delivery_that_is_cancelled_while_its_events_are_stored_is_reported(
+    engine: ProcrastinateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancelled(writer: EventWriter, row: Row) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(EventWriter, "flush", cancelled)
+    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+        await ends(await scheduler.schedule(silent), DurableState.SUCCEEDED)

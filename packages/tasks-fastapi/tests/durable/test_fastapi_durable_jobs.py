@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from asgi_spy import DISCONNECT, Answer, receiving, request, running
 from core_engine import ListEngine
@@ -20,6 +21,7 @@ from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_core.exceptions import TasksError
 from tasks_fastapi import Tasks, add_tasks
 from tasks_fastapi.jobs import Job, MakeJob, RequestedJob, jobs_router
+from tasks_testing import record_tasks
 
 __all__ = ("postgres", "queue")
 
@@ -213,6 +215,21 @@ class WithVerbs:
         return True
 
 
+class WithoutVerbs:
+    """A receipt of an engine that stores no results and cannot cancel."""
+
+    def __init__(self, receipt: Receipt) -> None:
+        self.status = receipt.status
+        self.id = receipt.id
+
+
+class WithoutCancel(WithoutVerbs):
+    """A receipt of an engine that says at the call that it cannot cancel."""
+
+    async def cancel(self) -> bool:
+        raise EngineCapabilityError("cannot cancel")
+
+
 @pytest.fixture
 def receipts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What becomes of receipts: their class, and the outcome that it gives."""
@@ -240,6 +257,8 @@ async def test_the_result_is_that_of_the_receipt(
         await ended(app, path)
         receipts["make"] = lambda receipt: WithVerbs(receipt, {"text": "all"})
         assert (await read(app, path))[1]["result"] == {"text": "all"}
+        receipts["make"] = WithoutVerbs
+        assert (await read(app, path))[1]["result"] is None
         receipts["make"] = lambda receipt: WithVerbs(receipt, TasksError("it is not stored"))
         _, job = await read(app, path)
         assert (job["result"], job["error"]["title"]) == (None, "The result cannot be given as JSON")
@@ -256,7 +275,25 @@ async def test_a_job_is_cancelled_by_its_receipt(engine: ProcrastinateEngine, re
         receipts["make"] = lambda receipt: WithVerbs(receipt, None)
         answer = await request(app, path, "DELETE")
         assert (answer.status, receipts["receipt"].cancelled) == (202, True)
-        if not hasattr(Receipt, "cancel"):
-            del receipts["make"]
+        for make in (WithoutVerbs, WithoutCancel):
+            receipts["make"] = make
             answer = await request(app, path, "DELETE")
             assert (answer.status, json.loads(answer.body)["title"]) == (501, "The engine of this job cancels no tasks")
+
+
+async def test_a_job_is_followed_in_a_test_without_a_database() -> None:
+    go_on.set()
+    app = make_app(ListEngine())
+    with record_tasks() as recorder:
+        async with running(app):
+            path = (await request(app, "/answers", "POST")).headers["location"]
+            await anyio.to_thread.run_sync(recorder.run_durable)
+            assert [event.get("id") for event in await ended(app, path) if "id" in event] == [
+                "1",
+                "2",
+                "3",
+                "4",
+                "4-end",
+            ]
+            assert (await read(app, path))[1]["progress"] == 0.5
+    assert recorder.durable_runs.one(generate).emitted[-1] == "last"

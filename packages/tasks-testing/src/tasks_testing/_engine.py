@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 from tasks_core import Receipt, Worker, current_task
@@ -23,7 +24,7 @@ from tasks_core.engines import (
 )
 from tasks_core.frameworks import Provider
 
-from ._in_memory_engine import InMemoryEngine
+from ._in_memory_engine import Events, InMemoryEngine
 from ._in_memory_operate import identity
 from ._recording.cut import Cut, WorkerKilled
 from ._recording.durable_run import DurableRun
@@ -93,7 +94,13 @@ class RecordedEngine(InMemoryEngine):
         self.deliveries.append(recorded)
         while True:
             counts["attempts"] += 1
-            delivery = Delivery(self.calls[number], counts["attempts"], counts["failures"], report_progress)
+            delivery = Delivery(
+                self.calls[number],
+                counts["attempts"],
+                counts["failures"],
+                report_progress,
+                open_events=partial(Events, self, number),
+            )
             try:
                 with _attempt(recorded, cut if counts["attempts"] == 1 else None):
                     await run(delivery)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from tasks_core import Receipt, current_task
+from tasks_core import EmittedEvent, Receipt, current_task
 from tasks_core.engines import (
+    EVENTS_AT_ONCE,
     Capability,
     Delivery,
     DurableCall,
     DurableState,
     DurableStatus,
+    FollowedCall,
     Json,
     Redeliver,
     RunDelivery,
     Slots,
+    StoredEvents,
     StoredTaskError,
 )
 
@@ -42,6 +47,7 @@ class InMemoryEngine(InMemoryOperations):
     def __init__(self) -> None:
         super().__init__()
         self._places: list[str] = []
+        self._emitted: dict[int, list[bytes]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,6 +80,24 @@ class InMemoryEngine(InMemoryOperations):
         if not number.isdecimal() or int(number) >= len(self._statuses):
             return DurableStatus(DurableState.UNKNOWN, 0)
         return self._statuses[int(number)]
+
+    async def find_followed(self, token: str, /) -> FollowedCall | None:
+        """Return the call whose header is *token*."""
+        for number, call in enumerate(self.calls):
+            if call.headers.get("follow") == token:
+                receipt = Receipt(self.name, str(number), call.idempotency_key, True, self.status)
+                return FollowedCall(receipt, call.headers.get("follow-owner"))
+        return None
+
+    async def read_events(self, wanted: Collection[tuple[str, int]], /) -> Mapping[tuple[str, int], StoredEvents]:
+        """Return what the calls have emitted."""
+        found: dict[tuple[str, int], StoredEvents] = {}
+        for number, after in wanted:
+            status = await self.status(number)
+            texts = self._emitted.get(int(number), []) if status.state is not DurableState.UNKNOWN else []
+            events = [EmittedEvent(position, text) for position, text in enumerate(texts, 1) if position > after]
+            found[number, after] = StoredEvents(tuple(events[:EVENTS_AT_ONCE]), status)
+        return found
 
     async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
         """Deliver the calls that are due, those of the highest priority first, until *stopping* is set."""
@@ -123,7 +147,17 @@ class InMemoryEngine(InMemoryOperations):
         try:
             with anyio.CancelScope() as scope:
                 self._scopes[number] = scope
-                await run(Delivery(self.calls[number], attempt, failures, report_progress, id=str(number)))
+                open_events = partial(Events, self, number)
+                await run(
+                    Delivery(
+                        self.calls[number],
+                        attempt,
+                        failures,
+                        report_progress,
+                        id=str(number),
+                        open_events=open_events,
+                    )
+                )
             self._set_state(
                 number, DurableState.CANCELLED if scope.cancelled_caught else DurableState.SUCCEEDED, attempt
             )
@@ -144,3 +178,18 @@ class InMemoryEngine(InMemoryOperations):
     def _note_error(self, number: int, attempt: int, error: BaseException) -> None:
         kept = StoredTaskError(attempt, datetime.now(UTC), type(error).__name__)
         self._errors.setdefault(number, []).append(kept)
+
+
+class Events:
+    """What the deliveries of a call emit and report."""
+
+    def __init__(self, engine: InMemoryEngine, number: int) -> None:
+        self._engine = engine
+        self._number = number
+
+    def emit(self, text: bytes) -> None:
+        self._engine._emitted.setdefault(self._number, []).append(text)
+
+    def report(self, progress: bytes) -> None:
+        statuses = self._engine._statuses
+        statuses[self._number] = replace(statuses[self._number], progress=json.loads(progress))

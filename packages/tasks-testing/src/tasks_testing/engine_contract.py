@@ -31,12 +31,16 @@ import anyio
 import anyio.lowlevel
 import pytest
 from tasks_core import (
+    DurableTask,
     Receipt,
     RetryPolicy,
     TaskScheduler,
+    TaskState,
     Worker,
     durable,
     durable_context,
+    emit,
+    report,
 )
 from tasks_core.engines import (
     DEFAULT_QUEUE,
@@ -46,12 +50,14 @@ from tasks_core.engines import (
     DurableState,
     Engine,
     EngineUnavailableError,
+    EventEngine,
     Json,
     OperableEngine,
     QueueStatistics,
     Redeliver,
 )
 from tasks_core.exceptions import InvalidConfigError
+from tasks_core.frameworks import find_followed, follow_stored, make_followed
 
 __all__ = ("EngineContract", "OperableEngineContract", "record_run")
 
@@ -112,11 +118,26 @@ async def _report(text: str) -> None:
     _record(text)
 
 
+@durable(name="tasks_testing.engine_contract.emit", retry=RetryPolicy(attempts=2, backoff=0.0))
+async def _emit(text: str, fails: bool) -> None:
+    for number in range(3):
+        emit({"number": number, "attempt": durable_context().attempt})
+    report({"text": text})
+    if fails and durable_context().attempt == 1:
+        raise ConnectionError(text)
+    _record(text)
+
+
 def _record(text: str) -> None:
     context = durable_context()
     _runs.texts.append(text)
     _runs.attempts.append((text, context.attempt))
     _runs.keys.append(context.idempotency_key)
+
+
+def _needs_events(engine: Engine) -> None:
+    if not isinstance(engine, EventEngine):
+        pytest.skip(f"{engine.name} stores no events: it has not the methods of tasks_core.engines.EventEngine")
 
 
 class EngineContract:
@@ -496,6 +517,44 @@ class EngineContract:
             async with self.working(engine):
                 await self.ended(receipt, DurableState.SUCCEEDED)
             assert (await receipt.status()).progress == {"text": "a", "percent": 50}
+
+    async def test_followers_read_what_a_call_emits_and_then_its_end(self, engine: Engine) -> None:
+        _needs_events(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_emit, "a", fails=False)
+            async with self.working(engine):
+                updates = [update async for update in follow_stored(scheduler, receipt.id, 0)]
+            assert [event.data for update in updates for event in update.events] == [
+                {"number": number, "attempt": 1} for number in range(3)
+            ]
+            assert (updates[-1].progress, updates[-1].state) == ({"text": "a"}, TaskState.SUCCEEDED)
+            later = [update async for update in follow_stored(scheduler, receipt.id, 2)]
+            assert [event.number for update in later for event in update.events] == [3]
+            [unknown] = [update async for update in follow_stored(scheduler, "none of this engine", 0)]
+            assert unknown.state is TaskState.DISCARDED
+
+    async def test_the_events_of_the_next_attempt_have_further_numbers(self, engine: Engine) -> None:
+        _needs_events(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_emit, "a", fails=True)
+            async with self.working(engine):
+                updates = [update async for update in follow_stored(scheduler, receipt.id, 0)]
+            events = [event for update in updates for event in update.events]
+            assert [event.number for event in events] == [1, 2, 3, 4, 5, 6]
+            assert events[-1].data == {"number": 2, "attempt": 2}
+
+    async def test_a_call_that_is_followed_is_found_by_its_token(self, engine: Engine) -> None:
+        _needs_events(engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            task = scheduler.schedule(record_run, "a")
+            assert isinstance(task, DurableTask)
+            token = make_followed(task, "ann")
+            receipt = await task
+            found = await find_followed(scheduler, token)
+            assert found is not None
+            assert (found.receipt, found.owner) == (receipt, "ann")
+            assert (await found.receipt.status()).state is DurableState.PENDING
+            assert await find_followed(scheduler, "guess") is None
 
     async def test_a_task_whose_worker_dies_runs_again(self, engine: Engine) -> None:
         async with engine:

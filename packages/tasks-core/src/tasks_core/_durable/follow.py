@@ -80,10 +80,10 @@ class _Ask:
     __slots__ = ("answered", "key", "progress", "update")
 
     def __init__(self, key: tuple[str, int], progress: Json) -> None:
-        self.key = key
-        self.progress = progress
+        self.key: tuple[str, int] = key
+        self.progress: Json = progress
         self.update: StoredEvents | None = None
-        self.answered = anyio.Event()
+        self.answered: anyio.Event = anyio.Event()
 
     def take(self, found: StoredEvents) -> None:
         if found.events or found.ended or found.status.progress != self.progress:

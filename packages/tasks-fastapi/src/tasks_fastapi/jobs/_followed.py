@@ -11,7 +11,7 @@ from fastapi import Depends
 from pydantic import TypeAdapter
 from starlette.requests import Request
 from tasks_core import KeptTask, Task, TaskScheduler, TasksError, TaskState, TaskUpdate
-from tasks_core.engines import EngineUnavailableError, FollowedCall
+from tasks_core.engines import EngineCapabilityError, EngineUnavailableError, FollowedCall
 from tasks_core.frameworks import find_followed, follow_stored, task_state
 
 from tasks_fastapi._access import get_tasks
@@ -139,7 +139,12 @@ class StoredJob:
 
     async def cancel(self) -> bool | None:
         cancel: Any = getattr(self._receipt, "cancel", None)
-        return None if cancel is None else bool(await cancel())
+        if cancel is None:
+            return None
+        try:
+            return bool(await cancel())
+        except EngineCapabilityError:
+            return None
 
 
 def outcome_of(task: Task[Any]) -> tuple[Any, JobProblem | None]:

@@ -202,7 +202,7 @@ class EventWriter:
                 return
             label = sinks[0].row.label
             logger.error(
-                "%s: what it emitted could not be stored, and is dropped", label, exc_info=error, extra=label.fields
+                "%s has emitted what could not be stored, and is dropped", label, exc_info=error, extra=label.fields
             )
             self._drop(sinks)
         elif self._is_enough():
