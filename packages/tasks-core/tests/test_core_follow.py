@@ -351,15 +351,28 @@ async def test_a_follower_needs_the_event_loop_of_the_scheduler() -> None:
 
 async def test_followers_are_told_of_an_end_before_its_handler_has_returned() -> None:
     go_on = anyio.Event()
+    order: list[str] = []
 
     async def on_end(task: Task[Any]) -> None:
         await go_on.wait()
+        order.append("the handler has returned")
 
     async with TaskScheduler() as scheduler:
-        task = scheduler.task(on_end=on_end).schedule(noop)
-        [last] = await all_of(task)
-        assert last.state is TaskState.SUCCEEDED
-        go_on.set()
+        gate = Gate()
+        task = scheduler.task(on_end=on_end).schedule(gate.work)
+        ended: list[TaskUpdate] = []
+
+        async def follow() -> None:
+            ended.extend(await all_of(task))
+            order.append("the follower has the end")
+            go_on.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(follow)
+            await anyio.wait_all_tasks_blocked()
+            gate.end.set()
+        assert [update.state for update in ended] == [TaskState.SUCCEEDED]
+    assert order == ["the follower has the end", "the handler has returned"]
 
 
 async def test_followers_are_told_of_an_end_by_shutdown() -> None:

@@ -514,7 +514,7 @@ async def test_a_server_that_cancels_its_requests_lets_streams_end_with_an_event
 
 
 async def test_a_client_that_reads_nothing_does_not_hold_up_shutdown() -> None:
-    application = Application(tasks={"grace_period": 0})
+    application = Application(tasks={"grace_period": 0}, client_timeout=10_000)
     reader = Reader()
     async with anyio.create_task_group() as group:
 

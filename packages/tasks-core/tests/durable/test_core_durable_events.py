@@ -28,7 +28,7 @@ from tasks_core import (
 from tasks_core._durable import follow
 from tasks_core._journal import MOST_EVENTS
 from tasks_core.engines import DurableState, EngineCapabilityError, EngineUnavailableError
-from tasks_core.engines.procrastinate import ProcrastinateEngine, _reports
+from tasks_core.engines.procrastinate import ProcrastinateEngine, _events, _reports
 from tasks_core.engines.procrastinate._connection import WorkerConnection
 from tasks_core.engines.procrastinate._events import EventSink, EventWriter
 from tasks_core.engines.procrastinate._rows import Row
@@ -63,6 +63,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.go_on = anyio.Event()
+        self.emitted = anyio.Event()
         self.failures = 0
         self.error: BaseException | None = None
 
@@ -83,6 +84,7 @@ async def generate(words: int) -> None:
     report({"words": words})
     await steps.go_on.wait()
     emit("last")
+    steps.emitted.set()
 
 
 @durable(retry=RetryPolicy(attempts=2, backoff=0))
@@ -91,6 +93,15 @@ async def fail_once() -> None:
     steps.failures += 1
     if steps.failures == 1:
         raise ValueError
+
+
+@durable
+async def in_two_waves(events: int) -> None:
+    for _ in range(events):
+        emit("12345")
+    await steps.go_on.wait()
+    for _ in range(events):
+        emit("12345")
 
 
 @durable
@@ -223,15 +234,33 @@ async def test_progress_is_what_the_engine_can_store(engine: ProcrastinateEngine
     assert isinstance(steps.error, ArgumentCodecError)
 
 
-async def test_events_are_bounded(engine: ProcrastinateEngine, postgres: str) -> None:
+async def test_a_burst_is_bounded(engine: ProcrastinateEngine) -> None:
     async with TaskScheduler(engine=engine) as scheduler, working(engine):
         steps.go_on.set()
         receipt, _ = await submitted(scheduler, generate, MOST_EVENTS + 3000)
-        await ends(receipt, DurableState.SUCCEEDED)
         updates = await followed(scheduler, receipt)
     assert numbers(updates)[-1] == MOST_EVENTS + 3001
-    assert MOST_EVENTS <= len(numbers(updates)) <= MOST_EVENTS + 1000
     assert updates[0].missed == numbers(updates)[0] - 1 > 0
+
+
+@pytest.mark.parametrize("bound, size", [("MOST_EVENTS", 800), ("MOST_EVENT_BYTES", 7 * 800)])
+async def test_stored_events_are_bounded(
+    engine: ProcrastinateEngine, monkeypatch: pytest.MonkeyPatch, bound: str, size: int
+) -> None:
+    for name, value in ((bound, size), ("_TRIM_AFTER", 100), ("_TRIM_AFTER_BYTES", 700)):
+        monkeypatch.setattr(_events, name, value)
+    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+        receipt, _ = await submitted(scheduler, in_two_waves, 600)
+        follower = follow_stored(scheduler, receipt.id, 0)
+        with anyio.fail_after(30):
+            while (await anext(follower)).after < 600:
+                pass
+        steps.go_on.set()
+        await ends(receipt, DurableState.SUCCEEDED)
+        updates = await followed(scheduler, receipt)
+    assert numbers(updates)[-1] == 1200
+    assert 800 <= len(numbers(updates)) <= 900
+    assert updates[0].missed == 1200 - len(numbers(updates))
 
 
 async def test_events_are_purged_with_their_task(engine: ProcrastinateEngine, postgres: str) -> None:
@@ -346,12 +375,13 @@ async def test_a_batch_whose_answer_is_lost_is_stored_once(
         rows = await fetch(self, query, parameters)
         if query is ADD_EVENTS and not lost:
             lost.append(query)
+            steps.go_on.set()
+            await steps.emitted.wait()  # the batch that is sent again has a new event
             raise psycopg.OperationalError("the answer is lost")
         return rows
 
     monkeypatch.setattr(WorkerConnection, "fetch", fetch_and_lose)
     async with TaskScheduler(engine=engine) as scheduler, working(engine):
-        steps.go_on.set()
         receipt, _ = await submitted(scheduler, generate, 5)
         updates = await followed(scheduler, receipt)
     assert lost
