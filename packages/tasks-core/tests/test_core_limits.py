@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -227,6 +228,49 @@ async def test_max_pending_holds_against_many_threads() -> None:
 
 
 # ---- TaskConfig(limiter=) ----
+
+
+def test_a_limiter_of_two_event_loops_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """anyio would wake the task that waits by an event of its loop, from another thread."""
+    limiter = anyio.CapacityLimiter(1)
+    borrowed, release = threading.Event(), threading.Event()
+
+    async def borrow() -> None:
+        async with TaskScheduler() as scheduler:
+            task = scheduler.task(limiter=limiter).schedule(release.wait)
+            await task.started.wait()
+            borrowed.set()
+
+    async def wait_for_it() -> None:
+        async with TaskScheduler() as scheduler:
+            tasks = [scheduler.task(limiter=limiter).schedule(noop) for _ in range(2)]
+            await anyio.wait_all_tasks_blocked()
+            for task in tasks:
+                task.cancel()
+
+    thread = threading.Thread(target=lambda: asyncio.run(borrow()))
+    thread.start()
+    try:
+        assert borrowed.wait(10)
+        asyncio.run(wait_for_it())
+    finally:
+        release.set()
+        thread.join()
+    (line,) = messages(caplog, logging.WARNING)
+    assert line.startswith("Task 'noop' #")
+    assert line.endswith("a limiter of anyio belongs to one event loop. Make one for each of them")
+
+
+async def test_a_limiter_of_one_event_loop_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+    limiter = anyio.CapacityLimiter(1)
+    gate = anyio.Event()
+    async with TaskScheduler() as first, TaskScheduler() as second:
+        first.task(limiter=limiter).schedule(gate.wait)
+        await anyio.wait_all_tasks_blocked()
+        second.task(limiter=limiter).schedule(noop)
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+    assert messages(caplog, logging.WARNING) == []
 
 
 async def test_a_limiter_is_shared_between_schedulers() -> None:

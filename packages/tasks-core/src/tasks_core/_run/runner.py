@@ -8,7 +8,7 @@ from enum import IntEnum
 from functools import partial
 from math import inf
 from typing import Any, TypeVar
-from weakref import ref
+from weakref import WeakSet, ref
 
 import anyio
 
@@ -487,7 +487,26 @@ async def _acquire_token(limiter: anyio.CapacityLimiter, task: Task[Any]) -> Non
     with suppress(Exception):  # it would block, which anyio and trio have an exception each for; the wait says the rest
         limiter.acquire_on_behalf_of_nowait(task)
         return
+    if limiter not in _reported:
+        _report_another_loop(limiter, task)
     await limiter.acquire_on_behalf_of(task)
+
+
+_reported: WeakSet[anyio.CapacityLimiter] = WeakSet()
+
+
+def _report_another_loop(limiter: anyio.CapacityLimiter, task: Task[Any]) -> None:
+    """Log, once for each limiter, that a task waits for the tasks of another event loop: anyio may not wake it."""
+    borrowers = [borrower for borrower in limiter.statistics().borrowers if isinstance(borrower, Task)]
+    if all(borrower._owner is task._owner or borrower._owner.here() for borrower in borrowers):
+        return
+    _reported.add(limiter)
+    logger.warning(
+        "%s waits for a limiter that tasks of another event loop use, and may wait although a token is free: a limiter "
+        "of anyio belongs to one event loop. Make one for each of them",
+        title(task),
+        extra=log_fields(task),
+    )
 
 
 def _out_of_reach(task: Task[Any]) -> WrongEventLoopError:
