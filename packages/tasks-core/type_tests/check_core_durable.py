@@ -45,6 +45,8 @@ def scheduled(scheduler: TaskScheduler) -> None:
     assert_type(batch.schedule(charge.configure(idempotency_key="k", transaction=object()), 1), Task[Receipt])
     assert_type(batch.schedule(charge.configure(queue="slow", priority=-5), 1), Task[Receipt])
     charge.configure(priority="high")  # type: ignore[arg-type]
+    charge.configure(key="k")  # type: ignore[arg-type]
+    assert_type(batch.task(key="k", on_conflict="queue").schedule(charge, 1), Task[Receipt])
     scheduler.schedule(charge)  # type: ignore[call-overload]
     scheduler.schedule(charge, "1")  # type: ignore[call-overload]
     batch.schedule(render.configure(idempotency_key="k"), 1)  # type: ignore[call-overload]
@@ -54,6 +56,7 @@ async def receipts(scheduler: TaskScheduler) -> None:
     receipt = await scheduler.schedule(charge, 1)
     assert_type(receipt.id, str)
     assert_type((await receipt.status()).attempts, int)
+    assert_type(receipt.replaced, tuple[str, ...])
 
 
 def without_an_engine() -> None:

@@ -82,9 +82,9 @@ class TaskConfig(_Derived):
 
         delay: Seconds to wait before the first attempt, counted from the opening of the phase.
 
-        key: Names the work, among what has not ended in the scheduler: of the tasks with one key, at most one runs at a
-            time. A task of a phase takes its key when the phase opens. It is not inherited from a scheduler or a
-            phase.
+        key: Names the work, among what has not ended in the scheduler (of a durable function: in the queue, for that
+            function): of the tasks with one key, at most one runs at a time. A task of a phase takes its key when the
+            phase opens. It is not inherited from a scheduler or a phase.
 
         on_conflict: What happens if a task with the same key has not ended. `"join"` (default): the call returns that
             task and makes none; in a phase, the new task is discarded when the phase opens. `"replace"`: tasks of the

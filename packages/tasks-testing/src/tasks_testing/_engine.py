@@ -24,8 +24,7 @@ from tasks_core.engines import (
 )
 from tasks_core.frameworks import Provider
 
-from ._in_memory_engine import Events, InMemoryEngine
-from ._in_memory_operate import identity
+from ._in_memory_engine import Events, InMemoryEngine, Lines
 from ._recording.cut import Cut, WorkerKilled
 from ._recording.durable_run import DurableRun
 from ._recording.recording import Recording, RecordMark
@@ -78,7 +77,10 @@ class RecordedEngine(InMemoryEngine):
         waiting = (
             number
             for number, status in enumerate(self._statuses)
-            if status.state is DurableState.PENDING and number not in self._put_back and not self._is_paused(number)
+            if status.state is DurableState.PENDING
+            and number not in self._put_back
+            and not self._is_paused(number)
+            and self._lines.is_first(self.calls[number], number)
         )
         return min(waiting, key=lambda number: (-self.calls[number].priority, number), default=None)
 
@@ -92,6 +94,7 @@ class RecordedEngine(InMemoryEngine):
         recorded = DurableRun(self._places[number])
         cut = self.cut_for(len(self.deliveries))
         self.deliveries.append(recorded)
+        self._lines.started.add(number)
         while True:
             counts["attempts"] += 1
             delivery = Delivery(
@@ -126,18 +129,20 @@ class RecordedEngine(InMemoryEngine):
                 state = DurableState.SUCCEEDED
             break
         self._recording.run_ended(recorded)
-        self._statuses[number] = DurableStatus(state, counts["attempts"], self._statuses[number].progress)
+        self._set_state(number, state, counts["attempts"])
 
     def snapshot(self) -> EngineSnapshot:
         """Return which calls are stored, and how far they are."""
-        return EngineSnapshot(len(self.calls), tuple(self._statuses), self._recording.mark())
+        return EngineSnapshot(
+            len(self.calls), tuple(self._statuses), dict(self._ids), self._lines.copy(), self._recording.mark()
+        )
 
     def rewind(self, snapshot: EngineSnapshot) -> None:
         """Bring back a state of before, in the record too."""
-        for call in self.calls[snapshot.calls :]:
-            self._ids.pop(identity(call), None)
         del self.calls[snapshot.calls :], self._places[snapshot.calls :]
         self._statuses[:] = snapshot.statuses
+        self._ids = dict(snapshot.ids)
+        self._lines = snapshot.lines.copy()
         self._recording.rewind(snapshot.mark)
 
 
@@ -147,6 +152,8 @@ class EngineSnapshot:
 
     calls: int
     statuses: tuple[DurableStatus, ...]
+    ids: dict[tuple[str, str, str], int]
+    lines: Lines
     mark: RecordMark
 
 

@@ -42,12 +42,13 @@ class InMemoryEngine(InMemoryOperations):
     """
 
     name = "tasks-testing"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority"))
+    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority", "key"))
 
     def __init__(self) -> None:
         super().__init__()
         self._places: list[str] = []
         self._emitted: dict[int, list[bytes]] = {}
+        self._lines = Lines()
 
     async def __aenter__(self) -> Self:
         return self
@@ -65,7 +66,15 @@ class InMemoryEngine(InMemoryOperations):
         known = self._ids.get(identity(call))
         if known is not None:
             return Receipt(self.name, str(known), call.idempotency_key, False, self.status)
-        number = self._ids[identity(call)] = len(self.calls)
+        number = len(self.calls)
+        joined, replaced = self._lines.enter(call, number)
+        if joined is not None:
+            self._ids[identity(call)] = joined
+            return Receipt(self.name, str(joined), self.calls[joined].idempotency_key, False, self.status)
+        for other in replaced:
+            self._due.pop(other, None)
+            self._set_state(other, DurableState.CANCELLED, 0)
+        self._ids[identity(call)] = number
         submitting = current_task()
         self.calls.append(call)
         self._places.append("" if submitting is None else submitting.where)
@@ -73,7 +82,7 @@ class InMemoryEngine(InMemoryOperations):
         self._due[number] = call.not_before or 0.0
         self._note(number, DurableState.PENDING.value)
         self._notify()
-        return Receipt(self.name, str(number), call.idempotency_key, True, self.status)
+        return Receipt(self.name, str(number), call.idempotency_key, True, self.status, tuple(map(str, replaced)))
 
     async def status(self, number: str, /) -> DurableStatus:
         """Return the status of the call with the id *number* of its receipt."""
@@ -127,11 +136,13 @@ class InMemoryEngine(InMemoryOperations):
             return None
         number = min(due, key=lambda number: (-self.calls[number].priority, self._due[number]))
         del self._due[number]
+        self._lines.started.add(number)
         slots.taken[self.calls[number].queue] += 1
         return number
 
     def _may_take(self, number: int, slots: WorkerSlots) -> bool:
-        return slots.has_free(self.calls[number].queue) and not self._is_paused(number)
+        call = self.calls[number]
+        return slots.has_free(call.queue) and not self._is_paused(number) and self._lines.is_first(call, number)
 
     def _seconds_until_due(self, slots: WorkerSlots) -> float | None:
         """Return the seconds until a call is due for which there is a slot; `None` if only a change can help."""
@@ -178,6 +189,58 @@ class InMemoryEngine(InMemoryOperations):
     def _note_error(self, number: int, attempt: int, error: BaseException) -> None:
         kept = StoredTaskError(attempt, datetime.now(UTC), type(error).__name__)
         self._errors.setdefault(number, []).append(kept)
+
+    def _set_state(self, number: int, state: DurableState, attempts: int) -> None:
+        super()._set_state(number, state, attempts)
+        if state is DurableState.PENDING:
+            self._lines.stay(self.calls[number], number)
+        elif state is not DurableState.RUNNING:
+            self._lines.leave(self.calls[number], number)
+
+
+class Lines:
+    """The calls that have a key and have not ended, by function and queue, in the order in which they run."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str, str], list[int]] = {}
+        self.started: set[int] = set()
+
+    def copy(self) -> Lines:
+        lines = Lines()
+        lines._numbers = {key: line[:] for key, line in self._numbers.items()}
+        lines.started = self.started.copy()
+        return lines
+
+    def enter(self, call: DurableCall, number: int) -> tuple[int | None, list[int]]:
+        """Return the call that this one joins, if it joins one, and those that it replaces."""
+        if call.key is None:
+            return None, []
+        line = self._numbers.setdefault((call.queue, call.name, call.key), [])
+        if line and call.on_conflict == "join":
+            return line[-1], []
+        replaced = [other for other in line if other not in self.started] if call.on_conflict == "replace" else []
+        line.append(number)
+        return None, replaced
+
+    def is_first(self, call: DurableCall, number: int) -> bool:
+        """Return whether no other call is before this one."""
+        return call.key is None or self._numbers[call.queue, call.name, call.key][0] == number
+
+    def stay(self, call: DurableCall, number: int) -> None:
+        """Note that a call waits to be delivered again, be it that an operator retries it after its end."""
+        if call.key is not None:
+            line = self._numbers.setdefault((call.queue, call.name, call.key), [])
+            if number not in line:
+                line.append(number)
+
+    def leave(self, call: DurableCall, number: int) -> None:
+        """Note that a call has ended."""
+        self.started.discard(number)
+        key = (call.queue, call.name, call.key or "")
+        if number in (line := self._numbers.get(key, [])):
+            line.remove(number)
+            if not line:
+                del self._numbers[key]
 
 
 class Events:

@@ -312,6 +312,114 @@ class EngineContract:
             assert (await later.status()).state is DurableState.PENDING
         assert sorted(_runs.texts) == ["now", "soon"]  # both may be due when the worker starts
 
+    # ---- one at a time by key ----
+
+    async def test_a_call_joins_an_unfinished_one_with_its_key(self, engine: Engine) -> None:
+        self._needs(engine, "key")
+        async with TaskScheduler(engine=engine) as scheduler:
+            keyed = scheduler.task(key=uuid4().hex)
+            first, second = await keyed.schedule(_wait, "first"), await keyed.schedule(_wait, "second")
+            async with self.working(engine):
+                await self.until(lambda: _runs.running == 1)
+                third = await keyed.schedule(_wait, "third")
+                _runs.gate.set()
+                await self.ended(first, DurableState.SUCCEEDED)
+                fourth = await keyed.schedule(_wait, "fourth")
+                await self.ended(fourth, DurableState.SUCCEEDED)
+        assert [receipt.created for receipt in (first, second, third, fourth)] == [True, False, False, True]
+        assert {(receipt.id, receipt.idempotency_key) for receipt in (first, second, third)} == {
+            (first.id, first.idempotency_key)
+        }
+        assert _runs.texts == ["first", "fourth"]
+
+    async def test_a_call_replaces_one_that_has_not_started(self, engine: Engine) -> None:
+        self._needs(engine, "key")
+        self._needs(engine, "delay")
+        async with TaskScheduler(engine=engine) as scheduler:
+            key = uuid4().hex
+            first = await scheduler.task(key=key, on_conflict="replace", delay=3600).schedule(_wait, "first")
+            second = await scheduler.task(key=key, on_conflict="replace", delay=3600).schedule(_wait, "second")
+            third = await scheduler.task(key=key, on_conflict="replace").schedule(_wait, "third")
+            assert [receipt.replaced for receipt in (first, second, third)] == [(), (first.id,), (second.id,)]
+            for receipt in (first, second):
+                assert (await receipt.status()).state is DurableState.CANCELLED
+            async with self.working(engine):
+                await self.until(lambda: _runs.running == 1)
+                fourth, fifth = [
+                    await scheduler.task(key=key, on_conflict="replace").schedule(_wait, text)
+                    for text in ("fourth", "fifth")
+                ]
+                assert (third.created, fourth.created, fifth.created) == (True, True, True)
+                assert (fourth.replaced, fifth.replaced) == ((), (fourth.id,)), "what runs is not replaced"
+                _runs.gate.set()
+                for receipt in (third, fifth):
+                    await self.ended(receipt, DurableState.SUCCEEDED)
+            assert (await fourth.status()).state is DurableState.CANCELLED
+        assert _runs.texts == ["third", "fifth"]
+
+    async def test_calls_with_a_key_run_one_after_the_other_in_order(self, engine: Engine) -> None:
+        self._needs(engine, "key")
+        async with TaskScheduler(engine=engine) as scheduler:
+            queued = scheduler.task(key=uuid4().hex, on_conflict="queue")
+            receipts = [await queued.schedule(_wait, str(number)) for number in range(4)]
+            async with self.working(engine, concurrency=4), self.working(engine, concurrency=4):
+                await self.until(lambda: _runs.running == 1)
+                other = await scheduler.task(key=uuid4().hex, on_conflict="queue").schedule(record_run, "other key")
+                await self.ended(other, DurableState.SUCCEEDED)
+                _runs.gate.set()
+                for receipt in receipts:
+                    await self.ended(receipt, DurableState.SUCCEEDED)
+        assert _runs.texts == ["0", "other key", "1", "2", "3"]
+        assert _runs.most_running == 1
+
+    async def test_a_key_is_held_while_its_task_is_retried(self, engine: Engine) -> None:
+        self._needs(engine, "key")
+        async with TaskScheduler(engine=engine) as scheduler:
+            queued = scheduler.task(key=uuid4().hex, on_conflict="queue")
+            receipts = [await queued.schedule(_fail, "fails", 3), await queued.schedule(_fail, "next", 0)]
+            async with self.working(engine):
+                await self.ended(receipts[0], DurableState.FAILED)
+                await self.ended(receipts[1], DurableState.SUCCEEDED)
+        assert _runs.texts == ["fails"] * 3 + ["next"]
+
+    async def test_a_key_belongs_to_a_function_and_a_queue(self, engine: Engine) -> None:
+        self._needs(engine, "key")
+        key = uuid4().hex
+        async with TaskScheduler(engine=engine) as scheduler:
+            keyed = scheduler.task(key=key)
+            receipts = [await keyed.schedule(record_run, "a"), await keyed.schedule(_wait, "b")]
+            if "queues" in engine.capabilities:
+                receipts.append(await keyed.schedule(record_run.configure(queue=f"contract-{key[:8]}"), "c"))
+        assert all(receipt.created for receipt in receipts)
+        assert len({receipt.id for receipt in receipts}) == len(receipts)
+
+    async def test_one_of_many_with_a_key_at_the_same_time_is_made(self, engine: Engine) -> None:
+        self._needs(engine, "key")
+        async with TaskScheduler(engine=engine) as scheduler:
+            keyed = scheduler.task(key=uuid4().hex)
+            receipts = [await task for task in [keyed.schedule(record_run, "a") for _ in range(8)]]
+            assert sum(receipt.created for receipt in receipts) == 1
+            assert len({receipt.id for receipt in receipts}) == 1
+            latest = scheduler.task(key=uuid4().hex, on_conflict="replace")
+            replacing = [await task for task in [latest.schedule(record_run, "b") for _ in range(8)]]
+            states = [(await receipt.status()).state for receipt in replacing]
+        assert all(receipt.created for receipt in replacing)
+        assert sorted(states) == [DurableState.CANCELLED] * 7 + [DurableState.PENDING]
+
+    async def test_an_idempotency_key_holds_for_a_call_that_joined(self, engine: Engine) -> None:
+        self._needs(engine, "key")
+        self._needs(engine, "dedup")
+        async with TaskScheduler(engine=engine) as scheduler:
+            key = uuid4().hex
+            first = await scheduler.task(key=key).schedule(record_run, "a")
+            repeated = record_run.configure(idempotency_key=key)
+            joined = await scheduler.task(key=key).schedule(repeated, "a")
+            async with self.working(engine):
+                await self.ended(first, DurableState.SUCCEEDED)
+            again = await scheduler.task(key=key).schedule(repeated, "a")
+        assert (joined.id, again.id) == (first.id, first.id)
+        assert not again.created
+
     # ---- queues and priorities ----
 
     async def test_a_full_queue_holds_up_no_other(self, engine: Engine) -> None:

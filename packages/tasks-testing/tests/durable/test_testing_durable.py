@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import anyio
 import core_durable_functions as functions
 import pytest
-from core_durable_functions import flaky, note, plain, untyped
+from core_durable_functions import flaky, hands_on, note, plain, untyped
 from fastapi import FastAPI
 from pydantic import AfterValidator
 from starlette.testclient import TestClient
@@ -343,3 +343,43 @@ async def test_arguments_that_do_not_arrive_are_an_error(
         with pytest.raises(ExceptionGroup) as failure:
             await tasks_recorder.arun_durable()
     assert isinstance(failure.value.exceptions[0], ArgumentCodecError)
+
+
+def test_keys_and_priorities_hold_in_the_recorder(tasks_recorder: TasksRecorder) -> None:
+    async def main() -> None:
+        async with TaskScheduler() as scheduler:
+            queued = scheduler.task(key="k", on_conflict="queue")
+            for text in ("first", "second"):
+                await queued.schedule(note, text)
+            joined = await scheduler.task(key="k").schedule(note, "joins")
+            assert (joined.created, joined.id) == (False, "1")
+            for text in ("replaced", "latest"):
+                await scheduler.task(key="other", on_conflict="replace", delay=5).schedule(note, text)
+            await scheduler.schedule(note.configure(priority=5, queue="urgent"), "urgent")
+
+    anyio.run(main)
+    assert [(recorded.key, recorded.on_conflict) for recorded in tasks_recorder.durable_calls[:2]] == [
+        ("k", "queue")
+    ] * 2
+    assert tasks_recorder.durable_calls[-1].queue == "urgent"
+    tasks_recorder.run_durable()
+    assert functions.ran == ["urgent", "first", "second", "latest"]
+
+
+def test_a_key_and_its_line_are_brought_back_for_each_cut(tasks_recorder: TasksRecorder) -> None:
+    async def main() -> None:
+        async with TaskScheduler() as scheduler:
+            queued = scheduler.task(key="k", on_conflict="queue")
+            for text in ("first", "second"):
+                await queued.schedule(hands_on, text)
+
+    def check() -> None:
+        texts = [entry for entry in functions.ran if isinstance(entry, str)]
+        assert list(dict.fromkeys(texts)) == ["first", "second"]
+
+    anyio.run(main)
+    tasks_recorder.run_durable(cut="everywhere", restore=functions.ran.clear, check=check)
+    anyio.run(main)
+    assert tasks_recorder.durable_calls[-1].key == "k"
+    tasks_recorder.run_durable()
+    check()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tasks_core._config import OnConflict
 from tasks_core._retry import RetryPolicy
 from tasks_core._support.jsontext import Json
 
@@ -33,6 +34,10 @@ class DurableCall:
     """The queue of the call; `"default"` is that of the engine."""
     priority: int = 0
     """-100 to 100: of the calls of a queue that wait, those with a higher one run first."""
+    key: str | None = None
+    """Of the calls of a function in a queue that have one key, at most one runs at a time."""
+    on_conflict: OnConflict = "join"
+    """What happens if a call with the same key has not ended; see `tasks_core.TaskConfig`."""
 
 
 class DurableState(StrEnum):
@@ -70,8 +75,13 @@ class Receipt:
     """The id of the task in the engine."""
     idempotency_key: str
     created: bool = True
-    """False if the engine had a task with this key already, whose receipt this is."""
+    """
+    False if the engine had a task already, whose receipt this is: one with this idempotency key, or one that has not
+    ended and has the key of the call.
+    """
     status_of: Callable[[str], Awaitable[DurableStatus]] | None = field(default=None, repr=False, compare=False)
+    replaced: tuple[str, ...] = ()
+    """The ids of the tasks that were cancelled because this one takes their place (`on_conflict="replace"`)."""
 
     async def status(self) -> DurableStatus:
         """

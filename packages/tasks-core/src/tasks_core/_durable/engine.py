@@ -17,10 +17,10 @@ from .queues import Slots
 if TYPE_CHECKING:
     from types import TracebackType
 
-Capability: TypeAlias = Literal["transaction", "delay", "dedup", "queues", "priority"]
+Capability: TypeAlias = Literal["transaction", "delay", "dedup", "queues", "priority", "key"]
 """
-What an engine may be able to do: join a transaction of the caller, delay a task, accept a key only once, keep calls in
-several queues, and deliver those with a higher priority first.
+What an engine may be able to do: join a transaction of the caller, delay a task, accept an idempotency key only
+once, keep calls in several queues, deliver those with a higher priority first, and run one task of a key at a time.
 """
 
 EngineFallback: TypeAlias = Literal["error", "memory"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from copy import copy
+from dataclasses import fields
 from functools import cached_property
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, TypeVar, overload
 
 from tasks_core._config import TaskConfig, TaskErrorHandler
 from tasks_core._phase import TaskPhase
@@ -15,13 +16,12 @@ from tasks_core._retry import RetryPolicy
 from tasks_core._schedule import TaskFactory
 from tasks_core._support.call import check_provided_call, function_name
 from tasks_core._support.provider import ELSEWHERE
-from tasks_core._support.rules import Rule
 from tasks_core.exceptions import InvalidConfigError, NotAddressableError, UnknownTaskError
 
 from .calls import Receipt
 from .codec import ArgumentCodec
 from .phase import DurablePhase
-from .queues import DEFAULT_QUEUE, PRIORITY, QUEUE
+from .queues import DEFAULT_QUEUE, KEY, PRIORITY, QUEUE
 from .task import CallOptions, submit_call
 
 if TYPE_CHECKING:
@@ -32,13 +32,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _is_key(value: object) -> bool:
-    if not isinstance(value, str) or not 1 <= len(value) <= 500 or "\0" in value:
-        return False
-    return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-_KEY = Rule(_is_key, "a text of 1 to 500 characters without NUL and surrogates, as in idempotency_key='welcome-17'")
+_OF_THE_TARGET = frozenset(option.name for option in fields(TaskConfig))
 
 
 class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
@@ -100,6 +94,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
         transaction: Any = None,
         queue: str | None = None,
         priority: int | None = None,
+        **other: Never,
     ) -> DurableFunction[P, T]:
         """
         Return this function with options for the calls that are scheduled with what is returned.
@@ -119,12 +114,21 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
 
             priority: The priority of the call, in place of that of the function.
 
+            other: No other option. `key=` and `on_conflict=` are said to the target, as for functions that run in
+                memory: `tasks.after_response.task(key=..., on_conflict="queue").schedule(charge, order.id)`.
+
         Raises:
             InvalidConfigError: *idempotency_key* is not a text of 1 to 500 characters that PostgreSQL can store, or
                 *queue* or *priority* has a value that `durable()` does not take.
+            TypeError: an option is not one of these.
         """
+        for option in other:
+            where = f"; it is said to the target: .task({option}=...).schedule({self.__name__}, ...)"
+            raise TypeError(
+                f"configure() got an unexpected option {option!r}{where if option in _OF_THE_TARGET else ''}"
+            )
         if idempotency_key is not None:
-            _KEY.check("idempotency_key", idempotency_key)
+            KEY.check("idempotency_key", idempotency_key)
         if queue is not None:
             QUEUE.check("queue", queue)
         if priority is not None:

@@ -53,7 +53,7 @@ class MemoryEngine:
     """
 
     name = "memory"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority"))
+    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority", "key"))
 
     def __init__(self) -> None:
         self._accepted: OrderedDict[tuple[str, str, str], Receipt] = OrderedDict()

@@ -1,4 +1,4 @@
-"""Queues and priorities: which names and numbers there are, and how many slots a worker has for each queue."""
+"""Queues, priorities and keys: which of them there are, and how many slots a worker has for each queue."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ PRIORITY = Rule(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) <= HIGHEST_PRIORITY,
     f"a whole number from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}, of which higher ones run first, as in priority=10",
 )
+
+
+def _is_key(value: object) -> bool:
+    if not isinstance(value, str) or not 1 <= len(value) <= 500 or "\0" in value:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+KEY = Rule(_is_key, "a text of 1 to 500 characters without NUL and surrogates, as in 'welcome-17'")
 _COUNT = Rule(is_count, "a whole number, 1 or more")
 
 

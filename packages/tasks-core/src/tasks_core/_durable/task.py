@@ -25,7 +25,7 @@ from .codec import ArgumentCodec
 from .context import DurableContext, set_context
 from .engine import BatchEngine, Engine, EngineFallback
 from .host import engine_in_force, host_of
-from .queues import DEFAULT_QUEUE
+from .queues import DEFAULT_QUEUE, KEY
 from .trace import trace_headers
 
 if TYPE_CHECKING:
@@ -72,8 +72,11 @@ class CallOptions:
 # What an option of `.task(...)` means for a durable call. Each is in one of the two.
 OF_THE_SUBMIT = frozenset(("name", "shield", "when", "delay"))
 """It is about the submit, or about when the call is submitted; a submit is always shielded."""
-OF_THE_RUN = {"on_error": True, "timeout": True, "limiter": False, "on_end": False, "key": False, "on_conflict": False}
+OF_THE_RUN = {"on_error": True, "timeout": True, "limiter": False, "on_end": False}
 """It would be about the run, in another process: an error at the call. The value is whether `@durable()` takes it."""
+
+# What the engine does and not the scheduler: the submit itself has no key.
+_OF_THE_ENGINE = ("key", "on_conflict")
 
 # Seconds that an engine has to acknowledge.
 _TIME_LIMIT = 5.0
@@ -122,7 +125,6 @@ class DurableTask(Task[Receipt]):
         return self.call
 
     async def _perform(self) -> Receipt:
-        call = self.call
         try:
             with anyio.fail_after(_TIME_LIMIT):
                 if self.batch is None:
@@ -137,16 +139,39 @@ class DurableTask(Task[Receipt]):
             raise EngineUnavailableError(
                 f"{self.engine.name} did not acknowledge {self.name!r} within {_TIME_LIMIT:g} seconds"
             ) from None
-        if not receipt.created:
+        self._log_conflict(receipt)
+        return receipt
+
+    def _log_conflict(self, receipt: Receipt) -> None:
+        """Log that the call made no new task, or which tasks it replaces."""
+        call, engine = self.call, self.engine.name
+        if not receipt.created and receipt.idempotency_key == call.idempotency_key:
             logger.info(
                 "%s made no new task: %s has task %s with idempotency key %r already",
                 title(self),
-                self.engine.name,
+                engine,
                 receipt.id,
                 call.idempotency_key,
                 extra=log_fields(self),
             )
-        return receipt
+        elif not receipt.created:
+            logger.info(
+                "%s made no new task: task %s of %s has its key %r, and has not ended",
+                title(self),
+                receipt.id,
+                engine,
+                call.key,
+                extra=log_fields(self),
+            )
+        for replaced in receipt.replaced:
+            logger.info(
+                "Task %s of %s is cancelled before it started: %s replaced it, which has the same key %r",
+                replaced,
+                engine,
+                title(self),
+                call.key,
+                extra=log_fields(self),
+            )
 
     def _run_here(self, error: Exception) -> Receipt:
         logger.warning(
@@ -164,6 +189,9 @@ class DurableTask(Task[Receipt]):
         runner: Runner = self._owner  # type: ignore[assignment]  # who else owns a task that was scheduled
         # What is acknowledged runs, whatever becomes of the request.
         always = TaskConfig(on_error=_handler(function), when="always")
+        config = self.config.merge(function.config).merge(always)
+        if self.call.key is not None:  # in memory, a key does not belong to a function
+            config = replace(config, key=f"{function.name}:{self.call.key}", on_conflict=self.call.on_conflict)
         arguments = function.codec.decode(self.call.args)  # as a worker gets them
         context = copy_context()
         kind = check_provided_call(function.func, arguments.args, arguments.kwargs, runner.provisions)
@@ -172,7 +200,7 @@ class DurableTask(Task[Receipt]):
             function.func,
             arguments.args,
             arguments.kwargs,
-            self.config.merge(function.config).merge(always),
+            config,
             self._phase,
             kind,
             context,
@@ -283,7 +311,7 @@ def submit_call(
         scheduled.args,
         scheduled.kwargs,
         # Errors are raised where the acknowledgement is awaited; what belongs to the run has no effect on the submit.
-        replace(config, shield=True, **dict.fromkeys(OF_THE_RUN)),
+        replace(config, shield=True, **dict.fromkeys((*OF_THE_RUN, *_OF_THE_ENGINE))),
         phase,
         False,
         copy_context(),
@@ -302,6 +330,8 @@ def submit_call(
         headers=_headers(phase),
         queue=function.queue if options.queue is None else options.queue,
         priority=function.priority if options.priority is None else options.priority,
+        key=config.key,
+        on_conflict=config.on_conflict or "join",
     )
     task.transaction = None
     task.batch = None
@@ -323,6 +353,8 @@ def check_submitted(task: DurableTask) -> None:
 
 def _check_capabilities(function: FunctionInfo, engine: Engine, target: ScheduleTarget, options: CallOptions) -> None:
     config, inherited = target.config, target._inherited
+    if config.key is not None:
+        KEY.check("key", config.key)
     for option, of_function in OF_THE_RUN.items():
         if getattr(config, option) is not getattr(inherited, option):
             where = f". Give it to the function: @durable({option}=...)" if of_function else ""
@@ -335,6 +367,7 @@ def _check_capabilities(function: FunctionInfo, engine: Engine, target: Schedule
         "dedup": options.idempotency_key is not None,
         "delay": bool(config.delay),
         "queues": queue != DEFAULT_QUEUE,
+        "key": config.key is not None,
         "priority": bool(function.priority if options.priority is None else options.priority),
     }
     for capability, wanted in needed.items():

@@ -102,7 +102,7 @@ class ProcrastinateEngine(Operations):
     )
 
     name = "procrastinate"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority"))
+    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority", "key"))
 
     def __init__(
         self,
@@ -274,10 +274,10 @@ class ProcrastinateEngine(Operations):
             rows = await self._on_asyncio(self._fetch, statement.query, statement.parameters())
         except (psycopg.Error, PoolTimeout, OSError) as error:
             raise engine_error(error) from error
-        return [self._receipt(call, row) for call, row in zip(calls, rows, strict=True)]
+        return [self._receipt(call, Row(*row)) for call, row in zip(calls, rows, strict=True)]
 
     def _statement(self, calls: Sequence[DurableCall]) -> Statement:
-        query = SUBMIT_KEYS if any(call.dedup for call in calls) else SUBMIT
+        query = SUBMIT_KEYS if any(call.dedup or call.key is not None for call in calls) else SUBMIT
         # The text of the calls is made when the statement runs: until then, a call may become one that is followed.
         return Statement(query, lambda: {"calls": stored_calls(calls, self._work_options)})
 
@@ -294,16 +294,16 @@ class ProcrastinateEngine(Operations):
         return rows
 
     def _receipt(self, call: DurableCall, row: Row) -> Receipt:
-        number, created, same = row
-        if not same:
+        if not row.same:
             logger.warning(
                 "%r was submitted with idempotency key %r, which belongs to job %s: that one has other arguments, and "
                 "no new task was made",
                 call.name,
                 call.idempotency_key,
-                number,
+                row.id,
             )
-        return Receipt(self.name, str(number), call.idempotency_key, created, self.status)
+        replaced = tuple(map(str, row.replaced))
+        return Receipt(self.name, str(row.id), row.key, row.created, self.status, replaced)
 
     async def status(self, receipt_id: str, /) -> DurableStatus:
         """Look a task up by the id of its receipt; an id that is none of this engine's is unknown."""

@@ -16,6 +16,7 @@ from ._options import WorkOptions
 from ._slots import WorkerSlots
 from ._sql import (
     ANALYZE,
+    FILL_KEYS,
     FORGET_WORKERS,
     GIVE_UP_UNKNOWN,
     HOUSEKEEPING_LOCK,
@@ -52,6 +53,7 @@ class Housekeeping:
                     await self._look_after_unserved()
                     unknown = [await self._look_after_unknown(queue) for queue in self._slots.queues]
                     self._reported = set().union(*unknown)
+                    await self._connection.fetch(FILL_KEYS)
                     await self._purge()
                 except (psycopg.Error, OSError) as error:
                     if is_outage(error):

@@ -39,6 +39,8 @@ def stored_calls(calls: Sequence[DurableCall], options: WorkOptions) -> str:
                 "priority": call.priority,
                 "delay": _delay(call),
                 "dedup": call.dedup,
+                "lock": None if call.key is None else _lock(call, options),
+                "on_conflict": call.on_conflict,
             }
             for call in calls
         ]
@@ -52,6 +54,11 @@ def _stored(call: DurableCall) -> dict[str, Any]:
     if call.headers:
         stored["headers"] = dict(call.headers)
     return stored
+
+
+def _lock(call: DurableCall, options: WorkOptions) -> str:
+    """Return what a key is called among all locks of procrastinate; as JSON, in which no two of them are the same."""
+    return json.dumps([options.stored_queue(call.queue), call.name, call.key], ensure_ascii=False)
 
 
 def _delay(call: DurableCall) -> float | None:

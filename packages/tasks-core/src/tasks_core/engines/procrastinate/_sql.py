@@ -16,6 +16,8 @@ from typing import LiteralString
 # All calls are jobs of one task of procrastinate. Workers of other applications know no task of this name.
 _TASK: LiteralString = "task_name = 'tasks_core.run'"
 _TODO: LiteralString = f"status = 'todo' AND {_TASK}"
+# Those that wait for nothing but their moment and a worker, and not behind another task with their key.
+_READY: LiteralString = f"{_TODO} AND NOT args ? 'behind'"
 
 _FOLLOWED: LiteralString = f"{_TASK} AND args->'headers' ? 'follow'"
 
@@ -25,11 +27,15 @@ INDEXES: dict[str, LiteralString] = {
     # The claim reads, for each name that a worker knows, the first rows of these two. So neither delayed rows nor rows
     # with names that the worker does not know are read. The name is that of the call and not `task_name`, which is the
     # same for all calls.
-    "tasks_ready_v1": f"""
-procrastinate_jobs (queue_name, (args->>'name'), priority DESC, id) WHERE {_TODO} AND scheduled_at IS NULL
+    "tasks_ready_v2": f"""
+procrastinate_jobs (queue_name, (args->>'name'), priority DESC, id) WHERE {_READY} AND scheduled_at IS NULL
 """,
-    "tasks_delayed_v1": f"""
-procrastinate_jobs (queue_name, (args->>'name'), scheduled_at) WHERE {_TODO} AND scheduled_at IS NOT NULL
+    "tasks_delayed_v2": f"""
+procrastinate_jobs (queue_name, (args->>'name'), scheduled_at) WHERE {_READY} AND scheduled_at IS NOT NULL
+""",
+    # Calls that wait behind another one with their key, in the order in which they run.
+    "tasks_behind_v1": f"""
+procrastinate_jobs (lock, id) WHERE {_TODO} AND args ? 'behind'
 """,
     # Calls that were running when a worker died: few rows among many.
     "tasks_suspect_v1": f"""
@@ -133,22 +139,209 @@ BEGIN
 END;
 $$
 """,
-    # A second call with the key waits for the transaction of the first one, and gets its row. That is a function and
-    # not a statement, because each statement within a function sees what was committed before the statement.
+    # ---- keys of which one task runs at a time: `lock` of procrastinate, which is unique among rows that run ----
+    #
+    # Of the unfinished rows with a lock, one is the head: it waits, runs or waits to be retried. The others have
+    # `behind` in their arguments, which keeps them out of the indexes of the claim, however many they are. Triggers
+    # keep that, so that it does not matter who ends a row: a worker, an operator, the tools of procrastinate.
+    "tasks_heads_v1": """
+CREATE TABLE tasks_heads_v1 (
+    lock text PRIMARY KEY,
+    job_id bigint NOT NULL
+)
+""",
+    # The next in line may run; NULL if there is none. Rows that another transaction is about to cancel are passed over,
+    # because a worker that reports must not wait for the transaction of a request.
+    "tasks_promote_v1": """
+CREATE FUNCTION tasks_promote_v1(waiting text, kept jsonb) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    following bigint;
+    queue text;
+BEGIN
+    SELECT id INTO following FROM procrastinate_jobs
+     WHERE lock = waiting AND status = 'todo' AND task_name = 'tasks_core.run' AND args ? 'behind'
+     ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED;
+    IF following IS NOT NULL THEN
+        UPDATE procrastinate_jobs SET args = (args - 'behind') || kept
+         WHERE id = following RETURNING queue_name INTO queue;
+        PERFORM pg_notify('procrastinate_queue_v1#' || queue, '{"type": "job_inserted"}');
+    END IF;
+    RETURN following;
+END;
+$$
+""",
+    # The first in line of a key that no row has.
+    "tasks_fill_v1": """
+CREATE FUNCTION tasks_fill_v1(waiting text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    following bigint;
+BEGIN
+    INSERT INTO tasks_heads_v1 (lock, job_id) VALUES (waiting, 0) ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    following := tasks_promote_v1(waiting, '{}');
+    IF following IS NULL THEN
+        DELETE FROM tasks_heads_v1 WHERE lock = waiting;
+    ELSE
+        UPDATE tasks_heads_v1 SET job_id = following WHERE lock = waiting;
+    END IF;
+    RETURN true;
+END;
+$$
+""",
+    # A row is head if there is none, also one that an operator retries after its end.
+    "tasks_place_v1": """
+CREATE FUNCTION tasks_place_v1() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO tasks_heads_v1 (lock, job_id) VALUES (NEW.lock, NEW.id) ON CONFLICT DO NOTHING;
+    IF NOT FOUND AND NOT EXISTS (SELECT FROM tasks_heads_v1 WHERE lock = NEW.lock AND job_id = NEW.id) THEN
+        NEW.args := NEW.args || '{"behind": true}';
+    END IF;
+    RETURN NEW;
+END;
+$$;
+CREATE TRIGGER tasks_place_new_v1 BEFORE INSERT ON procrastinate_jobs FOR EACH ROW
+    WHEN (NEW.lock IS NOT NULL AND NEW.status = 'todo' AND NEW.task_name = 'tasks_core.run')
+    EXECUTE PROCEDURE tasks_place_v1();
+CREATE TRIGGER tasks_place_again_v1 BEFORE UPDATE OF status ON procrastinate_jobs FOR EACH ROW
+    WHEN (NEW.lock IS NOT NULL AND NEW.status = 'todo' AND NEW.task_name = 'tasks_core.run'
+          AND OLD.status NOT IN ('todo', 'doing'))
+    EXECUTE PROCEDURE tasks_place_v1()
+""",
+    # The end of the head. Its place is locked first: a transaction that is about to commit a row behind it has locked
+    # it too, and the row is seen then. The time for which a head waited in vain for a worker that knows its function
+    # counts for those behind it, so that each of them does not wait for as long again.
+    "tasks_advance_v1": """
+CREATE FUNCTION tasks_advance_v1() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    following bigint;
+    kept jsonb := '{}';
+BEGIN
+    PERFORM FROM tasks_heads_v1 WHERE lock = OLD.lock AND job_id = OLD.id FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'UPDATE' AND OLD.args ? 'misfit_since' AND NEW.status = 'failed' THEN
+        kept := jsonb_build_object('misfit_since', OLD.args->'misfit_since');
+    END IF;
+    following := tasks_promote_v1(OLD.lock, kept);
+    IF following IS NULL THEN
+        DELETE FROM tasks_heads_v1 WHERE lock = OLD.lock;
+    ELSE
+        UPDATE tasks_heads_v1 SET job_id = following WHERE lock = OLD.lock;
+    END IF;
+    RETURN NULL;
+END;
+$$;
+CREATE TRIGGER tasks_advance_v1 AFTER UPDATE OF status ON procrastinate_jobs FOR EACH ROW
+    WHEN (OLD.lock IS NOT NULL AND OLD.task_name = 'tasks_core.run'
+          AND OLD.status IN ('todo', 'doing') AND NEW.status NOT IN ('todo', 'doing'))
+    EXECUTE PROCEDURE tasks_advance_v1();
+CREATE TRIGGER tasks_advance_deleted_v1 AFTER DELETE ON procrastinate_jobs FOR EACH ROW
+    WHEN (OLD.lock IS NOT NULL AND OLD.task_name = 'tasks_core.run' AND OLD.status IN ('todo', 'doing'))
+    EXECUTE PROCEDURE tasks_advance_v1()
+""",
+    # The head may have ended while the transaction that stored a row behind it was open, so that its end did not see
+    # the row. It is looked for at the commit and not earlier: otherwise the lock on its place would keep workers from
+    # reporting its end for as long as the transaction of a request takes.
+    "tasks_settle_v1": """
+CREATE FUNCTION tasks_settle_v1() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    LOOP
+        PERFORM FROM tasks_heads_v1 WHERE lock = NEW.lock FOR SHARE;
+        EXIT WHEN FOUND;
+        EXIT WHEN tasks_fill_v1(NEW.lock);
+    END LOOP;
+    RETURN NULL;
+END;
+$$;
+CREATE CONSTRAINT TRIGGER tasks_settle_v1 AFTER INSERT OR UPDATE OF status ON procrastinate_jobs
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+    WHEN (NEW.lock IS NOT NULL AND NEW.status = 'todo' AND NEW.task_name = 'tasks_core.run' AND NEW.args ? 'behind')
+    EXECUTE PROCEDURE tasks_settle_v1()
+""",
+    # Stores a call that has a key, or finds the row that it joins.
+    "tasks_take_v1": """
+CREATE FUNCTION tasks_take_v1(call jsonb)
+    RETURNS TABLE (id bigint, created boolean, replaced bigint[])
+    LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    number bigint := nextval(pg_get_serial_sequence('procrastinate_jobs', 'id'));
+    wanted text := call->>'lock';
+    ended bigint[];
+    head bigint;
+BEGIN
+    id := number;
+    created := true;
+    replaced := '{}';
+    LOOP
+        IF call->>'on_conflict' = 'replace' THEN
+            -- Those behind first: the end of the head would let one of them run.
+            WITH gone AS (
+                UPDATE procrastinate_jobs SET status = 'cancelled'
+                 WHERE lock = wanted AND status = 'todo' AND task_name = 'tasks_core.run' AND args ? 'behind'
+                RETURNING procrastinate_jobs.id
+            )
+            SELECT array_agg(gone.id ORDER BY gone.id) INTO ended FROM gone;
+            SELECT job.id INTO head
+              FROM tasks_heads_v1 AS first JOIN procrastinate_jobs AS job ON job.id = first.job_id
+             WHERE first.lock = wanted AND job.status = 'todo' AND job.attempts = 0 AND NOT job.args ? 'deaths'
+               FOR UPDATE OF job;
+            IF FOUND THEN
+                UPDATE procrastinate_jobs SET status = 'cancelled' WHERE procrastinate_jobs.id = head;
+                ended := head || ended;
+            END IF;
+            replaced := replaced || coalesce(ended, '{}');
+        END IF;
+        INSERT INTO tasks_heads_v1 (lock, job_id) VALUES (wanted, number) ON CONFLICT DO NOTHING;
+        EXIT WHEN FOUND OR call->>'on_conflict' = 'queue';
+        IF call->>'on_conflict' = 'replace' THEN
+            EXIT WHEN EXISTS (
+                SELECT FROM tasks_heads_v1 AS first JOIN procrastinate_jobs AS job ON job.id = first.job_id
+                 WHERE first.lock = wanted AND (job.status <> 'todo' OR job.attempts > 0 OR job.args ? 'deaths')
+            );
+        ELSE
+            SELECT max(job.id) INTO head FROM procrastinate_jobs AS job
+             WHERE lock = wanted AND status = 'todo' AND task_name = 'tasks_core.run' AND args ? 'behind';
+            IF head IS NULL THEN
+                SELECT job_id INTO head FROM tasks_heads_v1 WHERE lock = wanted;
+            END IF;
+            IF head IS NOT NULL THEN
+                id := head;
+                created := false;
+                RETURN NEXT;
+                RETURN;
+            END IF;
+        END IF;
+        -- The head has ended, or was replaced, since it was found.
+    END LOOP;
+    INSERT INTO procrastinate_jobs (id, queue_name, task_name, priority, lock, args, scheduled_at)
+    VALUES (number, call->>'queue', 'tasks_core.run', (call->>'priority')::int, wanted, call->'args',
+            clock_timestamp() + make_interval(secs => (call->>'delay')::float));
+    RETURN NEXT;
+END;
+$$
+""",
+    # A second call with an idempotency key waits for the transaction of the first one, and gets its row; so does one
+    # with a key of which one task runs at a time. That is a function and not a statement, because each statement within
+    # a function sees what was committed before the statement.
     "tasks_submit_v3": """
 CREATE FUNCTION tasks_submit_v3(calls jsonb)
-    RETURNS TABLE (id bigint, created boolean, same boolean)
+    RETURNS TABLE (id bigint, created boolean, same boolean, key text, replaced bigint[])
     LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
 DECLARE
     call jsonb;
-    taken bigint[];
     position int;
-    number bigint;
+    known boolean[] := array_fill(false, ARRAY[jsonb_array_length(calls)]);
+    stored jsonb[] := array_fill(NULL::jsonb, ARRAY[jsonb_array_length(calls)]);
+    taken record;
 BEGIN
-    taken := array_fill(NULL::bigint, ARRAY[jsonb_array_length(calls)]);
-    -- In one order, so that two submits with the same keys do not wait for each other in a circle.
+    -- Both kinds of keys in one order, so that two submits with the same keys do not wait for each other in a circle.
     FOR call, position IN
         SELECT value, ordinality::int FROM jsonb_array_elements(calls) WITH ORDINALITY
          WHERE (value->>'dedup')::boolean
@@ -156,34 +349,46 @@ BEGIN
     LOOP
         INSERT INTO tasks_keys_v2 (queue, name, key)
         VALUES (call->>'queue', call->'args'->>'name', call->'args'->>'key') ON CONFLICT DO NOTHING;
-        IF FOUND THEN
-            INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args, scheduled_at)
-            VALUES (call->>'queue', 'tasks_core.run', (call->>'priority')::int, call->'args',
-                    clock_timestamp() + make_interval(secs => (call->>'delay')::float))
-            RETURNING procrastinate_jobs.id INTO number;
-            UPDATE tasks_keys_v2 SET job_id = number
-             WHERE tasks_keys_v2.queue = call->>'queue'
-               AND name = call->'args'->>'name' AND key = call->'args'->>'key';
-            taken[position] := number;
+        known[position] := NOT FOUND;
+    END LOOP;
+    FOR call, position IN
+        SELECT value, ordinality::int FROM jsonb_array_elements(calls) WITH ORDINALITY
+         WHERE value->>'lock' IS NOT NULL ORDER BY value->>'lock', ordinality
+    LOOP
+        IF NOT known[position] THEN
+            SELECT * INTO taken FROM tasks_take_v1(call);
+            stored[position] := to_jsonb(taken);
         END IF;
     END LOOP;
     FOR call, position IN
         SELECT value, ordinality::int FROM jsonb_array_elements(calls) WITH ORDINALITY ORDER BY ordinality
     LOOP
-        id := taken[position];
         created := true;
         same := true;
-        IF NOT (call->>'dedup')::boolean THEN
-            INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args, scheduled_at)
-            VALUES (call->>'queue', 'tasks_core.run', (call->>'priority')::int, call->'args',
-                    clock_timestamp() + make_interval(secs => (call->>'delay')::float))
-            RETURNING procrastinate_jobs.id INTO id;
-        ELSIF id IS NULL THEN
+        key := call->'args'->>'key';
+        replaced := '{}';
+        IF known[position] THEN
             created := false;
             SELECT job.id, job.args->'args' = call->'args'->'args' INTO id, same
               FROM tasks_keys_v2 JOIN procrastinate_jobs AS job ON job.id = job_id
-             WHERE tasks_keys_v2.queue = call->>'queue'
-               AND name = call->'args'->>'name' AND key = call->'args'->>'key';
+             WHERE queue = call->>'queue' AND name = call->'args'->>'name' AND key = call->'args'->>'key';
+        ELSE
+            IF stored[position] IS NOT NULL THEN
+                SELECT row.id, row.created, row.replaced INTO id, created, replaced
+                  FROM jsonb_to_record(stored[position]) AS row (id bigint, created boolean, replaced bigint[]);
+                IF NOT created THEN
+                    SELECT job.args->>'key' INTO key FROM procrastinate_jobs AS job WHERE job.id = tasks_submit_v3.id;
+                END IF;
+            ELSE
+                INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args, scheduled_at)
+                VALUES (call->>'queue', 'tasks_core.run', (call->>'priority')::int, call->'args',
+                        clock_timestamp() + make_interval(secs => (call->>'delay')::float))
+                RETURNING procrastinate_jobs.id INTO id;
+            END IF;
+            IF (call->>'dedup')::boolean THEN
+                UPDATE tasks_keys_v2 SET job_id = tasks_submit_v3.id
+                 WHERE queue = call->>'queue' AND name = call->'args'->>'name' AND key = call->'args'->>'key';
+            END IF;
         END IF;
         RETURN NEXT;
     END LOOP;
@@ -234,14 +439,14 @@ SUBMIT: LiteralString = f"""
 INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args, scheduled_at)
 SELECT call->>'queue', 'tasks_core.run', (call->>'priority')::int, call->'args', {_DUE}
   FROM jsonb_array_elements((%(calls)s)::jsonb) WITH ORDINALITY AS given (call, ordinality) ORDER BY ordinality
-RETURNING id, true AS created, true AS same
+RETURNING id, true AS created, true AS same, args->>'key' AS key, '{{}}'::bigint[] AS replaced
 """
 """All calls of a submit in one statement, so that they are stored together or not at all."""
 
 SUBMIT_KEYS: LiteralString = """
-SELECT id, created, same FROM tasks_submit_v3((%(calls)s)::jsonb)
+SELECT id, created, same, key, replaced FROM tasks_submit_v3((%(calls)s)::jsonb)
 """
-"""The same for calls of which some have a key that the caller chose."""
+"""The same for calls of which some have an idempotency key that the caller chose, or a key."""
 
 STATUS: LiteralString = """
 SELECT status::text, attempts, args->'progress' AS progress FROM procrastinate_jobs WHERE id = %(id)s
@@ -265,7 +470,7 @@ WITH candidate AS MATERIALIZED (
      CROSS JOIN unnest(tasks_awake_v1(served.queue, (%(names)s)::text[])) AS known (name)
      CROSS JOIN LATERAL (
         SELECT id, priority FROM procrastinate_jobs
-         WHERE {_TODO} AND scheduled_at IS NULL
+         WHERE {_READY} AND scheduled_at IS NULL
            AND queue_name = served.queue AND args->>'name' = known.name AND NOT args ? 'deaths'
          ORDER BY priority DESC, id LIMIT %(look)s
      ) AS job
@@ -275,7 +480,7 @@ WITH candidate AS MATERIALIZED (
      CROSS JOIN unnest(tasks_awake_v1(served.queue, (%(names)s)::text[])) AS known (name)
      CROSS JOIN LATERAL (
         SELECT id, priority FROM procrastinate_jobs
-         WHERE {_TODO} AND scheduled_at <= now()
+         WHERE {_READY} AND scheduled_at <= now()
            AND queue_name = served.queue AND args->>'name' = known.name AND NOT args ? 'deaths'
          ORDER BY scheduled_at LIMIT %(look)s
      ) AS job
@@ -323,7 +528,7 @@ SELECT extract(epoch FROM min(job.scheduled_at) - clock_timestamp())::float
  CROSS JOIN unnest(tasks_awake_v1(served.queue, (%(names)s)::text[])) AS known (name)
  CROSS JOIN LATERAL (
     SELECT scheduled_at FROM procrastinate_jobs
-     WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = served.queue AND args->>'name' = known.name
+     WHERE {_READY} AND scheduled_at IS NOT NULL AND queue_name = served.queue AND args->>'name' = known.name
      ORDER BY scheduled_at LIMIT 1
  ) AS job
 """
@@ -818,6 +1023,24 @@ The time of the end of a task is in the events only. They are read in the order 
 oldest: those of rows that were deleted are gone, so that a run reads little more than it deletes.
 """
 
+FILL_KEYS: LiteralString = f"""
+WITH RECURSIVE waiting (lock) AS (
+    (SELECT lock FROM procrastinate_jobs WHERE {_TODO} AND args ? 'behind' ORDER BY lock LIMIT 1)
+    UNION ALL
+    SELECT (SELECT lock FROM procrastinate_jobs
+             WHERE {_TODO} AND args ? 'behind' AND lock > waiting.lock ORDER BY lock LIMIT 1)
+      FROM waiting WHERE waiting.lock IS NOT NULL
+)
+SELECT tasks_fill_v1(lock) FROM waiting
+ WHERE lock IS NOT NULL AND NOT EXISTS (SELECT FROM tasks_heads_v1 AS first WHERE first.lock = waiting.lock)
+"""
+"""
+Let run what waits behind nothing.
+
+That is left if a transaction that was about to replace a waiting call is rolled back, and the task before it ended
+meanwhile; or by an operator who switched triggers off.
+"""
+
 FORGET_WORKERS: LiteralString = """
 DELETE FROM procrastinate_workers AS worker WHERE last_heartbeat < now() - interval '1 day'
    AND id IN (SELECT id FROM tasks_workers_v2)
@@ -826,18 +1049,18 @@ DELETE FROM procrastinate_workers AS worker WHERE last_heartbeat < now() - inter
 UNKNOWN: LiteralString = f"""
 WITH RECURSIVE ready (name) AS (
     (SELECT args->>'name' FROM procrastinate_jobs
-      WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = %(queue)s ORDER BY args->>'name' LIMIT 1)
+      WHERE {_READY} AND scheduled_at IS NULL AND queue_name = %(queue)s ORDER BY args->>'name' LIMIT 1)
     UNION ALL
     SELECT (SELECT args->>'name' FROM procrastinate_jobs
-             WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = %(queue)s AND args->>'name' > ready.name
+             WHERE {_READY} AND scheduled_at IS NULL AND queue_name = %(queue)s AND args->>'name' > ready.name
              ORDER BY args->>'name' LIMIT 1)
       FROM ready WHERE ready.name IS NOT NULL
 ), delayed (name) AS (
     (SELECT args->>'name' FROM procrastinate_jobs
-      WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = %(queue)s ORDER BY args->>'name' LIMIT 1)
+      WHERE {_READY} AND scheduled_at IS NOT NULL AND queue_name = %(queue)s ORDER BY args->>'name' LIMIT 1)
     UNION ALL
     SELECT (SELECT args->>'name' FROM procrastinate_jobs
-             WHERE {_TODO} AND scheduled_at IS NOT NULL AND queue_name = %(queue)s AND args->>'name' > delayed.name
+             WHERE {_READY} AND scheduled_at IS NOT NULL AND queue_name = %(queue)s AND args->>'name' > delayed.name
              ORDER BY args->>'name' LIMIT 1)
       FROM delayed WHERE delayed.name IS NOT NULL
 )
@@ -853,10 +1076,10 @@ SELECT name FROM (SELECT name FROM ready UNION SELECT name FROM delayed) AS wait
 UNSERVED: LiteralString = f"""
 WITH RECURSIVE ready (queue) AS (
     (SELECT queue_name::text FROM procrastinate_jobs
-      WHERE {_TODO} AND scheduled_at IS NULL ORDER BY queue_name LIMIT 1)
+      WHERE {_READY} AND scheduled_at IS NULL ORDER BY queue_name LIMIT 1)
     UNION ALL
     SELECT (SELECT queue_name::text FROM procrastinate_jobs
-             WHERE {_TODO} AND scheduled_at IS NULL AND queue_name > ready.queue ORDER BY queue_name LIMIT 1)
+             WHERE {_READY} AND scheduled_at IS NULL AND queue_name > ready.queue ORDER BY queue_name LIMIT 1)
       FROM ready WHERE ready.queue IS NOT NULL
 ), found AS (
     SELECT queue, name FROM ready CROSS JOIN unnest((%(names)s)::text[]) AS known (name)
@@ -868,7 +1091,7 @@ WITH RECURSIVE ready (queue) AS (
 SELECT queue, name FROM found
  WHERE EXISTS (
     SELECT FROM procrastinate_jobs
-     WHERE {_TODO} AND scheduled_at IS NULL AND queue_name = found.queue AND args->>'name' = found.name
+     WHERE {_READY} AND scheduled_at IS NULL AND queue_name = found.queue AND args->>'name' = found.name
  )
 """
 """
@@ -879,7 +1102,7 @@ another application, whose workers are another's concern.
 """
 
 _OF_NAME: LiteralString = f"""
-{_TODO} AND queue_name = %(queue)s AND args->>'name' = %(name)s AND (scheduled_at IS NULL OR scheduled_at <= now())
+{_READY} AND queue_name = %(queue)s AND args->>'name' = %(name)s AND (scheduled_at IS NULL OR scheduled_at <= now())
 """
 
 MARK_UNKNOWN: LiteralString = f"""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import anyio.to_thread
 
@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tasks_core")
 
-Row: TypeAlias = "tuple[int, bool, bool]"
-"""The id of the job, whether it is new, and whether its arguments are those of the call."""
+
+class Row(NamedTuple):
+    """What a statement that stores a call returns."""
+
+    id: int
+    created: bool
+    """Whether the row is new."""
+    same: bool
+    """Whether its arguments are those of the call."""
+    key: str
+    """The idempotency key of the row."""
+    replaced: Sequence[int]
+    """The rows that were cancelled because this one takes their place."""
+
 
 RunSync: TypeAlias = "Callable[[Callable[[], Row]], Awaitable[Row]]"
 """Awaits a plain function where it may wait for the database: in a greenlet of SQLAlchemy, or in a thread."""
@@ -131,7 +143,7 @@ class _PsycopgTransaction:
             await cursor.execute(self._statement.query.encode(), self._statement.parameters())
             row = await cursor.fetchone()
         assert row is not None
-        return row[0], row[1], row[2]
+        return Row(*row)
 
 
 class _SyncPsycopgTransaction:
@@ -155,7 +167,7 @@ class _SyncPsycopgTransaction:
             cursor.execute(self._statement.query.encode(), self._statement.parameters())
             row = cursor.fetchone()
         assert row is not None
-        return row[0], row[1], row[2]
+        return Row(*row)
 
 
 class _ConnectionTransaction:
@@ -296,7 +308,7 @@ def _execute(connection: SqlalchemyConnection, statement: Statement) -> Row:
         if error.connection_invalidated:
             raise EngineUnavailableError("The connection of the transaction was lost") from error
         raise
-    return row[0], row[1], row[2]
+    return Row(*row)
 
 
 def _named(query: str) -> str:
