@@ -10,6 +10,7 @@ Durable tasks with real processes, a real PostgreSQL and a real `kill -9`; and w
 - postgres: the server is killed after 500 acknowledged tasks: it has them all when it is back, and producer and workers
   come back by themselves.
 - two: two workers share 5,000 tasks: each is done once.
+- periodic: four workers, one of them with a wrong clock, are killed again and again: each occurrence is run once.
 - overhead: handing over, against procrastinate's own `defer_async`: at most 1.2 times the time.
 
 Exits non-zero when one of these does not hold.
@@ -30,6 +31,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
@@ -52,14 +55,14 @@ class Setting:
             "DURABLE_ADDRESS": postgres.address,
             "DURABLE_QUEUE": self.queue,
             "DURABLE_LOG": str(self.log),
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": os.pathsep.join((str(HERE), os.environ.get("PYTHONPATH", ""))),
         }
 
     @contextmanager
-    def worker(self, concurrency: int = 32) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
         """A worker process; killed at the end of the block."""
-        arguments = ["-m", "tasks_core", "worker", "durable_app:engine", f"--concurrency={concurrency}"]
-        with self._process(*arguments, "--log-level=warning") as process:
+        arguments = ["-m", "tasks_core", "worker", "durable_app:engine", "--log-level=warning"]
+        with self._process(*arguments, **environment) as process:
             yield process
 
     @contextmanager
@@ -70,8 +73,8 @@ class Setting:
             yield process
 
     @contextmanager
-    def _process(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-        process = subprocess.Popen([sys.executable, *arguments], env=self.environment, cwd=HERE)
+    def _process(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        process = subprocess.Popen([sys.executable, *arguments], env={**self.environment, **environment}, cwd=HERE)
         try:
             yield process
         finally:
@@ -243,6 +246,39 @@ def two(postgres: Postgres, *, short: bool) -> bool:
     return len(done) == number and not twice and len(by) == 2
 
 
+def periodic(postgres: Postgres, *, short: bool) -> bool:
+    setting = Setting(postgres)
+    seconds, number = (20, 4) if short else (180, 4)
+    usual = {"DURABLE_PERIODIC": "1", "DURABLE_HEARTBEAT": "0.5"}
+    environments = [{**usual, **({"DURABLE_CLOCK": "wrong"} if n == 0 else {})} for n in range(number)]
+    kills = 0
+    with ExitStack() as stack:
+        workers = [stack.enter_context(setting.worker(**environment)) for environment in environments]
+        wait(lambda: bool(setting.lines("ran")), "the first occurrence")
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            time.sleep(2.5)
+            victim = kills % number
+            workers[victim].kill()
+            workers[victim] = stack.enter_context(setting.worker(**environments[victim]))
+            kills += 1
+        time.sleep(2)
+    stored = postgres.query(
+        f"SELECT args->>'key' AS key, count(*) FROM procrastinate_jobs WHERE queue_name = '{setting.queue}' GROUP BY 1"
+    )
+    twice = sum(1 for _, times in stored if times > 1)
+    ended = datetime.now(UTC)
+    moments = sorted([ended, *(datetime.fromisoformat(key.split()[-1]) for key, _ in stored)])
+    gap = max((later - earlier).total_seconds() for earlier, later in pairwise(moments))
+    wrong = sum(1 for moment in moments if abs((ended - moment).total_seconds()) > seconds + 60)
+    print(
+        f"periodic, each second for {seconds} s, {number} workers, {kills} killed: {len(stored)} occurrences, {twice} "
+        f"stored twice, {wrong} by the wrong clock, the longest pause between two was {gap:g} s"
+    )
+    # A task whose worker is killed is run elsewhere after four missed heartbeats, and no other one runs meanwhile.
+    return len(stored) > seconds / 4 and not twice and not wrong and gap <= 30
+
+
 def overhead(postgres: Postgres, *, short: bool) -> bool:
     ratio = asyncio.run(_overhead(postgres, 3 if short else 15, 100))
     print(f"handing over, against defer_async: {ratio:.2f}")
@@ -276,7 +312,7 @@ async def _overhead(postgres: Postgres, rounds: int, number: int) -> float:
     return statistics.median(ratios)
 
 
-TESTS = {"web": web, "worker": worker, "postgres": postgres, "two": two, "overhead": overhead}
+TESTS = {"web": web, "worker": worker, "postgres": postgres, "two": two, "periodic": periodic, "overhead": overhead}
 
 
 def main() -> int:

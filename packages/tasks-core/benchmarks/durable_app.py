@@ -1,17 +1,36 @@
 """What the processes of `durable.py` run: a web application, its durable tasks, and the engine for a worker."""
 
 import asyncio
+import datetime
 import os
+import time
 from pathlib import Path
 
+if os.environ.get("DURABLE_CLOCK") == "wrong":  # before anything else has a reference to the function
+    _real = time.time
+    time.time = lambda: _real() + 86_400
+
+    class _Wrong(datetime.datetime):
+        __slots__ = ()
+
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> "_Wrong":
+            return cls.fromtimestamp(time.time(), tz)
+
+    datetime.datetime = _Wrong  # type: ignore[misc]  # for the modules that are imported from here on
+
 from fastapi import FastAPI
-from tasks_core import RetryPolicy, durable, durable_context
+from tasks_core import RetryPolicy, durable, durable_context, every
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_fastapi import Tasks, add_tasks
 
 LOG = Path(os.environ.get("DURABLE_LOG", os.devnull))
 
-engine = ProcrastinateEngine(os.environ.get("DURABLE_ADDRESS", ""), queue=os.environ.get("DURABLE_QUEUE", "tasks"))
+engine = ProcrastinateEngine(
+    os.environ.get("DURABLE_ADDRESS", ""),
+    queue=os.environ.get("DURABLE_QUEUE", "tasks"),
+    heartbeat=float(os.environ.get("DURABLE_HEARTBEAT", "4")),
+)
 
 
 def write(*words: object) -> None:
@@ -32,6 +51,13 @@ async def hang_at_first(name: str) -> None:
     if attempt == 1:
         await asyncio.sleep(3600)
     write("done", name, os.getpid(), attempt)
+
+
+if "DURABLE_PERIODIC" in os.environ:
+
+    @durable(periodic=every(seconds=1))
+    async def often() -> None:
+        write("ran", durable_context().idempotency_key.split()[-1], os.getpid())
 
 
 def _workers() -> int:

@@ -2,7 +2,18 @@
 
 from typing import assert_type
 
-from tasks_core import Receipt, RetryPolicy, Task, TaskPhase, TaskScheduler, Worker, durable
+from tasks_core import (
+    DurableFunction,
+    Receipt,
+    RetryPolicy,
+    Task,
+    TaskPhase,
+    TaskScheduler,
+    Worker,
+    cron,
+    durable,
+    every,
+)
 from tasks_core.engines import Engine
 
 
@@ -16,11 +27,22 @@ def render(order: int, scale: float) -> bytes:
     return bytes(int(order * scale))
 
 
+def still() -> None: ...
+
+
 @durable(queue="payments", priority=10)
 def refund(order: int) -> None:
     assert order
 
 
+@durable(periodic=cron("0 3 * * *", timezone="Europe/Berlin"), catch_up=7200)
+async def report(pages: int = 1) -> bool:
+    return pages > 0
+
+
+assert_type(durable(periodic=every(hours=6))(still), DurableFunction[[], None])
+durable(periodic="0 3 * * *")  # type: ignore[call-overload]
+durable(periodic=every(hours=6), catch_up="an hour")  # type: ignore[call-overload]
 durable(queue=7)  # type: ignore[call-overload]
 durable(priority="high")  # type: ignore[call-overload]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -49,6 +49,7 @@ class InMemoryEngine(InMemoryOperations):
         self._places: list[str] = []
         self._emitted: dict[int, list[bytes]] = {}
         self._lines = Lines()
+        self._occurrences: dict[str, datetime] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -123,6 +124,22 @@ class InMemoryEngine(InMemoryOperations):
                         await changed.wait()
         finally:
             self._workers.remove(slots)
+
+    async def occurrences(self, names: Sequence[str], /) -> tuple[datetime, list[datetime]]:
+        """Return the time, and the last occurrence of each function."""
+        now = datetime.now(UTC)
+        return now, [self._occurrences.setdefault(name, now) for name in names]
+
+    async def submit_occurrence(self, call: DurableCall, at: datetime, /) -> Receipt | None:
+        """Submit the call, unless its occurrence is not later than the last one."""
+        return await self.submit(call) if await self.skip_occurrences(call.name, at) else None
+
+    async def skip_occurrences(self, name: str, until: datetime, /) -> bool:
+        """Note the occurrence alone."""
+        if (last := self._occurrences.get(name)) is not None and last >= until:
+            return False
+        self._occurrences[name] = until
+        return True
 
     async def _wake_when(self, stopping: anyio.Event) -> None:
         await stopping.wait()

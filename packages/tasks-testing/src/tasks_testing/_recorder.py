@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, overload
 
 import anyio
-from tasks_core import Service, Subscription
+from tasks_core import DurableFunction, Service, Subscription
 from tasks_core.engines import DurableCall
-from tasks_core.testing import override_engine
+from tasks_core.testing import next_occurrence, occurrence_call, override_engine, periodic_functions
 
 from . import _refusals
 from ._assertions.end_of_test import EndOfTestChecks, add_findings
@@ -63,6 +64,7 @@ class TasksRecorder(TaskView):
         self._control = Control(recording)
         self._engine = RecordedEngine(recording)
         self._engine_override: Subscription | None = None
+        self._occurred: dict[str, datetime] = {}  # the last occurrence of each periodic durable function
         self._checks = EndOfTestChecks(recording, settings)
         self.clock = RecorderClock(recording, self._timeout)
 
@@ -542,6 +544,73 @@ class TasksRecorder(TaskView):
             await self._run_durable(method, 1, timeout)
 
         return CutEverywhere(self._engine, run, restore, check, on_cut, limit)
+
+    @property
+    def periodic_functions(self) -> Mapping[str, DurableFunction[..., Any]]:
+        """The durable functions of this process that have `periodic=`, by name."""
+        return {function.name: function for function in periodic_functions()}
+
+    def run_occurrence(self, func: DurableFunction[..., Any], *, timeout: float | None = None) -> datetime:
+        """
+        Run a periodic durable function for its next occurrence, as a worker would, and return when that is.
+
+        Virtual time moves there first; while time is real, nothing waits. Other durable tasks that were submitted run
+        as well, as by `run_durable()`.
+
+        Args:
+            func: A function with `@durable(periodic=...)`.
+
+            timeout: Seconds of real time; `None`: the timeout of the recorder.
+
+        Raises:
+            ValueError: *func* has no further occurrence, or is not periodic.
+            AssertionError: A task still runs after *timeout* seconds.
+            RuntimeError: An event loop runs in this thread: write `await tasks_recorder.arun_occurrence(func)`.
+        """
+        __tracebackhide__ = True
+        _refuse_to_block("run_occurrence", "arun_occurrence")
+        at, seconds = self._next_occurrence(func)
+        if self._recording.virtual:
+            self.clock.advance(seconds)
+        anyio.run(self._run_occurrence, "run_occurrence", func, at, timeout)
+        return at
+
+    async def arun_occurrence(
+        self,
+        func: DurableFunction[..., Any],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  the twin of run_occurrence()
+    ) -> datetime:
+        """Do what `run_occurrence()` does, in a test that runs on an event loop."""
+        __tracebackhide__ = True
+        at, seconds = self._next_occurrence(func)
+        if self._recording.virtual:
+            await self.clock.aadvance(seconds)
+        await self._run_occurrence("arun_occurrence", func, at, timeout)
+        return at
+
+    def _next_occurrence(self, func: DurableFunction[..., Any]) -> tuple[datetime, float]:
+        trigger = getattr(func, "periodic", None)
+        if trigger is None:
+            raise ValueError(_refusals.not_periodic(func))
+        virtual = self._recording.virtual
+        now = datetime.fromtimestamp(self._recording.queue.time(), UTC) if virtual else datetime.now(UTC)
+        at = next_occurrence(trigger, max(now, self._occurred.get(func.name, now)))
+        if at is None:
+            raise ValueError(_refusals.no_further_occurrence(func))
+        self._occurred[func.name] = at
+        return at, max(0.0, (at - now).total_seconds())
+
+    async def _run_occurrence(
+        self,
+        method: str,
+        func: DurableFunction[..., Any],
+        at: datetime,
+        timeout: float | None,  # noqa: ASYNC109  as above
+    ) -> None:
+        __tracebackhide__ = True
+        await self._engine.submit_occurrence(occurrence_call(func, at), at)
+        await self._run_durable(method, 1, timeout)
 
     # ---- what is expected ----
 

@@ -37,6 +37,14 @@ def wrong_times() -> str:
     return "times must be 1 or more; to assert that there is none, write assert_not_scheduled()"
 
 
+def not_periodic(func: object) -> str:
+    return f"{show(func)} is not periodic. Pass a function with @durable(periodic=cron('0 3 * * *'))"
+
+
+def no_further_occurrence(func: object) -> str:
+    return f"the trigger of {show(func)} has no further occurrence"
+
+
 # ---- settings ----
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -53,6 +54,7 @@ from tasks_core.engines import (
     EventEngine,
     Json,
     OperableEngine,
+    PeriodicEngine,
     QueueStatistics,
     Redeliver,
 )
@@ -419,6 +421,45 @@ class EngineContract:
             again = await scheduler.task(key=key).schedule(repeated, "a")
         assert (joined.id, again.id) == (first.id, first.id)
         assert not again.created
+
+    # ---- periodic functions ----
+
+    async def test_an_occurrence_is_submitted_once(self, engine: Engine) -> None:
+        if not isinstance(engine, PeriodicEngine):
+            pytest.skip(f"{engine.name} has no periodic tasks")
+        name = f"tasks_testing.engine_contract.{uuid4().hex}"
+        async with engine:
+            now, [last] = await engine.occurrences([name])
+            assert timedelta(0) <= now - last < timedelta(seconds=5), "what is new has missed nothing"
+            _, [again, other] = await engine.occurrences([name, f"{name}.other"])
+            assert (again, other >= last) == (last, True)
+            at = now + timedelta(hours=1)
+            receipts = [await engine.submit_occurrence(DurableCall(name, {}, f"{n}"), at) for n in range(3)]
+            assert [receipt is None for receipt in receipts] == [False, True, True]
+            assert receipts[0] is not None
+            assert receipts[0].created
+            assert (await engine.occurrences([name]))[1] == [at]
+            assert await engine.submit_occurrence(DurableCall(name, {}, "late"), now) is None
+            assert not await engine.skip_occurrences(name, at)
+            assert await engine.skip_occurrences(name, at + timedelta(hours=1))
+            assert await engine.submit_occurrence(DurableCall(name, {}, "skipped"), at + timedelta(hours=1)) is None
+            assert await engine.submit_occurrence(DurableCall(name, {}, "next"), at + timedelta(hours=2)) is not None
+
+    async def test_one_of_many_submits_an_occurrence(self, engine: Engine) -> None:
+        if not isinstance(engine, PeriodicEngine):
+            pytest.skip(f"{engine.name} has no periodic tasks")
+        name = f"tasks_testing.engine_contract.{uuid4().hex}"
+        receipts: list[Receipt | None] = []
+
+        async def submit(at: datetime) -> None:
+            receipts.append(await engine.submit_occurrence(DurableCall(name, {}, "k"), at))
+
+        async with engine:
+            now, _ = await engine.occurrences([name])
+            async with anyio.create_task_group() as group:
+                for _ in range(8):
+                    group.start_soon(submit, now + timedelta(hours=1))
+        assert sum(receipt is not None for receipt in receipts) == 1
 
     # ---- queues and priorities ----
 

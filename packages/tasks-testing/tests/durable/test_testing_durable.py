@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,8 @@ from core_durable_functions import flaky, hands_on, note, plain, untyped
 from fastapi import FastAPI
 from pydantic import AfterValidator
 from starlette.testclient import TestClient
-from tasks_core import DurableFunction, RetryPolicy, TaskScheduler, durable, durable_context
+from tasks_core import DurableFunction, RetryPolicy, TaskScheduler, cron, durable, durable_context
+from tasks_core._durable.function import registry
 from tasks_core.engines import DurableState, EngineUnavailableError
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_core.exceptions import ArgumentCodecError
@@ -383,3 +385,58 @@ def test_a_key_and_its_line_are_brought_back_for_each_cut(tasks_recorder: TasksR
     assert tasks_recorder.durable_calls[-1].key == "k"
     tasks_recorder.run_durable()
     check()
+
+
+# ---- periodic functions ----
+
+
+@pytest.fixture
+def nightly() -> Iterator[DurableFunction[[], Any]]:
+    async def nightly() -> None:
+        functions.ran.append(durable_context().idempotency_key)
+
+    yield durable(name="nightly", periodic=cron("0 3 * * *"))(nightly)
+    del registry._functions["nightly"]
+
+
+@pytest.mark.tasks_recorder(virtual_time=True)
+def test_an_occurrence_is_run_in_virtual_time(tasks_recorder: TasksRecorder, nightly: DurableFunction[[], Any]) -> None:
+    assert tasks_recorder.periodic_functions["nightly"] is nightly
+    first = tasks_recorder.run_occurrence(nightly)
+    assert first == datetime(2000, 1, 1, 3, tzinfo=UTC)
+    assert tasks_recorder.clock.now == 3 * 3600
+
+    async def second() -> datetime:
+        return await tasks_recorder.arun_occurrence(nightly)
+
+    assert anyio.run(second) == first + timedelta(days=1)
+    assert functions.ran == ["nightly 2000-01-01T03:00:00+00:00", "nightly 2000-01-02T03:00:00+00:00"]
+    assert [run.state for run in tasks_recorder.durable_runs] == ["succeeded", "succeeded"]
+
+
+def test_an_occurrence_is_run_at_once_while_time_is_real(
+    tasks_recorder: TasksRecorder, nightly: DurableFunction[[], Any]
+) -> None:
+    first = tasks_recorder.run_occurrence(nightly)
+    assert first > datetime.now(UTC)
+
+    async def second() -> datetime:
+        return await tasks_recorder.arun_occurrence(nightly)
+
+    assert anyio.run(second) == first + timedelta(days=1)
+    assert len(functions.ran) == 2
+
+
+def test_what_has_no_occurrence_is_refused(tasks_recorder: TasksRecorder, nightly: DurableFunction[[], Any]) -> None:
+    with pytest.raises(ValueError, match=r"is not periodic. Pass a function with @durable\(periodic="):
+        tasks_recorder.run_occurrence(note)
+
+    class Over:
+        jitter = 0.0
+
+        def next_after(self, previous: datetime | None, now: datetime) -> datetime | None:
+            return None
+
+    nightly.periodic = Over()
+    with pytest.raises(ValueError, match="has no further occurrence"):
+        tasks_recorder.run_occurrence(nightly)

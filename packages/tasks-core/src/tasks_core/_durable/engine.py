@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import anyio
@@ -204,5 +205,41 @@ class EventEngine(Protocol):
 
         Raises:
             EngineUnavailableError: the engine does not answer.
+        """
+        ...
+
+
+@runtime_checkable
+class PeriodicEngine(Protocol):
+    """What an `Engine` may have besides: it runs periodic functions once for all workers."""
+
+    async def occurrences(self, names: Sequence[str], /) -> tuple[datetime, Sequence[datetime]]:
+        """
+        Return the time by a clock that all processes share, and for each function when its last occurrence was.
+
+        For a function that the engine does not know yet, that is the present, which is stored.
+
+        Raises:
+            EngineUnavailableError: as for `Engine.submit()`.
+        """
+        ...
+
+    async def submit_occurrence(self, call: DurableCall, at: datetime, /) -> Receipt | None:
+        """
+        Store *at* as the last occurrence of the function and submit the call, in one step.
+
+        Returns `None`, and does nothing, if the last occurrence is that one already, or a later one.
+
+        Raises:
+            EngineUnavailableError: as for `Engine.submit()`.
+        """
+        ...
+
+    async def skip_occurrences(self, name: str, until: datetime, /) -> bool:
+        """
+        Store *until* as the last occurrence of a function; return whether it was an earlier one before.
+
+        Raises:
+            EngineUnavailableError: as for `Engine.submit()`.
         """
         ...

@@ -16,7 +16,9 @@ from tasks_core._retry import RetryPolicy
 from tasks_core._schedule import TaskFactory
 from tasks_core._support.call import check_provided_call, function_name
 from tasks_core._support.provider import ELSEWHERE
-from tasks_core.exceptions import InvalidConfigError, NotAddressableError, UnknownTaskError
+from tasks_core._support.rules import Rule, is_finite_seconds, show
+from tasks_core.exceptions import InvalidConfigError, InvalidTaskError, NotAddressableError, UnknownTaskError
+from tasks_core.triggers import Every, Trigger
 
 from .calls import Receipt
 from .codec import ArgumentCodec
@@ -32,6 +34,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+CATCH_UP = 3600.0
+"""The default of `durable(catch_up=...)`."""
+
+_CATCH_UP = Rule(
+    lambda value: is_finite_seconds(value) and value >= 1, "a number of seconds, 1 or more, as in catch_up=60"
+)
 _OF_THE_TARGET = frozenset(option.name for option in fields(TaskConfig))
 
 
@@ -60,6 +68,10 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
     """The queue of its calls, unless `configure(queue=...)` says otherwise; `"default"` is that of the engine."""
     priority: int
     """The priority of its calls, unless `configure(priority=...)` says otherwise."""
+    periodic: Trigger | None
+    """When workers run it by themselves, once for all of them."""
+    catch_up: float
+    """Seconds by which such a run may be late."""
     __name__: str
     __qualname__: str
 
@@ -73,7 +85,10 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
         config: TaskConfig | None = None,
         queue: str = DEFAULT_QUEUE,
         priority: int = 0,
+        periodic: Trigger | None = None,
+        catch_up: float | None = None,
     ) -> None:
+        _check_periodic(func, periodic, catch_up)
         QUEUE.check("queue", queue)
         PRIORITY.check("priority", priority)
         self.name = _check_name(name) if name is not None else _name_of(func)
@@ -82,6 +97,8 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
         self.config = config or TaskConfig()
         self.queue = queue
         self.priority = priority
+        self.periodic = periodic
+        self.catch_up = CATCH_UP if catch_up is None else catch_up
         self._options = CallOptions()
         self.__wrapped__ = func
         for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
@@ -224,6 +241,12 @@ def registered_names() -> list[str]:
     return list(registry._functions)
 
 
+def periodic_functions() -> list[DurableFunction[..., Any]]:
+    """Return the durable functions of this process that have `periodic=`, in the order of their names."""
+    functions = {function.name: function for function in registry._functions.values() if function.periodic is not None}
+    return [functions[name] for name in sorted(functions)]
+
+
 def registered_queues() -> set[str]:
     """Return the queues of the durable functions of this process, and that of the engine, which is `"default"`."""
     return {DEFAULT_QUEUE, *(function.queue for function in registry._functions.values())}
@@ -244,6 +267,8 @@ def durable(
     on_error: TaskErrorHandler | None = None,
     queue: str = ...,
     priority: int = ...,
+    periodic: Trigger | None = None,
+    catch_up: float | None = None,
 ) -> Callable[[Callable[P, T]], DurableFunction[P, T]]: ...
 
 
@@ -259,6 +284,8 @@ def durable(
     on_error: TaskErrorHandler | None = None,
     queue: str = DEFAULT_QUEUE,
     priority: int = 0,
+    periodic: Trigger | None = None,
+    catch_up: float | None = None,
 ) -> Any:
     """
     Make a function durable: scheduling it submits the call to an engine, and a worker process runs it.
@@ -300,9 +327,18 @@ def durable(
 
         priority: A whole number from -100 to 100. Of the calls of a queue that wait, those with a higher one run first.
 
+        periodic: Workers run the function without arguments at each occurrence, once for all workers and machines:
+            `cron("0 3 * * *", timezone="Europe/Berlin")` or `every(hours=6)`, by the clock of the engine. An interval
+            is counted from 1970-01-01 00:00 UTC, or from its `first`. An occurrence is skipped, with a line in the
+            log, if the run before it has not ended.
+
+        catch_up: Seconds by which an occurrence of *periodic* may be late, because no worker ran when it was due. Of
+            those that are not later, the latest is run; all other ones are skipped, with a line. Default: 3600.
+
     Raises:
         NotAddressableError: a worker could not find the function: it is a lambda, a closure, a method, a partial, or
             part of the script that is being run.
+        InvalidTaskError: a function with *periodic* needs arguments.
         InvalidConfigError: an option has a value that it cannot have, or the name belongs to another function.
     """
     if retry is not None and not isinstance(retry, RetryPolicy):
@@ -311,7 +347,15 @@ def durable(
 
     def decorate(func: Callable[..., Any]) -> DurableFunction[..., Any]:
         function = DurableFunction(
-            func, name=name, aliases=aliases, retry=retry, config=config, queue=queue, priority=priority
+            func,
+            name=name,
+            aliases=aliases,
+            retry=retry,
+            config=config,
+            queue=queue,
+            priority=priority,
+            periodic=periodic,
+            catch_up=catch_up,
         )
         registry.add(function)
         return function
@@ -341,6 +385,38 @@ def _name_of(func: Callable[..., Any]) -> str:
             f'Move it to a module, or name it: @durable(name="{func.__name__}")'
         )
     return place
+
+
+def _check_periodic(func: Callable[..., Any], periodic: object, catch_up: object) -> None:
+    """Raise if the options do not fit together, or the function could not be called without arguments."""
+    if periodic is None:
+        if catch_up is not None:
+            raise InvalidConfigError(
+                "durable(catch_up=...): catch_up is for periodic functions, as in durable(periodic=every(hours=6), "
+                "catch_up=60)"
+            )
+        return
+    if not callable(getattr(periodic, "next_after", None)):
+        raise InvalidConfigError(
+            f"durable(periodic={show(periodic)}): periodic must have the method next_after(), as in "
+            "periodic=cron('0 3 * * *') or periodic=every(hours=6)"
+        )
+    if isinstance(periodic, Every) and (periodic.immediately or isinstance(periodic.first, int | float)):
+        raise InvalidConfigError(
+            "durable(periodic=every(...)): immediately= and seconds in first= are counted from the start of a process, "
+            "and a durable function runs once for all of them. Pass a moment: first=datetime(2026, 1, 1, tzinfo=UTC)"
+        )
+    if catch_up is not None:
+        _CATCH_UP.check("catch_up", catch_up)
+    for parameter in inspect.signature(func).parameters.values():
+        if parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            raise InvalidTaskError(
+                f"durable(periodic=...): {function_name(func)} is called without arguments, and parameter "
+                f"{parameter.name!r} has no default. If the worker supplies it, give it the default Provided"
+            )
 
 
 def _check_name(name: object) -> str:

@@ -30,6 +30,7 @@ from .engine import Delivery, Engine, EventSink, NotUnderstood, Redeliver
 from .function import DurableFunction, registry
 from .host import engine_in_force
 from .label import CallLabel
+from .periodic import Occurrences
 from .queues import Slots, check_slots, total
 from .trace import continued_span
 
@@ -104,11 +105,17 @@ class Worker:
         """
         Run tasks until *stop* is set, and return when every call has ended or is back in the queue.
 
+        It also submits the occurrences of periodic functions (`durable(periodic=...)`).
+
         Cancellation: like *stop*, with the grace period over at once.
+
+        Raises:
+            EngineCapabilityError: there are periodic functions, and the engine has none.
         """
         if engine_in_force(self._engine) is not self._engine:
             logger.info("The worker does not start: override_engine() is in force, and gets all durable tasks")
             return
+        occurrences = Occurrences(self._engine)
         self._scheduler = scheduler = TaskScheduler(
             max_threads=total(self._slots), engine=self._engine, provider=self._provider, **self._options
         )
@@ -118,6 +125,7 @@ class Worker:
         )
         async with scheduler, anyio.create_task_group() as group:
             group.start_soon(self._stop_when, stop)
+            group.start_soon(occurrences.run, scheduler.stopping)
             # Not cancelled with the block: it returns when its tasks have ended, which shutdown bounds.
             with anyio.CancelScope(shield=True):
                 await self._engine.work(self._run, concurrency=self._slots, stopping=scheduler.stopping)

@@ -10,8 +10,9 @@ with override_clock(my_clock):
 """
 
 from tasks_core._clock import MonotonicClock, override_clock
-from tasks_core._durable.function import durable_function
+from tasks_core._durable.function import durable_function, periodic_functions
 from tasks_core._durable.host import override_engine
+from tasks_core._durable.periodic import next_occurrence, occurrence_call
 from tasks_core._support.call import function_name
 from tasks_core._task import event_loop_runs, release_task
 
@@ -20,7 +21,10 @@ __all__ = (
     "durable_function",
     "event_loop_runs",
     "function_name",
+    "next_occurrence",
+    "occurrence_call",
     "override_clock",
     "override_engine",
+    "periodic_functions",
     "release_task",
 )

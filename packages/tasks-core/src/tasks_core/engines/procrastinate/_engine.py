@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, LiteralString, ParamSpec, Self, TypeVar
@@ -34,7 +35,17 @@ from ._operate import Operations
 from ._options import WorkOptions
 from ._rows import STATES, is_job_id, stored_calls
 from ._schema import prepare_schema
-from ._sql import FIND_FOLLOWED, OPERATOR_SETTINGS, READ_EVENTS, STATUS, SUBMIT, SUBMIT_KEYS
+from ._sql import (
+    FIND_FOLLOWED,
+    OCCURRENCES,
+    OPERATOR_SETTINGS,
+    READ_EVENTS,
+    SKIP_OCCURRENCES,
+    STATUS,
+    SUBMIT,
+    SUBMIT_KEYS,
+    SUBMIT_OCCURRENCE,
+)
 from ._transaction import Row, Statement, Transaction, join_transaction
 from ._trio import AsyncioThread, runs_asyncio, work_in_thread
 from ._work import work
@@ -270,10 +281,7 @@ class ProcrastinateEngine(Operations):
         if not calls:
             return []
         statement = self._statement(calls)
-        try:
-            rows = await self._on_asyncio(self._fetch, statement.query, statement.parameters())
-        except (psycopg.Error, PoolTimeout, OSError) as error:
-            raise engine_error(error) from error
+        rows = await self._read(statement.query, statement.parameters())
         return [self._receipt(call, Row(*row)) for call, row in zip(calls, rows, strict=True)]
 
     def _statement(self, calls: Sequence[DurableCall]) -> Statement:
@@ -348,6 +356,23 @@ class ProcrastinateEngine(Operations):
             return await self._on_asyncio(self._fetch, query, parameters)
         except (psycopg.Error, PoolTimeout, OSError) as error:
             raise engine_error(error) from error
+
+    # ---- periodic functions ----
+
+    async def occurrences(self, names: Sequence[str], /) -> tuple[datetime, list[datetime]]:
+        """Return the time of the database, and the last occurrence of each function of this engine's queue."""
+        rows = await self._read(OCCURRENCES, {"engine": self._work_options.queue, "names": list(names)})
+        return rows[0][0].astimezone(UTC), [last.astimezone(UTC) for _, last in rows]
+
+    async def submit_occurrence(self, call: DurableCall, at: datetime, /) -> Receipt | None:
+        """Store the occurrence and the call by one statement."""
+        parameters = {"engine": self._work_options.queue, "name": call.name, "at": at}
+        rows = await self._read(SUBMIT_OCCURRENCE, {**parameters, "calls": stored_calls([call], self._work_options)})
+        return self._receipt(call, Row(*rows[0])) if rows else None
+
+    async def skip_occurrences(self, name: str, until: datetime, /) -> bool:
+        """Store the occurrence alone."""
+        return bool(await self._read(SKIP_OCCURRENCES, {"engine": self._work_options.queue, "name": name, "at": until}))
 
     # ---- running ----
 

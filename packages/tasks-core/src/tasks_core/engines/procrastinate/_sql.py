@@ -139,6 +139,16 @@ BEGIN
 END;
 $$
 """,
+    # The last occurrence of each periodic function: `engine` is the queue of the engine, so that two applications with
+    # functions of the same name do not take each other's occurrences.
+    "tasks_occurrences_v1": """
+CREATE TABLE tasks_occurrences_v1 (
+    engine text NOT NULL,
+    name text NOT NULL,
+    at timestamptz NOT NULL,
+    PRIMARY KEY (engine, name)
+)
+""",
     # ---- keys of which one task runs at a time: `lock` of procrastinate, which is unique among rows that run ----
     #
     # Of the unfinished rows with a lock, one is the head: it waits, runs or waits to be retried. The others have
@@ -447,6 +457,39 @@ SUBMIT_KEYS: LiteralString = """
 SELECT id, created, same, key, replaced FROM tasks_submit_v3((%(calls)s)::jsonb)
 """
 """The same for calls of which some have an idempotency key that the caller chose, or a key."""
+
+# ---- periodic functions ----
+
+OCCURRENCES: LiteralString = """
+WITH given AS (
+    SELECT name, number FROM unnest((%(names)s)::text[]) WITH ORDINALITY AS given (name, number)
+), added AS (
+    INSERT INTO tasks_occurrences_v1 (engine, name, at) SELECT %(engine)s, name, clock_timestamp() FROM given
+    ON CONFLICT DO NOTHING RETURNING name, at
+)
+SELECT clock_timestamp(), coalesce(known.at, added.at, clock_timestamp())
+  FROM given LEFT JOIN added USING (name)
+  LEFT JOIN tasks_occurrences_v1 AS known ON known.engine = %(engine)s AND known.name = given.name
+ ORDER BY number
+"""
+"""The time, and the last occurrence of each function. One that is new begins now: it has missed nothing."""
+
+_MOVE_ON: LiteralString = """
+INSERT INTO tasks_occurrences_v1 AS known (engine, name, at) VALUES (%(engine)s, %(name)s, %(at)s)
+ON CONFLICT (engine, name) DO UPDATE SET at = excluded.at WHERE known.at < excluded.at RETURNING true
+"""
+
+SUBMIT_OCCURRENCE: LiteralString = f"""
+WITH passed AS ({_MOVE_ON})
+SELECT stored.id, stored.created, stored.same, stored.key, stored.replaced
+  FROM passed CROSS JOIN LATERAL tasks_submit_v3((%(calls)s)::jsonb) AS stored
+"""
+"""
+Of all workers that submit an occurrence, one gets a row. A worker that waited too long for the others has a moment that
+is not later than the one that is stored, and gets none, also when the task has been deleted since.
+"""
+
+SKIP_OCCURRENCES: LiteralString = _MOVE_ON
 
 STATUS: LiteralString = """
 SELECT status::text, attempts, args->'progress' AS progress FROM procrastinate_jobs WHERE id = %(id)s
