@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from weakref import ref
 
 
@@ -44,7 +44,10 @@ class AfterShutdown:
 
     __slots__ = ("__weakref__", "reason", "scheduler")
 
-    finished = False
+    scheduler: Any
+    """The `TaskScheduler`, which is closed."""
+    reason: str
+    finished: ClassVar[bool] = False
 
     def __init__(self, scheduler: Any, reason: str) -> None:
         self.scheduler = scheduler
