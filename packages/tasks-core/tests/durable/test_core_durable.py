@@ -79,9 +79,9 @@ async def test_what_the_worker_supplies_is_not_passed() -> None:
     assert [call.args for call in engine.calls] == [{"number": 1}]
 
 
-async def test_a_key_is_for_tasks_of_this_process() -> None:
+async def test_a_key_needs_an_engine_that_knows_keys() -> None:
     async with TaskScheduler(engine=ListEngine()) as scheduler:
-        with pytest.raises(EngineCapabilityError, match="where key= of this call has no effect"):
+        with pytest.raises(EngineCapabilityError, match="was scheduled with key=, which list cannot do"):
             scheduler.task(key="k").schedule(note, "x")
         with pytest.raises(NotAddressableError, match="inside of a partial cannot be found by another process"):
             scheduler.task(key="k").schedule(partial(note, "x"))

@@ -21,7 +21,7 @@ __all__ = ("postgres", "queue")
 
 pytestmark = pytest.mark.anyio
 
-INDEX = "tasks_ready_v1"
+INDEX = "tasks_ready_v2"
 
 
 @pytest.fixture
