@@ -244,6 +244,23 @@ async def test_older_occurrences_are_skipped_with_one_line(caplog: pytest.LogCap
     assert (ran, engine.calls) == ([], [])
 
 
+@pytest.mark.parametrize("now", ["2026-03-09T02:30", "2026-03-09T04:30"])
+async def test_a_worker_that_comes_second_runs_nothing_and_says_nothing(
+    now: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Second(Clockwork):
+        """Another worker has dealt with each occurrence since this one asked."""
+
+        async def skip_occurrences(self, name: str, until: datetime, /) -> bool:
+            return False
+
+    durable(name="periodic.night", periodic=NIGHT)(note_run)
+    engine = Second(now, "2026-03-01T02:00")
+    await run_until(engine, lambda: engine.asked == 1)
+    assert engine.calls == []
+    assert [line for line in messages(caplog) if "eriodic" in line] == []
+
+
 async def test_the_last_occurrence_of_a_trigger_may_be_skipped(caplog: pytest.LogCaptureFixture) -> None:
     once = at("2026-03-02T00:00")
     durable(name="periodic.once", periodic=Wrong(lambda now: once if now < once else None))(note_run)

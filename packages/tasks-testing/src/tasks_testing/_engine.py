@@ -56,9 +56,9 @@ class RecordedEngine(InMemoryEngine):
     async def submit(self, call: DurableCall, /, *, transaction: object = None) -> Receipt:
         """Keep a call, and the provider of the scheduler that submits it, which the runs need."""
         submitting = current_task()
-        assert submitting is not None  # the task whose work is to submit
-        assert submitting.scheduler is not None
-        self._provider = submitting.scheduler.provider
+        if submitting is not None:  # an occurrence of a periodic function is submitted by the recorder itself
+            assert submitting.scheduler is not None
+            self._provider = submitting.scheduler.provider
         return await super().submit(call, transaction=transaction)
 
     async def occurrences(self, names: Sequence[str], /) -> tuple[datetime, list[datetime]]:
