@@ -735,7 +735,8 @@ def record_tasks(
 
         failures: Whether a task that fails unexpectedly is an error.
 
-        leaks: Whether a task that still runs is an error.
+        leaks: Whether a task is an error that still runs, or that used a session of SQLAlchemy after its request had
+            closed it.
 
         timeout: The longest wait in seconds of real time. Under a debugger there is no limit.
 

@@ -45,13 +45,13 @@ class EndOfTestChecks:
 
     def after_body(self) -> list[str]:
         """Return the findings when the body of the test has ended."""
-        return [*self._failures(), *self._not_asserted(), *self._not_attributed()]
+        return [*self._failures(), *self._not_asserted(), *self._not_attributed(), *self._closed_sessions()]
 
     def after_teardown(self, timeout: float | None, *, wait: bool) -> list[str]:
         """Return the findings when every fixture is torn down; with *wait*, running tasks may end before."""
         if wait and self._settings.leaks == "error" and not in_event_loop():
             self._recording.monitor.run(self._waiting(timeout))
-        return [*self._failures(), *self._leaks()]
+        return [*self._failures(), *self._leaks(), *self._closed_sessions()]
 
     def warn_of_losses(self) -> None:
         """Warn of each task that shutdown has cancelled or discarded."""
@@ -94,6 +94,12 @@ class EndOfTestChecks:
         tasks, self._recording.unattributed = self._recording.unattributed, []
         if tasks:
             yield findings.not_attributed(tasks)
+
+    def _closed_sessions(self) -> Iterable[str]:
+        found, self._recording.sessions.found = self._recording.sessions.found, []
+        tasks = [task for task in map(self._recording.find, found) if task is not None]
+        if tasks and self._settings.leaks == "error":
+            yield findings.closed_sessions(tasks)
 
     def _leaks(self) -> Iterable[str]:
         live = self._recording.live_tasks()

@@ -57,6 +57,17 @@ def leaks(live: Sequence[RecordedTask[Any]]) -> str:
     )
 
 
+def closed_sessions(tasks: Sequence[RecordedTask[Any]]) -> str:
+    return "\n".join(
+        [
+            f"{number_of(len(tasks), 'task')} used a database session that its request had closed",
+            *map(_describe, tasks),
+            "  hint: SQLAlchemy opens it again, and its connection is missing in the pool. Give the task a session of",
+            "        its own, session: SessionDep = Provided; close_resets_only=False makes the use an error",
+        ]
+    )
+
+
 def lost(task: RecordedTask[Any]) -> str:
     return (
         f"{task} was {task.state} when its app shut down: {task.reason}. "

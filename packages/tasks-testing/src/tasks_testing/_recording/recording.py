@@ -15,6 +15,7 @@ from tasks_core import EmittedEvent, Outcome, PhaseInfo, Service, Task, TaskObse
 from tasks_core.testing import override_clock, release_task
 
 from tasks_testing import _refusals
+from tasks_testing._closed_sessions import SessionWatch
 from tasks_testing._time.live_tasks import LiveTasks
 from tasks_testing._time.monitor import Monitor, Steps, Wait, in_event_loop
 from tasks_testing._time.real_time import monotonic
@@ -67,6 +68,7 @@ class Recording(TaskObserver, routing.Routed):
         self.services: list[Service] = []
         self.events: list[TaskEvent] = []
         self.unattributed: list[str] = []
+        self.sessions: SessionWatch = SessionWatch()
         self.virtual: bool = False
         self.auto: bool = False
         self.chosen_order: ChosenOrder | None = None
@@ -83,11 +85,13 @@ class Recording(TaskObserver, routing.Routed):
     def start(self) -> None:
         """Record what happens from now on."""
         routing.activate(self)
+        self.sessions.start()
         self._subscriptions.enter_context(observe(self))
 
     def stop(self) -> None:
         """Stop recording, and cancel the tasks that only this recording could start."""
         routing.deactivate(self)
+        self.sessions.stop()
         for task in self.tasks:
             if task.state == "held":
                 self._cancel(task, _refusals.HELD_UNTIL_TEST_END)
