@@ -9,7 +9,7 @@ exceptions  _unavailable
 _spans ── _metrics ── _telemetry
 _request ── _schedulers ── _access ── _dependencies ── _provider
 _handlers, _asgi ── _app    _worker    _health
-jobs
+jobs    panel
 ```
 """
 
