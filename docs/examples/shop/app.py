@@ -10,6 +10,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from tasks_fastapi import add_tasks, get_scheduler
+from tasks_fastapi.panel import tasks_panel
 
 from . import images, orders, payments, products, users
 from .database import open_database
@@ -27,7 +28,8 @@ LOGGERS = ("shop", "tasks_core", "tasks_fastapi")
 
 DESCRIPTION = """
 An example of background tasks. Place an order, then open [/timeline](/timeline), which shows when each task of each
-request started and ended. E-mails are in [/inbox](/inbox), unless there is a real mail server.
+request started and ended. E-mails are in [/inbox](/inbox), unless there is a real mail server, and
+[/_tasks/](/_tasks/) is the page for operators.
 """
 
 
@@ -54,6 +56,8 @@ def create_app(settings: Settings) -> FastAPI:
     add_tasks(app, grace_period=settings.grace_period, engine=engine, worker_concurrency=workers or None)
     for module in (users, products, images, orders):
         app.include_router(module.router)
+    # In an application that others can reach: dependencies=[Depends(admin)] in place of allow_anonymous.
+    app.include_router(tasks_panel(allow_anonymous=True), prefix="/_tasks")
 
     @app.get("/", include_in_schema=False)
     async def go_to_docs() -> RedirectResponse:

@@ -343,6 +343,7 @@ async def run(data: Path) -> int:
             )
             async with start_shop(settings) as shop, httpx.AsyncClient(base_url=shop.url or "", timeout=60) as client:
                 print(f"The shop runs at {shop.url}. A mail server and a payment gateway run beside it.")
+                print(f"Its page for operators is {shop.url}/_tasks/")
                 print(INTRODUCTION)
                 demo = Demo(settings, shop, client, inbox, gateway)
                 await take_steps(demo)

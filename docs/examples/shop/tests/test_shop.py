@@ -704,3 +704,13 @@ async def test_orders_at_the_same_time(async_client: httpx.AsyncClient, tasks_re
     for task in (track_order_event, send_confirmation, charge):
         tasks_recorder.assert_ran(task, times=4)
     assert (await async_client.get("/products")).json()[0]["stock"] == 0
+
+
+# ---- operators ----
+
+
+def test_page_for_operators_has_the_report_that_comes_next(client: TestClient) -> None:
+    page = client.get("/_tasks/")
+    assert page.status_code == 200
+    assert "Tasks of Shop" in page.text
+    assert "report_orders" in page.text

@@ -103,7 +103,7 @@ class _Panel:
         if not guards and not self._allow_anonymous:
             if not self._said:
                 self._said = True
-                logger.error(_REFUSED)
+                logger.error("The page of the tasks is refused, because it has no dependency that says who may see it")
             raise HTTPException(403, _REFUSED)
 
     # ---- looking ----
