@@ -40,7 +40,7 @@ async def report(pages: int = 1) -> bool:
     return pages > 0
 
 
-assert_type(durable(periodic=every(hours=6))(still), DurableFunction[[], None])
+assert_type(durable(periodic=every(hours=6))(still), DurableFunction[[], None, None])
 durable(periodic="0 3 * * *")  # type: ignore[call-overload]
 durable(periodic=every(hours=6), catch_up="an hour")  # type: ignore[call-overload]
 durable(queue=7)  # type: ignore[call-overload]
@@ -62,13 +62,13 @@ async def still_a_function() -> None:
 
 def scheduled(scheduler: TaskScheduler) -> None:
     batch = TaskPhase(scheduler, "after_commit")
-    assert_type(scheduler.schedule(charge, 1, currency="USD"), Task[Receipt])
-    assert_type(batch.schedule(render, 1, 2.0), Task[Receipt])
-    assert_type(batch.schedule(charge.configure(idempotency_key="k", transaction=object()), 1), Task[Receipt])
-    assert_type(batch.schedule(charge.configure(queue="slow", priority=-5), 1), Task[Receipt])
+    assert_type(scheduler.schedule(charge, 1, currency="USD"), Task[Receipt[bool]])
+    assert_type(batch.schedule(render, 1, 2.0), Task[Receipt[bytes]])
+    assert_type(batch.schedule(charge.configure(idempotency_key="k", transaction=object()), 1), Task[Receipt[bool]])
+    assert_type(batch.schedule(charge.configure(queue="slow", priority=-5), 1), Task[Receipt[bool]])
     charge.configure(priority="high")  # type: ignore[arg-type]
     charge.configure(key="k")  # type: ignore[arg-type]
-    assert_type(batch.task(key="k", on_conflict="queue").schedule(charge, 1), Task[Receipt])
+    assert_type(batch.task(key="k", on_conflict="queue").schedule(charge, 1), Task[Receipt[bool]])
     scheduler.schedule(charge)  # type: ignore[call-overload]
     scheduler.schedule(charge, "1")  # type: ignore[call-overload]
     batch.schedule(render.configure(idempotency_key="k"), 1)  # type: ignore[call-overload]
@@ -79,6 +79,15 @@ async def receipts(scheduler: TaskScheduler) -> None:
     assert_type(receipt.id, str)
     assert_type((await receipt.status()).attempts, int)
     assert_type(receipt.replaced, tuple[str, ...])
+    assert_type(await receipt.result(timeout=1.0), bool)
+    assert_type(await (await scheduler.schedule(render, 1, 2.0)).result(), bytes)
+    await receipt.result("1")  # type: ignore[arg-type]
+    other: Receipt[str] = receipt  # type: ignore[assignment]
+    assert_type(other, Receipt[str])
+    wider: Receipt[object] = receipt
+    await wider.result()
+    assert_type(await receipt.cancel(), bool)
+    assert_type((await receipt.status()).errors[-1].traceback, str)
 
 
 def without_an_engine() -> None:

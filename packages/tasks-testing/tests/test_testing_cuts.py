@@ -128,7 +128,7 @@ async def submits() -> None:
     add("submitted")
 
 
-def submit(*functions: DurableFunction[[], Any]) -> None:
+def submit(*functions: DurableFunction[[], Any, Any]) -> None:
     async def main() -> None:
         async with TaskScheduler() as scheduler:
             for function in functions:
@@ -203,7 +203,7 @@ def test_nothing_of_the_function_runs_after_the_cut(tasks_recorder: TasksRecorde
 
 @pytest.mark.parametrize("function, safe", [(plain, False), (plain_once, True)])
 def test_a_plain_function_is_cut_before_and_after(
-    tasks_recorder: TasksRecorder, function: DurableFunction[[], None], safe: bool
+    tasks_recorder: TasksRecorder, function: DurableFunction[[], Any, None], safe: bool
 ) -> None:
     submit(function)
     if safe:

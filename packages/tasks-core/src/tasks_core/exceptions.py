@@ -16,6 +16,9 @@ TasksError
 ├── NotAddressableError     (TypeError)     another process could not find the function
 ├── ArgumentCodecError      (TypeError)     an argument of a durable task cannot be serialized
 ├── UnknownTaskError        (LookupError)   no durable function has this name in this process
+├── DurableTaskFailedError (RuntimeError)   `receipt.result()` of a task that has failed
+├── ResultNotStoredError    (RuntimeError)  `receipt.result()` of a task whose result JSON cannot carry
+├── UnknownReceiptError     (LookupError)   `receipt.result()` of a task that the engine has not, or no longer
 ├── DurableTaskGivenUpError (RuntimeError)  what `on_error` gets for a call that is not run any more
 └── EngineError
     ├── EngineNotConfiguredError (RuntimeError) a durable task was scheduled without an engine
@@ -29,6 +32,7 @@ An exception raised *by a task* is never wrapped: it arrives as the object that 
 
 __all__ = (
     "ArgumentCodecError",
+    "DurableTaskFailedError",
     "DurableTaskGivenUpError",
     "EngineCapabilityError",
     "EngineError",
@@ -39,6 +43,7 @@ __all__ = (
     "InvalidEventError",
     "InvalidTaskError",
     "NotAddressableError",
+    "ResultNotStoredError",
     "SchedulerClosedError",
     "SchedulerNotStartedError",
     "TaskCancelledError",
@@ -46,6 +51,7 @@ __all__ = (
     "TaskNotFinishedError",
     "TaskQueueFullError",
     "TasksError",
+    "UnknownReceiptError",
     "UnknownTaskError",
     "WrongEventLoopError",
 )
@@ -117,6 +123,18 @@ class UnknownTaskError(TasksError, LookupError):
 
 class DurableTaskGivenUpError(TasksError, RuntimeError):
     """Passed to `on_error` on a worker when a call is not run any more: its workers died, or did not understand it."""
+
+
+class DurableTaskFailedError(TasksError, RuntimeError):
+    """Raised by `receipt.result()` when the task has failed; the message has the type of its exception, and no more."""
+
+
+class ResultNotStoredError(TasksError, RuntimeError):
+    """Raised by `receipt.result()` when the task has succeeded, and JSON cannot carry what it returned."""
+
+
+class UnknownReceiptError(TasksError, LookupError):
+    """Raised by `receipt.result()` when the engine has no such task, or has it no longer."""
 
 
 class EngineError(TasksError):

@@ -64,7 +64,7 @@ async def flaky(failures: int, error: str = "ConnectionResetError") -> None:
     ran.append("flaky")
 
 
-@durable(on_error=lambda _task, _exception: Retry(0.25))
+@durable(retry=None, on_error=lambda _task, _exception: Retry(0.25))
 async def asks_again() -> None:
     if durable_context().attempt == 1:
         raise ValueError

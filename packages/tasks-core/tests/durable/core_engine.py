@@ -55,7 +55,7 @@ class ListEngine:
             raise EngineCapabilityError("transaction= must be a text here")
         return transaction
 
-    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt[Any]:
         self.log.append(f"asked {call.name}")
         if self.on_submit is not None:
             self.on_submit(call)

@@ -50,7 +50,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await anyio.sleep(0.02)
 
 
-async def ends(receipt: Receipt, state: DurableState) -> None:
+async def ends(receipt: Receipt[Any], state: DurableState) -> None:
     """Wait for a task to be in a state."""
 
     async def ended() -> bool:

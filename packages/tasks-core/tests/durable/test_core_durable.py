@@ -35,8 +35,14 @@ from tasks_core import (
     durable_context,
     observe,
 )
-from tasks_core.engines import DurableState, EngineCapabilityError, EngineNotConfiguredError, EngineUnavailableError
-from tasks_core.exceptions import ArgumentCodecError, InvalidConfigError, InvalidTaskError, NotAddressableError
+from tasks_core.engines import EngineCapabilityError, EngineNotConfiguredError, EngineUnavailableError
+from tasks_core.exceptions import (
+    ArgumentCodecError,
+    DurableTaskFailedError,
+    InvalidConfigError,
+    InvalidTaskError,
+    NotAddressableError,
+)
 from tasks_core.testing import override_engine
 
 __all__ = ("forget",)
@@ -503,11 +509,19 @@ async def test_in_memory_when_the_engine_is_away(caplog: pytest.LogCaptureFixtur
     assert scheduler.report.clean
 
 
+@durable(name="hands_back")
+def hands_back(text: str) -> str:
+    return text
+
+
 async def test_in_memory_it_is_retried_and_reported_as_on_a_worker() -> None:
     async with TaskScheduler(engine=ListEngine(down=True), engine_fallback="memory") as scheduler:
         receipt = await scheduler.schedule(flaky, 9)
         await scheduler.schedule(reports)  # to nobody
-        assert (await receipt.status()).state is DurableState.UNKNOWN
+        with pytest.raises(DurableTaskFailedError, match=r"flaky'.*attempt 3: ConnectionResetError"):
+            await receipt.result(timeout=20)
+        assert not await receipt.cancel()
+        assert await (await scheduler.schedule(hands_back, "x")).result(timeout=20) == "x"
     assert functions.reported == [("flaky", 3, "ConnectionResetError")]
     assert functions.ran == ["reported"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import anyio
 import core_durable_functions as functions
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.anyio
 class BatchListEngine(ListEngine):
     """Stores several calls at once."""
 
-    async def submit_many(self, calls: Sequence[DurableCall], /) -> list[Receipt]:
+    async def submit_many(self, calls: Sequence[DurableCall], /) -> list[Receipt[Any]]:
         self.log.append(f"asked {len(calls)} at once")
         if self.down:
             raise EngineUnavailableError("the list is away")
@@ -86,7 +87,7 @@ async def test_all_run_in_memory_if_that_was_chosen() -> None:
 
 async def test_all_fail_with_what_the_engine_raised() -> None:
     class BrokenEngine(BatchListEngine):
-        async def submit_many(self, calls: Sequence[DurableCall], /) -> list[Receipt]:
+        async def submit_many(self, calls: Sequence[DurableCall], /) -> list[Receipt[Any]]:
             raise OSError("no disk")
 
     async with TaskScheduler(engine=BrokenEngine()) as scheduler:

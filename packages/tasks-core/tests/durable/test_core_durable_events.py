@@ -131,14 +131,14 @@ async def with_follow_up() -> None:
     await current_scheduler().schedule(follow_up)
 
 
-async def submitted(scheduler: TaskScheduler, function: Any, *args: Any) -> tuple[Receipt, str]:
+async def submitted(scheduler: TaskScheduler, function: Any, *args: Any) -> tuple[Receipt[Any], str]:
     task = scheduler.schedule(function, *args)
     assert isinstance(task, DurableTask)
     token = make_followed(task, "ann")
     return await task, token
 
 
-async def followed(scheduler: TaskScheduler, receipt: Receipt, after: int = 0) -> list[TaskUpdate]:
+async def followed(scheduler: TaskScheduler, receipt: Receipt[Any], after: int = 0) -> list[TaskUpdate]:
     with anyio.fail_after(30):
         return [update async for update in follow_stored(scheduler, receipt.id, after)]
 

@@ -321,7 +321,7 @@ async def execute_in_rolled_back(address: str, statement: str, parameters: dict[
 
 async def test_one_at_a_time_for_many_keys_workers_and_submits(engine: ProcrastinateEngine, postgres: str) -> None:
     """Each call that waited for its turn runs once and in order, however submits, ends and commits overlap."""
-    receipts: list[Receipt] = []
+    receipts: list[Receipt[Any]] = []
 
     async def submit(scheduler: TaskScheduler, key: str) -> None:
         for number in range(40):

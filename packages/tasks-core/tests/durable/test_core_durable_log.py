@@ -36,7 +36,7 @@ async def deployed() -> None:
     await anyio.sleep_forever()
 
 
-def records_of(caplog: pytest.LogCaptureFixture, receipt: Receipt) -> list[logging.LogRecord]:
+def records_of(caplog: pytest.LogCaptureFixture, receipt: Receipt[Any]) -> list[logging.LogRecord]:
     return [record for record in caplog.records if f"job {receipt.id}, " in record.getMessage()]
 
 
@@ -104,12 +104,12 @@ async def test_failure_without_a_handler_says_which_task_it_was(caplog: pytest.L
     assert fields(record, "key", "receipt_id", "queue", "attempt") == ["fails 1", "0", "default", 1]
 
 
-@durable(name="fails")
+@durable(name="fails", retry=None)
 async def fails() -> None:
     raise KeyError
 
 
-async def until_state(receipt: Receipt, state: DurableState) -> None:
+async def until_state(receipt: Receipt[Any], state: DurableState) -> None:
     with anyio.fail_after(10):
         while (await receipt.status()).state is not state:
             await anyio.sleep(0.01)

@@ -19,7 +19,14 @@ from core_postgres import ends, postgres, queue, working
 from tasks_core import TaskScheduler
 from tasks_core._durable import console
 from tasks_core._durable.command import main
-from tasks_core.engines import DurableCall, DurableState, EngineHealth, EngineUnavailableError, StoredTaskError
+from tasks_core.engines import (
+    Delivery,
+    DurableCall,
+    DurableState,
+    EngineHealth,
+    EngineUnavailableError,
+    StoredTaskError,
+)
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_testing import InMemoryEngine
 
@@ -51,12 +58,12 @@ def filled() -> InMemoryEngine:
         stopping = anyio.Event()
         left = 3
 
-        async def run(_delivery: object) -> None:
+        async def run(delivery: Delivery) -> None:
             nonlocal left
             left -= 1
             if not left:
                 stopping.set()
-            raise KeyError("secret")
+            raise KeyError(delivery.call.args["cents"])
 
         for number in range(3):
             await engine.submit(DurableCall("charge", {"cents": f"secret {number}"}, f"charge-{number}"))

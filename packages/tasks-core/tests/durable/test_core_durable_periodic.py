@@ -18,8 +18,8 @@ from core_engine import ListEngine
 from core_postgres import postgres, queue, until, working
 from core_support import messages
 from tasks_core import DurableFunction, Worker, cron, durable, durable_context, every
-from tasks_core._durable.function import registry
 from tasks_core._durable.periodic import Due, find_due
+from tasks_core._durable.registry import registry
 from tasks_core.engines import DurableCall, EngineCapabilityError, EngineUnavailableError
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
@@ -418,5 +418,5 @@ async def test_once_for_four_processes_of_which_some_are_killed_and_one_has_a_wr
 
 
 def test_the_function_is_typed() -> None:
-    function: DurableFunction[[], Any] = durable(name="periodic.typed", periodic=NIGHT)(note_run)
+    function: DurableFunction[[], Any, Any] = durable(name="periodic.typed", periodic=NIGHT)(note_run)
     assert function.name == "periodic.typed"

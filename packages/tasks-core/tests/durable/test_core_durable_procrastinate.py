@@ -151,9 +151,7 @@ async def test_progress_and_state_can_be_read(engine: ProcrastinateEngine, tmp_p
         assert (await receipt.status()).state is DurableState.RUNNING
         path.touch()
         await ends(receipt, DurableState.SUCCEEDED)
-        assert (await Receipt("procrastinate", "99999999", "k", True, engine.status).status()).state is (
-            DurableState.UNKNOWN
-        )
+        assert (await Receipt("procrastinate", "99999999", "k", True, engine).status()).state is (DurableState.UNKNOWN)
 
 
 # ---- keys ----
@@ -650,7 +648,7 @@ async def test_worker_stops_when_its_cancellation_gets_lost_in_a_query(
     assert lost.is_set()
 
 
-async def _die(address: str, receipt: Receipt) -> None:
+async def _die(address: str, receipt: Receipt[Any]) -> None:
     """Do to the database what a worker does that takes a task, and is killed."""
     async with await psycopg.AsyncConnection.connect(address) as connection:
         cursor = await connection.execute("SELECT worker_id FROM procrastinate_register_worker_v1()")

@@ -245,7 +245,7 @@ async def test_a_task_that_was_to_be_cancelled_when_its_worker_died_is_cancelled
     assert functions.ran == []
 
 
-async def die(address: str, receipt: Receipt) -> None:
+async def die(address: str, receipt: Receipt[Any]) -> None:
     """Do to the database what a worker does that takes a task, and is killed."""
     [(worker,)] = await execute(address, "SELECT worker_id FROM procrastinate_register_worker_v1()")
     statement = "UPDATE procrastinate_workers SET last_heartbeat = now() - interval '1 hour' WHERE id = %s"

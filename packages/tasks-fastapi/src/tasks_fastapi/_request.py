@@ -33,7 +33,7 @@ class RequestTasks(DurablePhase):
 
     ```python
     @app.post("/orders")
-    async def create_order(order: Order, tasks: Tasks) -> Receipt:
+    async def create_order(order: Order, tasks: Tasks) -> Receipt[Any]:
         tasks.schedule(track, order.id)  # now, concurrently with the endpoint
         tasks.after_route.schedule(audit, order.id)  # when the endpoint has returned
         tasks.after_response.schedule(send_receipt, order.id)  # when the client has the response
@@ -78,7 +78,7 @@ class RequestTasks(DurablePhase):
     if TYPE_CHECKING:
 
         @overload
-        def add_task(self, func: DurableFunction[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+        def add_task(self, func: DurableFunction[P, T, Any], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
 
         @overload
         def add_task(

@@ -200,7 +200,7 @@ async def test_an_engine_that_stores_no_events_says_so_at_the_call() -> None:
 class WithVerbs:
     """A receipt of an engine that stores results and cancels."""
 
-    def __init__(self, receipt: Receipt, outcome: Any) -> None:
+    def __init__(self, receipt: Receipt[Any], outcome: Any) -> None:
         self._receipt = receipt
         self._outcome = outcome
         self.status = receipt.status
@@ -220,7 +220,7 @@ class WithVerbs:
 class WithoutVerbs:
     """A receipt of an engine that stores no results and cannot cancel."""
 
-    def __init__(self, receipt: Receipt) -> None:
+    def __init__(self, receipt: Receipt[Any]) -> None:
         self.status = receipt.status
         self.id = receipt.id
 

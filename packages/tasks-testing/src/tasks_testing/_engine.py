@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import anyio
 from tasks_core import Receipt, Worker, current_task
@@ -53,7 +55,7 @@ class RecordedEngine(InMemoryEngine):
         self.deliveries: list[DurableRun] = []
         """The deliveries of this run."""
 
-    async def submit(self, call: DurableCall, /, *, transaction: object = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: object = None) -> Receipt[Any]:
         """Keep a call, and the provider of the scheduler that submits it, which the runs need."""
         submitting = current_task()
         if submitting is not None:  # an occurrence of a periodic function is submitted by the recorder itself
@@ -77,8 +79,11 @@ class RecordedEngine(InMemoryEngine):
         """Deliver the waiting calls one after another, those of the highest priority first."""
         while not stopping.is_set() and (number := self._next()) is not None:
             for _ in range(self._times):
-                if number not in self._put_back:
+                if number not in self._put_back and self._statuses[number].state is not DurableState.CANCELLED:
                     await self._deliver(run, number)
+
+    async def _wait_for_change(self) -> None:
+        await anyio.sleep(0.01)  # run_durable() may run on another event loop than that of the caller
 
     def _next(self) -> int | None:
         waiting = (
@@ -95,14 +100,16 @@ class RecordedEngine(InMemoryEngine):
         """Deliver a call until it succeeds or fails for good."""
 
         async def report_progress(progress: Json) -> None:
-            self._statuses[number] = DurableStatus(DurableState.RUNNING, counts["attempts"], progress)
+            self._statuses[number] = replace(self._statuses[number], progress=progress)
 
         counts: Counter[str] = Counter()
         recorded = DurableRun(self._places[number])
         cut = self.cut_for(len(self.deliveries))
         self.deliveries.append(recorded)
         self._lines.started.add(number)
+        self._due.pop(number, None)
         while True:
+            self._set_state(number, DurableState.RUNNING, counts["attempts"])
             counts["attempts"] += 1
             delivery = Delivery(
                 self.calls[number],
@@ -111,9 +118,11 @@ class RecordedEngine(InMemoryEngine):
                 report_progress,
                 open_events=partial(Events, self, number),
             )
+            began = time.time()
+            scope = self._scopes[number] = anyio.CancelScope()
             try:
-                with _attempt(recorded, cut if counts["attempts"] == 1 else None):
-                    await run(delivery)
+                with _attempt(recorded, cut if counts["attempts"] == 1 else None), scope:
+                    self._results[number] = await run(delivery)
             except WorkerKilled:
                 self._recording.worker_killed(recorded)
                 closed = self.on_cut()
@@ -126,15 +135,19 @@ class RecordedEngine(InMemoryEngine):
             except Redeliver as again:
                 if again.failed:
                     counts["failures"] += 1
+                    self._note_error(number, counts["attempts"], began, again.__cause__ or again)
                     self._recording.attempt_failed(recorded, again.delay)
                     continue
+                counts["attempts"] -= 1
                 state = DurableState.PENDING
                 self._put_back.add(number)
-            except Exception:
+            except Exception as error:
+                self._note_error(number, counts["attempts"], began, error)
                 state = DurableState.FAILED
             else:
-                state = DurableState.SUCCEEDED
+                state = DurableState.CANCELLED if scope.cancelled_caught else DurableState.SUCCEEDED
             break
+        del self._scopes[number]
         self._recording.run_ended(recorded)
         self._set_state(number, state, counts["attempts"])
 
@@ -150,6 +163,8 @@ class RecordedEngine(InMemoryEngine):
         self._statuses[:] = snapshot.statuses
         self._ids = dict(snapshot.ids)
         self._lines = snapshot.lines.copy()
+        waiting = (number for number, status in enumerate(self._statuses) if status.state is DurableState.PENDING)
+        self._due = dict.fromkeys(waiting, 0.0)
         self._recording.rewind(snapshot.mark)
 
 

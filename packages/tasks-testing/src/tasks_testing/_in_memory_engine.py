@@ -15,9 +15,11 @@ import anyio
 from tasks_core import EmittedEvent, Receipt, current_task
 from tasks_core.engines import (
     EVENTS_AT_ONCE,
+    AttemptRecord,
     Capability,
     Delivery,
     DurableCall,
+    DurableEnd,
     DurableState,
     DurableStatus,
     FollowedCall,
@@ -26,6 +28,7 @@ from tasks_core.engines import (
     RunDelivery,
     Slots,
     StoredEvents,
+    StoredResult,
     StoredTaskError,
 )
 
@@ -50,6 +53,7 @@ class InMemoryEngine(InMemoryOperations):
         self._emitted: dict[int, list[bytes]] = {}
         self._lines = Lines()
         self._occurrences: dict[str, datetime] = {}
+        self._results: dict[int, StoredResult | None] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -62,16 +66,16 @@ class InMemoryEngine(InMemoryOperations):
         """Accept any object as a transaction, because a test need not have a database."""
         return transaction
 
-    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt[Any]:
         """Keep a call; return the receipt of the first one of its function and queue with its idempotency key."""
         known = self._ids.get(identity(call))
         if known is not None:
-            return Receipt(self.name, str(known), call.idempotency_key, False, self.status)
+            return Receipt(self.name, str(known), call.idempotency_key, False, self)
         number = len(self.calls)
         joined, replaced = self._lines.enter(call, number)
         if joined is not None:
             self._ids[identity(call)] = joined
-            return Receipt(self.name, str(joined), self.calls[joined].idempotency_key, False, self.status)
+            return Receipt(self.name, str(joined), self.calls[joined].idempotency_key, False, self)
         for other in replaced:
             self._due.pop(other, None)
             self._set_state(other, DurableState.CANCELLED, 0)
@@ -83,7 +87,7 @@ class InMemoryEngine(InMemoryOperations):
         self._due[number] = call.not_before or 0.0
         self._note(number, DurableState.PENDING.value)
         self._notify()
-        return Receipt(self.name, str(number), call.idempotency_key, True, self.status, tuple(map(str, replaced)))
+        return Receipt(self.name, str(number), call.idempotency_key, True, self, tuple(map(str, replaced)))
 
     async def status(self, number: str, /) -> DurableStatus:
         """Return the status of the call with the id *number* of its receipt."""
@@ -95,7 +99,7 @@ class InMemoryEngine(InMemoryOperations):
         """Return the call whose header is *token*."""
         for number, call in enumerate(self.calls):
             if call.headers.get("follow") == token:
-                receipt = Receipt(self.name, str(number), call.idempotency_key, True, self.status)
+                receipt: Receipt[Any] = Receipt(self.name, str(number), call.idempotency_key, True, self)
                 return FollowedCall(receipt, call.headers.get("follow-owner"))
         return None
 
@@ -108,6 +112,17 @@ class InMemoryEngine(InMemoryOperations):
             events = [EmittedEvent(position, text) for position, text in enumerate(texts, 1) if position > after]
             found[number, after] = StoredEvents(tuple(events[:EVENTS_AT_ONCE]), status)
         return found
+
+    async def ended(self, number: str, /) -> DurableEnd:
+        """Return when a task has ended."""
+        while (status := await self.status(number)).state in (DurableState.PENDING, DurableState.RUNNING):
+            await self._wait_for_change()
+        if status.state is DurableState.UNKNOWN:
+            return DurableEnd(status)
+        return DurableEnd(status, self.calls[int(number)].name, self._results.get(int(number)))
+
+    async def _wait_for_change(self) -> None:
+        await self._changed.wait()
 
     async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
         """Deliver the calls that are due, those of the highest priority first, until *stopping* is set."""
@@ -130,7 +145,7 @@ class InMemoryEngine(InMemoryOperations):
         now = datetime.now(UTC)
         return now, [self._occurrences.setdefault(name, now) for name in names]
 
-    async def submit_occurrence(self, call: DurableCall, at: datetime, /) -> Receipt | None:
+    async def submit_occurrence(self, call: DurableCall, at: datetime, /) -> Receipt[Any] | None:
         """Submit the call, unless its occurrence is not later than the last one."""
         return await self.submit(call) if await self.skip_occurrences(call.name, at) else None
 
@@ -172,39 +187,45 @@ class InMemoryEngine(InMemoryOperations):
 
         attempt, failures = self._attempts.pop(number, (1, 0))
         self._set_state(number, DurableState.RUNNING, attempt - 1)
+        began = time.time()
+        scope = self._scopes[number] = anyio.CancelScope()
         try:
-            with anyio.CancelScope() as scope:
-                self._scopes[number] = scope
-                open_events = partial(Events, self, number)
-                await run(
-                    Delivery(
-                        self.calls[number],
-                        attempt,
-                        failures,
-                        report_progress,
-                        id=str(number),
-                        open_events=open_events,
-                    )
+            with scope:
+                delivery = Delivery(
+                    self.calls[number],
+                    attempt,
+                    failures,
+                    report_progress,
+                    id=str(number),
+                    open_events=partial(Events, self, number),
                 )
+                self._results[number] = await run(delivery)
             self._set_state(
                 number, DurableState.CANCELLED if scope.cancelled_caught else DurableState.SUCCEEDED, attempt
             )
         except Redeliver as again:
             self._attempts[number] = (attempt + again.failed, failures + again.failed)
-            self._due[number] = time.time() + again.delay
             if again.failed:
-                self._note_error(number, attempt, again.__cause__ or again)
-            self._set_state(number, DurableState.PENDING, attempt - 1 + again.failed)
+                self._note_error(number, attempt, began, again.__cause__ or again)
+            if scope.cancel_called:
+                state = DurableState.CANCELLED
+            else:
+                state = DurableState.PENDING
+                self._due[number] = time.time() + again.delay
+            self._set_state(number, state, attempt - 1 + again.failed)
         except Exception as error:
-            self._note_error(number, attempt, error)
+            self._note_error(number, attempt, began, error)
             self._set_state(number, DurableState.FAILED, attempt)
         finally:
             del self._scopes[number]
             slots.taken[self.calls[number].queue] -= 1
             self._notify()
 
-    def _note_error(self, number: int, attempt: int, error: BaseException) -> None:
-        kept = StoredTaskError(attempt, datetime.now(UTC), type(error).__name__)
+    def _note_error(self, number: int, attempt: int, began: float, error: BaseException) -> None:
+        record = AttemptRecord.of(error, attempt=attempt, began=began, ended=time.time())
+        status = self._statuses[number]
+        self._statuses[number] = replace(status, errors=record.added_to(status.errors))
+        kept = StoredTaskError(attempt, datetime.now(UTC), type(error).__name__, record.traceback)
         self._errors.setdefault(number, []).append(kept)
 
     def _set_state(self, number: int, state: DurableState, attempts: int) -> None:

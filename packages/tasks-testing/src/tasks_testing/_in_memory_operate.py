@@ -248,6 +248,7 @@ class InMemoryOperations:
             if not dry_run:
                 self._due.pop(number, None)
                 self._set_state(number, DurableState.CANCELLED, status.attempts)
+                self._notify()
         else:
             return False
         return True

@@ -546,11 +546,11 @@ class TasksRecorder(TaskView):
         return CutEverywhere(self._engine, run, restore, check, on_cut, limit)
 
     @property
-    def periodic_functions(self) -> Mapping[str, DurableFunction[..., Any]]:
+    def periodic_functions(self) -> Mapping[str, DurableFunction[..., Any, Any]]:
         """The durable functions of this process that have `periodic=`, by name."""
         return {function.name: function for function in periodic_functions()}
 
-    def run_occurrence(self, func: DurableFunction[..., Any], *, timeout: float | None = None) -> datetime:
+    def run_occurrence(self, func: DurableFunction[..., Any, Any], *, timeout: float | None = None) -> datetime:
         """
         Run a periodic durable function for its next occurrence, as a worker would, and return when that is.
 
@@ -577,7 +577,7 @@ class TasksRecorder(TaskView):
 
     async def arun_occurrence(
         self,
-        func: DurableFunction[..., Any],
+        func: DurableFunction[..., Any, Any],
         *,
         timeout: float | None = None,  # noqa: ASYNC109  the twin of run_occurrence()
     ) -> datetime:
@@ -589,7 +589,7 @@ class TasksRecorder(TaskView):
         await self._run_occurrence("arun_occurrence", func, at, timeout)
         return at
 
-    def _next_occurrence(self, func: DurableFunction[..., Any]) -> tuple[datetime, float]:
+    def _next_occurrence(self, func: DurableFunction[..., Any, Any]) -> tuple[datetime, float]:
         trigger = getattr(func, "periodic", None)
         if trigger is None:
             raise ValueError(_refusals.not_periodic(func))
@@ -604,7 +604,7 @@ class TasksRecorder(TaskView):
     async def _run_occurrence(
         self,
         method: str,
-        func: DurableFunction[..., Any],
+        func: DurableFunction[..., Any, Any],
         at: datetime,
         timeout: float | None,  # noqa: ASYNC109  as above
     ) -> None:

@@ -24,7 +24,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -58,7 +60,13 @@ from tasks_core.engines import (
     QueueStatistics,
     Redeliver,
 )
-from tasks_core.exceptions import InvalidConfigError
+from tasks_core.exceptions import (
+    DurableTaskFailedError,
+    InvalidConfigError,
+    ResultNotStoredError,
+    TaskCancelledError,
+    UnknownReceiptError,
+)
 from tasks_core.frameworks import find_followed, follow_stored, make_followed
 
 __all__ = ("EngineContract", "OperableEngineContract", "record_run")
@@ -96,6 +104,33 @@ async def _fail(text: str, times: int) -> None:
     if _runs.failures < times:
         _runs.failures += 1
         raise ConnectionError(text)
+
+
+@dataclass
+class _Line:
+    text: str
+    number: int
+
+
+@durable(name="tasks_testing.engine_contract.return_line")
+async def _return_line(text: str) -> _Line:
+    return _Line(text, 17)
+
+
+@durable(name="tasks_testing.engine_contract.return_text")
+async def _return_text(text: str) -> str:
+    return text
+
+
+@durable(name="tasks_testing.engine_contract.fail_often", retry=RetryPolicy(attempts=12, backoff=0.0))
+async def _fail_often(text: str) -> None:
+    raise ValueError(text)
+
+
+@durable(name="tasks_testing.engine_contract.fail_and_wait", retry=RetryPolicy(backoff=3600, max_delay=3600))
+async def _fail_and_wait(text: str) -> None:
+    _record(text)
+    raise ConnectionError
 
 
 @durable(name="tasks_testing.engine_contract.wait")
@@ -198,7 +233,7 @@ class EngineContract:
                     return
                 await anyio.sleep(0.01)
 
-    async def ended(self, receipt: Receipt, state: DurableState) -> None:
+    async def ended(self, receipt: Receipt[Any], state: DurableState) -> None:
         """Return when the task of *receipt* is in *state*."""
 
         async def is_in_state() -> bool:
@@ -272,9 +307,127 @@ class EngineContract:
     async def test_an_id_that_the_engine_has_not_given_is_unknown(self, engine: Engine) -> None:
         async with TaskScheduler(engine=engine) as scheduler:
             receipt = await scheduler.schedule(record_run, "a")
-            assert receipt.status_of is not None
+            assert receipt.source is not None
             for number in ("987654321", "-1", "abc", ""):
-                assert (await receipt.status_of(number)).state is DurableState.UNKNOWN
+                assert (await receipt.source.status(number)).state is DurableState.UNKNOWN
+                with pytest.raises(UnknownReceiptError):
+                    await replace(receipt, id=number).result(timeout=self.patience)
+
+    # ---- results ----
+
+    async def test_the_result_of_a_task_is_what_its_function_returned(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_return_line, "a")
+            nothing = await scheduler.schedule(record_run, "b")
+            assert receipt.source is not None, "Engine.submit() returns receipts without a source: no task has a result"
+            async with self.working(engine):
+                assert await receipt.result(timeout=self.patience) == _Line("a", 17)
+                assert await nothing.result(timeout=self.patience) is None  # type: ignore[func-returns-value]  # that is asserted
+            assert await receipt.result() == _Line("a", 17), "a result is kept for as long as its task"
+
+    async def test_many_callers_wait_for_results_and_each_gets_its_own(self, engine: Engine) -> None:
+        results: dict[str, str] = {}
+
+        async def wait(receipt: Receipt[str]) -> None:
+            results[receipt.id] = await receipt.result(timeout=self.patience)
+
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipts = [await scheduler.schedule(_return_text, str(number)) for number in range(10)]
+            async with anyio.create_task_group() as group:
+                for receipt in receipts:
+                    group.start_soon(wait, receipt)
+                    group.start_soon(wait, receipt)
+                async with self.working(engine):
+                    for receipt in receipts:
+                        await self.ended(receipt, DurableState.SUCCEEDED)
+        assert results == {receipt.id: str(number) for number, receipt in enumerate(receipts)}
+
+    async def test_a_wait_for_a_result_ends_after_its_timeout_and_the_task_goes_on(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_return_text, "a")
+            with pytest.raises(TimeoutError):
+                await receipt.result(timeout=0.1)
+            async with self.working(engine):
+                assert await receipt.result(timeout=self.patience) == "a"
+
+    async def test_the_result_of_a_task_that_has_failed_is_an_error(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.schedule(_fail, "SECRET", 99)
+            with pytest.raises(DurableTaskFailedError) as caught:
+                await receipt.result(timeout=self.patience)
+        assert "attempt 3: ConnectionError" in str(caught.value)
+        assert "SECRET" not in str(caught.value)
+
+    async def test_a_result_that_cannot_be_stored_is_an_error_and_the_task_has_succeeded(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.schedule(_return_text, "a" * 64 * 1024)
+            with pytest.raises(ResultNotStoredError, match="64 KiB"):
+                await receipt.result(timeout=self.patience)
+            assert (await receipt.status()).state is DurableState.SUCCEEDED
+
+    # ---- cancelling ----
+
+    async def test_a_task_that_waits_is_cancelled_at_once(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(record_run, "a")
+            assert await receipt.cancel()
+            status = await receipt.status()
+            assert status.state is DurableState.CANCELLED
+            assert not await receipt.cancel(), "it has ended"
+            with pytest.raises(TaskCancelledError, match=r"cancel\(\) was called"):
+                await receipt.result(timeout=self.patience)
+            async with self.working(engine):
+                await self.ended(await scheduler.schedule(record_run, "b"), DurableState.SUCCEEDED)
+        assert _runs.texts == ["b"]
+
+    async def test_a_task_that_runs_is_cancelled_where_it_runs(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.schedule(_wait, "a")
+            await self.until(lambda: _runs.running == 1)
+            assert await receipt.cancel()
+            await self.until(lambda: _runs.running == 0)
+            with pytest.raises(TaskCancelledError):
+                await receipt.result(timeout=self.patience)
+            await self.ended(await scheduler.schedule(record_run, "b"), DurableState.SUCCEEDED)
+        assert _runs.texts == ["a", "b"], "it is not delivered again"
+
+    async def test_a_task_that_waits_for_its_next_attempt_is_cancelled(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.schedule(_fail_and_wait, "a")
+
+            async def waits() -> bool:
+                return bool(_runs.texts) and (await receipt.status()).state is DurableState.PENDING
+
+            await self.until(waits)
+            assert await receipt.cancel()
+            assert (await receipt.status()).state is DurableState.CANCELLED
+
+    async def test_a_cancelled_task_that_is_put_back_is_not_delivered_again(self, engine: Engine) -> None:
+        started, stopping = anyio.Event(), anyio.Event()
+
+        async def run(_delivery: Delivery) -> None:
+            started.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                raise Redeliver(0.0, failed=False)  # the worker was stopped at the same moment
+
+        async with engine, anyio.create_task_group() as group:
+            receipt = await engine.submit(DurableCall(record_run.name, {"text": "a"}, "1"))
+            group.start_soon(partial(engine.work, run, concurrency=1, stopping=stopping))
+            await started.wait()
+            assert await receipt.cancel()
+            await self.ended(receipt, DurableState.CANCELLED)
+            stopping.set()
+
+    async def test_a_task_that_has_ended_or_is_unknown_is_not_cancelled(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.schedule(record_run, "a")
+            await self.ended(receipt, DurableState.SUCCEEDED)
+            assert not await receipt.cancel()
+            assert (await receipt.status()).state is DurableState.SUCCEEDED
+            for number in ("987654321", "abc"):
+                assert not await replace(receipt, id=number).cancel()
 
     # ---- keys and delays ----
 
@@ -449,7 +602,7 @@ class EngineContract:
         if not isinstance(engine, PeriodicEngine):
             pytest.skip(f"{engine.name} has no periodic tasks")
         name = f"tasks_testing.engine_contract.{uuid4().hex}"
-        receipts: list[Receipt | None] = []
+        receipts: list[Receipt[Any] | None] = []
 
         async def submit(at: datetime) -> None:
             receipts.append(await engine.submit_occurrence(DurableCall(name, {}, "k"), at))
@@ -578,6 +731,20 @@ class EngineContract:
             assert (await receipt.status()).attempts == 3
         assert len(_runs.texts) == 3
 
+    async def test_the_attempts_that_have_failed_stay_with_the_task(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.schedule(_fail, "SECRET", 2)
+            await self.ended(receipt, DurableState.SUCCEEDED)
+            hopeless = await scheduler.schedule(_fail_often, "SECRET")
+            await self.ended(hopeless, DurableState.FAILED)
+            first, second = (await receipt.status()).errors
+            kept = (await hopeless.status()).errors
+        assert (first.attempt, first.error, second.attempt) == (1, "ConnectionError", 2)
+        assert first.began <= first.ended <= second.began <= second.ended
+        assert "in _fail\n    raise ConnectionError(text)" in first.traceback
+        assert "SECRET" not in str(kept) + first.traceback
+        assert [record.attempt for record in kept] == [1, 2, *range(5, 13)]
+
     async def test_a_name_that_is_not_registered_holds_nothing_up_and_runs_nothing(self, engine: Engine) -> None:
         """Another worker may have it: in a rolling deploy, the releases of the workers differ."""
         async with TaskScheduler(engine=engine) as scheduler:
@@ -623,10 +790,12 @@ class EngineContract:
                 await self.until(lambda: _runs.running == 1)
                 stop.set()
                 await self.until(lambda: _runs.running == 0)
-            assert (await receipt.status()).state is DurableState.PENDING
+            status = await receipt.status()
+            assert (status.state, status.attempts) == (DurableState.PENDING, 0)
             _runs.gate.set()
             async with self.working(engine):
                 await self.ended(receipt, DurableState.SUCCEEDED)
+            assert (await receipt.status()).attempts == 1
         assert _runs.attempts == [("a", 1), ("a", 1)], "what was put back is no attempt"
 
     async def test_work_returns_when_it_is_stopped_and_all_has_ended(self, engine: Engine) -> None:
@@ -726,7 +895,7 @@ class EngineContract:
 class OperableEngineContract(EngineContract):
     """Subclass it in place of `EngineContract` for an engine that has the methods of `OperableEngine`."""
 
-    async def _failed(self, engine: Engine, scheduler: TaskScheduler, *texts: str) -> list[Receipt]:
+    async def _failed(self, engine: Engine, scheduler: TaskScheduler, *texts: str) -> list[Receipt[Any]]:
         """Return the receipts of tasks that have failed, after all of their attempts."""
         receipts = [await scheduler.schedule(_fail, text, 99) for text in texts]
         async with self.working(engine):

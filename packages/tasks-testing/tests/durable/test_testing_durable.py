@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from pydantic import AfterValidator
 from starlette.testclient import TestClient
 from tasks_core import DurableFunction, RetryPolicy, TaskScheduler, cron, durable, durable_context
-from tasks_core._durable.function import registry
+from tasks_core._durable.registry import registry
 from tasks_core.engines import DurableState, EngineUnavailableError
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_core.exceptions import ArgumentCodecError
@@ -317,7 +317,7 @@ STUCK = (
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("function", [hangs, hangs_shielded])
-async def test_a_run_that_hangs_is_told(function: DurableFunction[[], None]) -> None:
+async def test_a_run_that_hangs_is_told(function: DurableFunction[[], Any, None]) -> None:
     with record_tasks() as recorder:
         async with TaskScheduler() as scheduler:
             receipt = await scheduler.schedule(function)
@@ -391,7 +391,7 @@ def test_a_key_and_its_line_are_brought_back_for_each_cut(tasks_recorder: TasksR
 
 
 @pytest.fixture
-def nightly() -> Iterator[DurableFunction[[], Any]]:
+def nightly() -> Iterator[DurableFunction[[], Any, Any]]:
     async def nightly() -> None:
         functions.ran.append(durable_context().idempotency_key)
 
@@ -400,7 +400,9 @@ def nightly() -> Iterator[DurableFunction[[], Any]]:
 
 
 @pytest.mark.tasks_recorder(virtual_time=True)
-def test_an_occurrence_is_run_in_virtual_time(tasks_recorder: TasksRecorder, nightly: DurableFunction[[], Any]) -> None:
+def test_an_occurrence_is_run_in_virtual_time(
+    tasks_recorder: TasksRecorder, nightly: DurableFunction[[], Any, Any]
+) -> None:
     assert tasks_recorder.periodic_functions["nightly"] is nightly
     first = tasks_recorder.run_occurrence(nightly)
     assert first == datetime(2000, 1, 1, 3, tzinfo=UTC)
@@ -415,7 +417,7 @@ def test_an_occurrence_is_run_in_virtual_time(tasks_recorder: TasksRecorder, nig
 
 
 def test_an_occurrence_is_run_at_once_while_time_is_real(
-    tasks_recorder: TasksRecorder, nightly: DurableFunction[[], Any]
+    tasks_recorder: TasksRecorder, nightly: DurableFunction[[], Any, Any]
 ) -> None:
     first = tasks_recorder.run_occurrence(nightly)
     assert first > datetime.now(UTC)
@@ -427,7 +429,9 @@ def test_an_occurrence_is_run_at_once_while_time_is_real(
     assert len(functions.ran) == 2
 
 
-def test_what_has_no_occurrence_is_refused(tasks_recorder: TasksRecorder, nightly: DurableFunction[[], Any]) -> None:
+def test_what_has_no_occurrence_is_refused(
+    tasks_recorder: TasksRecorder, nightly: DurableFunction[[], Any, Any]
+) -> None:
     with pytest.raises(ValueError, match=r"is not periodic. Pass a function with @durable\(periodic="):
         tasks_recorder.run_occurrence(note)
 

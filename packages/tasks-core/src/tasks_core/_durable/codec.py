@@ -1,4 +1,4 @@
-"""Serializing the arguments of a durable function to JSON, and restoring them on the worker."""
+"""Serializing the arguments of a durable function to JSON, and its result, and restoring them elsewhere."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, is_dataclass
 from datetime import datetime
 from types import UnionType
-from typing import Any, Protocol, get_type_hints
+from typing import Any, NoReturn, Protocol, get_type_hints
 
 from tasks_core._support.jsontext import Json
 from tasks_core._support.provider import Provided
@@ -19,6 +20,9 @@ from tasks_core.exceptions import ArgumentCodecError
 
 LIMIT = 1024 * 1024
 """Bytes that the arguments of one call may have as JSON."""
+
+RESULT_LIMIT = 64 * 1024
+"""Bytes that the result of one call may have as JSON."""
 
 # The escape of a NUL character, and not an escaped backslash in front of five letters.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -139,17 +143,9 @@ class ArgumentCodec:
             )
         if self._signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
             value = list(value)
-        try:
-            text = codec.dump(value)
-            restored = codec.load(text)
-            same = bool(restored == value) or codec.same(value, restored)
-        except Exception as error:  # its message may contain the value, which must not be shown
-            reason = _reason(error)
-            raise self._error(name, f"was given a {_type_name(value)}, which JSON cannot carry{reason}") from None
-        if not same:
-            raise self._error(name, f"was given a {_type_name(value)}, which JSON does not restore as the same value")
-        if _NUL.search(text):
-            raise self._error(name, "was given a text with a NUL character, which PostgreSQL does not store")
+        text, problem = _serialize(codec, value)
+        if problem is not None:
+            raise self._error(name, f"was given {problem}")
         return text
 
     def decode(self, arguments: Mapping[str, Json]) -> inspect.BoundArguments:
@@ -186,6 +182,78 @@ class ArgumentCodec:
             f"{self._name}: parameter {parameter!r} {what}. Pass what identifies the object, such as its id, and "
             "annotate the parameter with its type"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """What a durable function returned, as an engine stores it."""
+
+    value: Json = field(default=None, repr=False)
+    problem: str | None = None
+    """Why there is no value, although the function returned one."""
+
+
+class ResultCodec:
+    """The result of one function, by its return annotation; without one, nothing is stored."""
+
+    __slots__ = ("_codec", "_name", "_problem")
+
+    def __init__(self, name: str, func: Callable[..., Any]) -> None:
+        self._name = name
+        self._codec: ValueCodec | None = None
+        self._problem: str | None = None
+        if "return" not in getattr(func, "__annotations__", ()):
+            return
+        annotation = _hints(func).get("return", Any)
+        if annotation in (type(None), NoReturn):
+            return
+        try:
+            self._codec = _codec_maker()(annotation)
+        except Exception:
+            self._problem = f"the function is annotated to return {_show(annotation)}, which JSON cannot carry"
+
+    def encode(self, value: Any) -> StoredResult | None:
+        """Return what is stored for a result; `None` if there is nothing to store. Raises nothing."""
+        if value is None or (self._codec is None and self._problem is None):
+            return None
+        if self._codec is None:
+            return StoredResult(problem=self._problem)
+        too_large = f"it is more than {RESULT_LIMIT // 1024} KiB as JSON. Store the data, and return its id"
+        if _is_longer_than(RESULT_LIMIT, value):
+            return StoredResult(problem=too_large)
+        text, problem = _serialize(self._codec, value)
+        if problem is not None:
+            return StoredResult(problem=f"the function returned {problem}")
+        if len(text.encode()) > RESULT_LIMIT:
+            return StoredResult(problem=too_large)
+        return StoredResult(json.loads(text))
+
+    def decode(self, stored: StoredResult) -> Any:
+        """
+        Restore a result.
+
+        Raises:
+            ArgumentCodecError: the annotation of the function in this process does not allow it.
+        """
+        if self._codec is not None:
+            with suppress(Exception):
+                return self._codec.load(json.dumps(stored.value))
+        raise ArgumentCodecError(f"{self._name}: its return annotation does not allow the result that is stored")
+
+
+def _serialize(codec: ValueCodec, value: Any) -> tuple[str, str | None]:
+    """Return the JSON text of a value, and what is wrong with the value, if JSON does not restore it unchanged."""
+    try:
+        text = codec.dump(value)
+        restored = codec.load(text)
+        same = bool(restored == value) or codec.same(value, restored)
+    except Exception as error:  # its message may contain the value, which must not be shown
+        return "", f"a {_type_name(value)}, which JSON cannot carry{_reason(error)}"
+    if not same:
+        return "", f"a {_type_name(value)}, which JSON does not restore as the same value"
+    if _NUL.search(text):
+        return "", "a text with a NUL character, which PostgreSQL does not store"
+    return text, None
 
 
 def check_json(value: object, where: str) -> None:

@@ -13,6 +13,7 @@ from tasks_core._journal import EmittedEvent
 from tasks_core._support.jsontext import Json
 
 from .calls import DurableCall, DurableState, DurableStatus, Receipt
+from .codec import StoredResult
 from .queues import Slots
 
 if TYPE_CHECKING:
@@ -62,7 +63,11 @@ class Delivery:
 
 
 class Redeliver(Exception):  # noqa: N818  a request, not an error
-    """Raised by a `RunDelivery`: the engine keeps the call, and delivers it again after *delay* seconds."""
+    """
+    Raised by a `RunDelivery`: the engine keeps the call, and delivers it again after *delay* seconds.
+
+    If the attempt has *failed*, `__cause__` is what it raised: `AttemptRecord.of()` makes what `status()` shows of it.
+    """
 
     def __init__(self, delay: float, *, failed: bool) -> None:
         self.delay = delay
@@ -79,8 +84,11 @@ class NotUnderstood(Redeliver):
     """
 
 
-RunDelivery: TypeAlias = Callable[[Delivery], Awaitable[None]]
-"""What an engine calls: returns when the task has succeeded; raises `Redeliver`, or the error of the last attempt."""
+RunDelivery: TypeAlias = Callable[[Delivery], Awaitable[StoredResult | None]]
+"""
+What an engine calls: returns when the task has succeeded, with the result that is to be stored, if there is one; raises
+`Redeliver`, or the error of the last attempt.
+"""
 
 
 @runtime_checkable
@@ -116,7 +124,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt[Any]:
         """
         Store the call, so that it survives a crash of this process and, as far as possible, of the engine.
 
@@ -141,7 +149,7 @@ class Engine(Protocol):
 class BatchEngine(Protocol):
     """What an `Engine` may have besides: the durable tasks of a phase become one submit."""
 
-    async def submit_many(self, calls: Sequence[DurableCall], /) -> Sequence[Receipt]:
+    async def submit_many(self, calls: Sequence[DurableCall], /) -> Sequence[Receipt[Any]]:
         """
         Store all calls, or none of them; the receipts have the order of *calls*.
 
@@ -171,7 +179,7 @@ class StoredEvents:
 class FollowedCall:
     """A call that clients follow."""
 
-    receipt: Receipt
+    receipt: Receipt[Any]
     owner: str | None
     """Whose it is, as the caller of `job()` said."""
 
@@ -224,7 +232,7 @@ class PeriodicEngine(Protocol):
         """
         ...
 
-    async def submit_occurrence(self, call: DurableCall, at: datetime, /) -> Receipt | None:
+    async def submit_occurrence(self, call: DurableCall, at: datetime, /) -> Receipt[Any] | None:
         """
         Store *at* as the last occurrence of the function and submit the call, in one step.
 

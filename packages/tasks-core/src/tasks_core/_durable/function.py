@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from copy import copy
 from dataclasses import fields
 from functools import cached_property
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, TypeVar, overload
 
 from tasks_core._config import TaskConfig, TaskErrorHandler
 from tasks_core._phase import TaskPhase
@@ -17,13 +17,14 @@ from tasks_core._schedule import TaskFactory
 from tasks_core._support.call import check_provided_call, function_name
 from tasks_core._support.provider import ELSEWHERE
 from tasks_core._support.rules import Rule, is_finite_seconds, show
-from tasks_core.exceptions import InvalidConfigError, InvalidTaskError, NotAddressableError, UnknownTaskError
+from tasks_core.exceptions import InvalidConfigError, InvalidTaskError, NotAddressableError
 from tasks_core.triggers import Every, Trigger
 
-from .calls import Receipt
-from .codec import ArgumentCodec
+from .calls import DEFAULT_RETRY, Receipt
+from .codec import ArgumentCodec, ResultCodec
 from .phase import DurablePhase
 from .queues import DEFAULT_QUEUE, KEY, PRIORITY, QUEUE
+from .registry import registry
 from .task import CallOptions, submit_call
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 CATCH_UP = 3600.0
@@ -43,7 +45,7 @@ _CATCH_UP = Rule(
 _OF_THE_TARGET = frozenset(option.name for option in fields(TaskConfig))
 
 
-class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
+class DurableFunction(TaskFactory[P, Receipt[R]], Generic[P, T, R]):
     """
     What `@durable` makes of a function. Calling it calls the function; scheduling it submits the call to an engine.
 
@@ -62,6 +64,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
     aliases: tuple[str, ...]
     """Former names, under which calls may still be waiting."""
     retry: RetryPolicy | None
+    """When it runs again after an exception; `None`: never."""
     config: TaskConfig
     """How a worker runs it: `shield`, `timeout`, `on_error`."""
     queue: str
@@ -81,7 +84,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
         *,
         name: str | None = None,
         aliases: Iterable[str] = (),
-        retry: RetryPolicy | None = None,
+        retry: RetryPolicy | None = DEFAULT_RETRY,
         config: TaskConfig | None = None,
         queue: str = DEFAULT_QUEUE,
         priority: int = 0,
@@ -112,7 +115,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
         queue: str | None = None,
         priority: int | None = None,
         **other: Never,
-    ) -> DurableFunction[P, T]:
+    ) -> DurableFunction[P, T, R]:
         """
         Return this function with options for the calls that are scheduled with what is returned.
 
@@ -154,7 +157,7 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
         configured._options = CallOptions(idempotency_key, transaction, queue, priority)
         return configured
 
-    def _schedule_into(self, target: ScheduleTarget, call: ScheduledCall, /) -> Task[Receipt]:
+    def _schedule_into(self, target: ScheduleTarget, call: ScheduledCall, /) -> Task[Receipt[R]]:
         if call.func is not self:
             raise NotAddressableError(
                 f"{self!r} inside of a partial cannot be found by another process. Pass it and its arguments: "
@@ -183,50 +186,16 @@ class DurableFunction(TaskFactory[P, Receipt], Generic[P, T]):
         """How its arguments are serialized."""
         return ArgumentCodec(function_name(self.func), self.func)
 
+    @cached_property
+    def result_codec(self) -> ResultCodec:
+        """How its result is serialized."""
+        return ResultCodec(function_name(self.func), self.func)
+
     def __repr__(self) -> str:
         return f"<durable {self.name}>"
 
 
-class Registry:
-    """The durable functions of a process, by name."""
-
-    __slots__ = ("_functions",)
-
-    def __init__(self) -> None:
-        self._functions: dict[str, DurableFunction[..., Any]] = {}
-
-    def __len__(self) -> int:
-        return len(set(self._functions.values()))
-
-    def add(self, function: DurableFunction[..., Any]) -> None:
-        """Register a function. A function that is defined again, as by reloading a module, replaces the old one."""
-        for name in (function.name, *function.aliases):
-            other = self._functions.get(name)
-            if other is not None and _place(other) != _place(function):
-                raise InvalidConfigError(
-                    f"durable: the name {name!r} belongs to {_place(other)} already; {_place(function)} wants it too"
-                )
-        for name in (function.name, *function.aliases):
-            self._functions[name] = function
-
-    def get(self, name: str) -> DurableFunction[..., Any]:
-        """
-        Return the function that is registered under a name.
-
-        Raises:
-            UnknownTaskError: no function has the name. Nothing is ever imported because of a name.
-        """
-        try:
-            return self._functions[name]
-        except KeyError:
-            raise UnknownTaskError(f"No durable function is registered as {name!r} in this process") from None
-
-
-registry = Registry()
-"""All durable functions of the process."""
-
-
-def durable_function(name: str) -> DurableFunction[..., Any]:
+def durable_function(name: str) -> DurableFunction[..., Any, Any]:
     """
     Return the durable function of this process that a worker would run for the calls of a name.
 
@@ -241,7 +210,7 @@ def registered_names() -> list[str]:
     return list(registry._functions)
 
 
-def periodic_functions() -> list[DurableFunction[..., Any]]:
+def periodic_functions() -> list[DurableFunction[..., Any, Any]]:
     """Return the durable functions of this process that have `periodic=`, in the order of their names."""
     functions = {function.name: function for function in registry._functions.values() if function.periodic is not None}
     return [functions[name] for name in sorted(functions)]
@@ -252,8 +221,25 @@ def registered_queues() -> set[str]:
     return {DEFAULT_QUEUE, *(function.queue for function in registry._functions.values())}
 
 
+# Without `Any` in the coroutine that a call returns, for otherwise the overloads of `schedule()` are ambiguous to mypy.
+class DurableDecorator(Protocol):
+    """What `durable()` with options returns."""
+
+    @overload
+    def __call__(
+        self, func: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> DurableFunction[P, Coroutine[object, Never, R], R]: ...
+
+    @overload
+    def __call__(self, func: Callable[P, T], /) -> DurableFunction[P, T, T]: ...
+
+
 @overload
-def durable(func: Callable[P, T], /) -> DurableFunction[P, T]: ...
+def durable(func: Callable[P, Coroutine[Any, Any, R]], /) -> DurableFunction[P, Coroutine[object, Never, R], R]: ...
+
+
+@overload
+def durable(func: Callable[P, T], /) -> DurableFunction[P, T, T]: ...
 
 
 @overload
@@ -261,7 +247,7 @@ def durable(
     *,
     name: str | None = None,
     aliases: Iterable[str] = (),
-    retry: RetryPolicy | None = None,
+    retry: RetryPolicy | None = DEFAULT_RETRY,
     shield: bool | None = None,
     timeout: float | None = None,
     on_error: TaskErrorHandler | None = None,
@@ -269,7 +255,7 @@ def durable(
     priority: int = ...,
     periodic: Trigger | None = None,
     catch_up: float | None = None,
-) -> Callable[[Callable[P, T]], DurableFunction[P, T]]: ...
+) -> DurableDecorator: ...
 
 
 def durable(
@@ -278,7 +264,7 @@ def durable(
     *,
     name: str | None = None,
     aliases: Iterable[str] = (),
-    retry: RetryPolicy | None = None,
+    retry: RetryPolicy | None = DEFAULT_RETRY,
     shield: bool | None = None,
     timeout: float | None = None,
     on_error: TaskErrorHandler | None = None,
@@ -312,7 +298,8 @@ def durable(
 
         aliases: Former names.
 
-        retry: When it runs again after an exception. Default: never.
+        retry: When it runs again after an exception. `None`: never. Default: up to 10 attempts, with pauses from 10
+            seconds to an hour: `RetryPolicy(attempts=10, backoff=10, max_delay=3600, jitter=0.1)`.
 
         shield: Whether a worker that is stopped lets the task finish after its grace period. Otherwise the task is
             cancelled and put back into the queue.
@@ -342,11 +329,13 @@ def durable(
         InvalidConfigError: an option has a value that it cannot have, or the name belongs to another function.
     """
     if retry is not None and not isinstance(retry, RetryPolicy):
-        raise InvalidConfigError("durable(retry=...): retry must be a RetryPolicy, as in retry=RetryPolicy(attempts=5)")
+        raise InvalidConfigError(
+            "durable(retry=...): retry must be a RetryPolicy, as in retry=RetryPolicy(attempts=5), or None for never"
+        )
     config = TaskConfig(shield=shield, timeout=timeout, on_error=on_error)
 
-    def decorate(func: Callable[..., Any]) -> DurableFunction[..., Any]:
-        function = DurableFunction(
+    def decorate(func: Callable[..., Any]) -> DurableFunction[..., Any, Any]:
+        function: DurableFunction[..., Any, Any] = DurableFunction(
             func,
             name=name,
             aliases=aliases,
@@ -423,7 +412,3 @@ def _check_name(name: object) -> str:
     if not isinstance(name, str) or not name:
         raise InvalidConfigError('durable(name=..., aliases=...): a name is a text, such as "mail:send_receipt"')
     return name
-
-
-def _place(function: DurableFunction[..., Any]) -> str:
-    return f"{function.__module__}:{function.__qualname__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
@@ -14,10 +15,11 @@ import anyio
 from tasks_core._task import Task, TaskState, current_task
 from tasks_core.exceptions import EngineCapabilityError, EngineNotConfiguredError
 
-from .calls import DurableCall, DurableState, DurableStatus, Receipt
+from .calls import DurableCall, DurableEnd, DurableState, DurableStatus, Receipt
 from .commit import SessionCommit, commit_of
 from .engine import Capability, RunDelivery
 from .queues import Slots
+from .registry import registry
 
 # Beyond this many, the idempotency keys of the oldest calls are forgotten.
 _KEYS_KEPT = 10_000
@@ -56,7 +58,7 @@ class MemoryEngine:
     capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority", "key"))
 
     def __init__(self) -> None:
-        self._accepted: OrderedDict[tuple[str, str, str], Receipt] = OrderedDict()
+        self._accepted: OrderedDict[tuple[str, str, str], Receipt[Any]] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,7 +72,7 @@ class MemoryEngine:
         """Return the commit that the task will wait for."""
         return commit_of(transaction)
 
-    async def submit(self, call: DurableCall, /, *, transaction: SessionCommit | None = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: SessionCommit | None = None) -> Receipt[Any]:
         """Schedule the function of the task that submits the call."""
         submitting = current_task()
         if not isinstance(submitting, RunsInMemory):
@@ -81,7 +83,7 @@ class MemoryEngine:
         if transaction is not None and transaction.over:
             raise EngineCapabilityError(_OVER)
         task = submitting._run_in_memory(transaction, partial(self._admit, key))
-        return Receipt(self.name, str(task.id), call.idempotency_key, True, partial(_status, lambda: task))
+        return Receipt(self.name, str(task.id), call.idempotency_key, True, OneTask(call.name, lambda: task))
 
     def _admit(self, key: tuple[str, str, str] | None, task: Task[Any], committed: bool) -> str | None:
         if not committed:
@@ -91,7 +93,7 @@ class MemoryEngine:
         if (known := self._accepted.get(key)) is not None:  # two transactions at the same time
             return f"task #{known.id} has its idempotency key {key[2]!r}"
         find = ref(task)
-        self._accepted[key] = Receipt(self.name, str(task.id), key[2], False, partial(_status, find))
+        self._accepted[key] = Receipt(self.name, str(task.id), key[2], False, OneTask(key[1], find))
         if len(self._accepted) > _KEYS_KEPT:
             self._accepted.popitem(last=False)
         return None
@@ -104,9 +106,34 @@ class MemoryEngine:
 _STATES = {state: DurableState(state.value) for state in TaskState if state.value in set(DurableState)}
 
 
-async def _status(find: Callable[[], Task[Any] | None], _id: str) -> DurableStatus:
-    task = find()
-    if task is None:
-        return DurableStatus(DurableState.UNKNOWN, 0)
-    between = DurableState.PENDING if task.state is TaskState.RETRYING else DurableState.UNKNOWN
-    return DurableStatus(_STATES.get(task.state, between), task.attempts)
+class OneTask:
+    """What receipts say of a task of this process, whatever id they ask for: it is that of the receipt."""
+
+    def __init__(self, name: str, find: Callable[[], Task[Any] | None]) -> None:
+        self._name = name
+        self._find = find
+
+    async def status(self, receipt_id: str, /) -> DurableStatus:
+        """Return the state of the task, as long as there is a reference to it."""
+        task = self._find()
+        if task is None:
+            return DurableStatus(DurableState.UNKNOWN, 0)
+        between = DurableState.PENDING if task.state is TaskState.RETRYING else DurableState.UNKNOWN
+        return DurableStatus(_STATES.get(task.state, between), task.attempts)
+
+    async def ended(self, receipt_id: str, /) -> DurableEnd:
+        """Wait for the task. Its result is restored from JSON, as with every engine."""
+        task = self._find()
+        if task is None:
+            return DurableEnd(DurableStatus(DurableState.UNKNOWN, 0))
+        await task.wait()
+        why = task.reason if task.exception is None else type(task.exception).__qualname__
+        status = replace(await self.status(receipt_id), reason=why)
+        if task.state is not TaskState.SUCCEEDED:
+            return DurableEnd(status, self._name)
+        return DurableEnd(status, self._name, registry.get(self._name).result_codec.encode(task.result()))
+
+    async def cancel(self, receipt_id: str, /) -> bool:
+        """Cancel the task."""
+        task = self._find()
+        return task is not None and task.cancel()

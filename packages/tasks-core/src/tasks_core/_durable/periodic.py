@@ -74,7 +74,7 @@ def find_due(trigger: Trigger, last: datetime, now: datetime, catch_up: float) -
     return Due(run, None if run == first else first, at)
 
 
-def occurrence_call(function: DurableFunction[..., Any], at: datetime) -> DurableCall:
+def occurrence_call(function: DurableFunction[..., Any, Any], at: datetime) -> DurableCall:
     """Return the call that a worker submits for an occurrence; its idempotency key has the moment, in UTC."""
     trigger = function.periodic
     jitter = float(getattr(trigger, "jitter", 0.0))
@@ -139,7 +139,7 @@ class Occurrences:
         return (next_look - now).total_seconds()
 
     async def _deal_with(
-        self, engine: PeriodicEngine, function: DurableFunction[..., Any], due: Due, now: datetime
+        self, engine: PeriodicEngine, function: DurableFunction[..., Any, Any], due: Due, now: datetime
     ) -> None:
         if due.run is not None:
             receipt = await engine.submit_occurrence(occurrence_call(function, due.run), due.run)

@@ -25,6 +25,7 @@ from .codec import ArgumentCodec
 from .context import DurableContext, set_context
 from .engine import BatchEngine, Engine, EngineFallback
 from .host import engine_in_force, host_of
+from .memory import OneTask
 from .queues import DEFAULT_QUEUE, KEY
 from .trace import trace_headers
 
@@ -82,7 +83,7 @@ _OF_THE_ENGINE = ("key", "on_conflict")
 _TIME_LIMIT = 5.0
 
 
-class DurableTask(Task[Receipt]):
+class DurableTask(Task[Receipt[Any]]):
     """
     A durable task on its way to the engine: what `schedule()` returns for a function with `@durable`.
 
@@ -124,7 +125,7 @@ class DurableTask(Task[Receipt]):
             return replace(self.call, not_before=time.time() + self.config.delay)
         return self.call
 
-    async def _perform(self) -> Receipt:
+    async def _perform(self) -> Receipt[Any]:
         try:
             with anyio.fail_after(_TIME_LIMIT):
                 if self.batch is None:
@@ -142,7 +143,7 @@ class DurableTask(Task[Receipt]):
         self._log_conflict(receipt)
         return receipt
 
-    def _log_conflict(self, receipt: Receipt) -> None:
+    def _log_conflict(self, receipt: Receipt[Any]) -> None:
         """Log that the call made no new task, or which tasks it replaces."""
         call, engine = self.call, self.engine.name
         if not receipt.created and receipt.idempotency_key == call.idempotency_key:
@@ -173,7 +174,7 @@ class DurableTask(Task[Receipt]):
                 extra=log_fields(self),
             )
 
-    def _run_here(self, error: Exception) -> Receipt:
+    def _run_here(self, error: Exception) -> Receipt[Any]:
         logger.warning(
             "%s runs in this process, and is lost if that ends: %s did not acknowledge (%s)",
             title(self),
@@ -181,7 +182,8 @@ class DurableTask(Task[Receipt]):
             type(error).__name__,
         )
         task = self._run_in_memory(None, lambda _task, _committed: None)
-        return Receipt("memory", str(task.id), self.call.idempotency_key)
+        source = OneTask(self.call.name, lambda: task)
+        return Receipt("memory", str(task.id), self.call.idempotency_key, True, source)
 
     def _run_in_memory(self, commit: SessionCommit | None, admit: Admit) -> Task[Any]:
         """Schedule the function as a task of this process; it starts after *commit*, if *admit* allows it."""
@@ -243,10 +245,10 @@ class SubmitBatch:
     def __init__(self, tasks: Sequence[DurableTask]) -> None:
         self._tasks = tasks
         self._done: anyio.Event | None = None
-        self._receipts: dict[int, Receipt] = {}
+        self._receipts: dict[int, Receipt[Any]] = {}
         self._error: Exception | None = None
 
-    async def receipt_of(self, task: DurableTask) -> Receipt:
+    async def receipt_of(self, task: DurableTask) -> Receipt[Any]:
         """Return the receipt of one of the tasks."""
         if self._done is None:
             self._done = anyio.Event()

@@ -24,18 +24,22 @@ from tasks_core.exceptions import (
     UnknownTaskError,
 )
 
-from .codec import check_json
+from .codec import StoredResult, check_json
 from .context import DurableContext, set_context
 from .engine import Delivery, Engine, EventSink, NotUnderstood, Redeliver
-from .function import DurableFunction, registry
+from .function import DurableFunction
 from .host import engine_in_force
 from .label import CallLabel
 from .periodic import Occurrences
 from .queues import Slots, check_slots, total
+from .registry import registry
 from .trace import continued_span
 
 # Seconds until a call whose function is unknown here is delivered again: in a rolling deploy, another worker knows it.
 _UNKNOWN = 5.0
+
+# Seconds that a task which the engine cancels may take to clean up before the engine hears of its end.
+_CLEAN_UP = 1.0
 
 
 class Worker:
@@ -73,7 +77,7 @@ class Worker:
         EngineCapabilityError: *queues* was given, and the engine has one queue only.
     """
 
-    __slots__ = ("_engine", "_options", "_provider", "_scheduler", "_slots", "_unknown")
+    __slots__ = ("_engine", "_options", "_provider", "_scheduler", "_slots", "_unknown", "_unstored")
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Worker:
         self._provider = provider
         self._options = options
         self._unknown: set[str] = set()
+        self._unstored: set[str] = set()
 
     @staticmethod
     def check_options(
@@ -137,7 +142,7 @@ class Worker:
         finally:
             await self._scheduler.aclose()
 
-    async def _run(self, delivery: Delivery) -> None:
+    async def _run(self, delivery: Delivery) -> StoredResult | None:
         call = delivery.call
         try:
             function = registry.get(call.name)
@@ -146,12 +151,25 @@ class Worker:
             raise NotUnderstood(_UNKNOWN, failed=False) from error
         attributes = {"task.name": call.name, "task.key": call.idempotency_key, "task.attempt": delivery.attempt}
         with continued_span(f"run {call.name}", call.headers, attributes):
-            await _Attempt(self._scheduler, function, delivery).run()
+            result = await _Attempt(self._scheduler, function, delivery).run()
+        if result is not None and result.problem is not None:
+            self._log_result_once(call.name, result.problem)
+        return result
 
     def _log_unknown_once(self, error: UnknownTaskError) -> None:
         if str(error) not in self._unknown:
             self._unknown.add(str(error))
             logger.error("%s. Its calls stay in the queue, for a worker that knows it", error)
+
+    def _log_result_once(self, name: str, problem: str) -> None:
+        if name not in self._unstored:
+            self._unstored.add(name)
+            logger.error(
+                "Task %r has succeeded, and its result is not stored: %s. Without a return annotation, the function "
+                "has no result to store",
+                name,
+                problem,
+            )
 
 
 class _Attempt:
@@ -159,14 +177,14 @@ class _Attempt:
 
     __slots__ = ("_again", "_delivery", "_events", "_function", "_scheduler")
 
-    def __init__(self, scheduler: TaskScheduler, function: DurableFunction[..., Any], delivery: Delivery) -> None:
+    def __init__(self, scheduler: TaskScheduler, function: DurableFunction[..., Any, Any], delivery: Delivery) -> None:
         self._scheduler = scheduler
         self._function = function
         self._delivery = delivery
         self._again: float | None = None
         self._events: EventSink | None = None
 
-    async def run(self) -> None:
+    async def run(self) -> StoredResult | None:
         call, function = self._delivery.call, self._function
         func, args, kwargs = self._what_to_run()
         if self._scheduler.stopping.is_set():
@@ -194,8 +212,11 @@ class _Attempt:
             await task.wait()
         except anyio.get_cancelled_exc_class():
             task.cancel()
+            with anyio.move_on_after(_CLEAN_UP, shield=True):
+                await task.wait()
             raise
         self._raise_outcome(task)
+        return function.result_codec.encode(task.result())
 
     @property
     def events(self) -> EventSink | None:

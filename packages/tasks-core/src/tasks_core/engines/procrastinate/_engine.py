@@ -19,6 +19,7 @@ from tasks_core.engines import (
     EVENTS_AT_ONCE,
     Capability,
     DurableCall,
+    DurableEnd,
     DurableState,
     DurableStatus,
     EngineCapabilityError,
@@ -33,7 +34,7 @@ from ._errors import engine_error, opening_error
 from ._events import stored_events
 from ._operate import Operations
 from ._options import WorkOptions
-from ._rows import STATES, is_job_id, stored_calls
+from ._rows import STATES, is_job_id, read_result, read_status, stored_calls
 from ._schema import prepare_schema
 from ._sql import (
     FIND_FOLLOWED,
@@ -45,9 +46,11 @@ from ._sql import (
     SUBMIT,
     SUBMIT_KEYS,
     SUBMIT_OCCURRENCE,
+    WAIT_FOR,
 )
 from ._transaction import Row, Statement, Transaction, join_transaction
 from ._trio import AsyncioThread, runs_asyncio, work_in_thread
+from ._waits import Waits
 from ._work import work
 
 logger = logging.getLogger("tasks_core")
@@ -58,6 +61,8 @@ _T = TypeVar("_T")
 _DAY = 24 * 3600.0
 # Seconds that an operator, a page or a probe waits for a connection.
 _OPERATOR_PATIENCE = 5.0
+# Seconds that PostgreSQL has to say how tasks have ended, before those who wait hear of an outage.
+_LOOK_LIMIT = 5.0
 
 
 class ProcrastinateEngine(Operations):
@@ -107,6 +112,7 @@ class ProcrastinateEngine(Operations):
         "_pool_size",
         "_thread",
         "_users",
+        "_waits",
         "_work_options",
         "apply_schema",
         "conninfo",
@@ -137,6 +143,7 @@ class ProcrastinateEngine(Operations):
         self._users = 0  # callers that have entered, and those that are about to
         self._lock = anyio.Lock()
         self._thread: AsyncioThread | None = None
+        self._waits = Waits(self._ends)
         self._work_options = WorkOptions(
             queue=queue,
             heartbeat=heartbeat,
@@ -167,6 +174,7 @@ class ProcrastinateEngine(Operations):
     async def __aenter__(self) -> Self:
         if not self._users:
             self._lock = anyio.Lock()  # of this event loop
+            self._waits = Waits(self._ends)
         self._users += 1
         try:
             async with self._lock:
@@ -265,7 +273,7 @@ class ProcrastinateEngine(Operations):
             )
         return join_transaction(transaction, self._statement([call]), wanted, call.name)
 
-    async def submit(self, call: DurableCall, /, *, transaction: Transaction | None = None) -> Receipt:
+    async def submit(self, call: DurableCall, /, *, transaction: Transaction | None = None) -> Receipt[Any]:
         """Store the call in a row of its own, in the transaction if there is one."""
         if transaction is None:
             [receipt] = await self.submit_many([call])
@@ -276,7 +284,7 @@ class ProcrastinateEngine(Operations):
             raise engine_error(error) from error
         return self._receipt(call, row)
 
-    async def submit_many(self, calls: Sequence[DurableCall], /) -> list[Receipt]:
+    async def submit_many(self, calls: Sequence[DurableCall], /) -> list[Receipt[Any]]:
         """Store the calls by one statement, together or not at all; the receipts have the order of *calls*."""
         if not calls:
             return []
@@ -301,7 +309,7 @@ class ProcrastinateEngine(Operations):
             rows: list[Any] = await (await connection.execute(query, parameters)).fetchall()
         return rows
 
-    def _receipt(self, call: DurableCall, row: Row) -> Receipt:
+    def _receipt(self, call: DurableCall, row: Row) -> Receipt[Any]:
         if not row.same:
             logger.warning(
                 "%r was submitted with idempotency key %r, which belongs to job %s: that one has other arguments, and "
@@ -311,17 +319,43 @@ class ProcrastinateEngine(Operations):
                 row.id,
             )
         replaced = tuple(map(str, row.replaced))
-        return Receipt(self.name, str(row.id), row.key, row.created, self.status, replaced)
+        return Receipt(self.name, str(row.id), row.key, row.created, self, replaced)
 
     async def status(self, receipt_id: str, /) -> DurableStatus:
         """Look a task up by the id of its receipt; an id that is none of this engine's is unknown."""
         if not is_job_id(receipt_id):
             return DurableStatus(DurableState.UNKNOWN, 0)
         rows = await self._read(STATUS, {"id": int(receipt_id)})
-        if not rows:
-            return DurableStatus(DurableState.UNKNOWN, 0)
-        [(state, attempts, progress)] = rows
-        return DurableStatus(STATES[state], attempts, progress)
+        return read_status(*rows[0]) if rows else DurableStatus(DurableState.UNKNOWN, 0)
+
+    async def ended(self, receipt_id: str, /) -> DurableEnd:
+        """Return when a task has ended. All callers that wait share a statement, whose pauses grow to half a second."""
+        if not is_job_id(receipt_id):
+            return DurableEnd(DurableStatus(DurableState.UNKNOWN, 0))
+        return await self._waits.end_of(int(receipt_id))
+
+    async def _ends(self, numbers: Sequence[int]) -> dict[int, DurableEnd]:
+        try:
+            with anyio.fail_after(_LOOK_LIMIT):
+                rows = await self._read(WAIT_FOR, {"ids": list(numbers)})
+        except TimeoutError as error:
+            raise engine_error(error) from error
+        ends = dict.fromkeys(numbers, DurableEnd(DurableStatus(DurableState.UNKNOWN, 0)))
+        for number, name, result, *row in rows:
+            status = read_status(*row)
+            if status.state in (DurableState.PENDING, DurableState.RUNNING):
+                del ends[number]
+            else:
+                ends[number] = DurableEnd(status, str(name), read_result(result))
+        return ends
+
+    def receipt(self, receipt_id: str, /) -> Receipt[Any]:
+        """
+        Return the receipt of a task whose id another process has stored, without looking whether there is such a task.
+
+        Its `idempotency_key` is empty, and `created` is false.
+        """
+        return Receipt(self.name, receipt_id, "", created=False, source=self)
 
     # ---- operating: the methods are those of `Operations` ----
 
@@ -339,7 +373,7 @@ class ProcrastinateEngine(Operations):
         if not rows:
             return None
         number, key, owner = rows[0]
-        return FollowedCall(Receipt(self.name, str(number), key, True, self.status), owner)
+        return FollowedCall(Receipt(self.name, str(number), key, True, self), owner)
 
     async def read_events(self, wanted: Collection[tuple[str, int]], /) -> Mapping[tuple[str, int], StoredEvents]:
         """Read the events of all these calls by one statement."""
@@ -364,7 +398,7 @@ class ProcrastinateEngine(Operations):
         rows = await self._read(OCCURRENCES, {"engine": self._work_options.queue, "names": list(names)})
         return rows[0][0].astimezone(UTC), [last.astimezone(UTC) for _, last in rows]
 
-    async def submit_occurrence(self, call: DurableCall, at: datetime, /) -> Receipt | None:
+    async def submit_occurrence(self, call: DurableCall, at: datetime, /) -> Receipt[Any] | None:
         """Store the occurrence and the call by one statement."""
         parameters = {"engine": self._work_options.queue, "name": call.name, "at": at}
         rows = await self._read(SUBMIT_OCCURRENCE, {**parameters, "calls": stored_calls([call], self._work_options)})

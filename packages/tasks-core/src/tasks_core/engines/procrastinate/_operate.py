@@ -32,7 +32,7 @@ from tasks_core.engines import (
 
 from ._liveness import MISSED
 from ._options import WorkOptions
-from ._rows import STATES, is_job_id
+from ._rows import STATES, is_job_id, read_result
 from ._sql import (
     CANCEL,
     COUNT_CANCEL,
@@ -179,7 +179,7 @@ class Operations(ABC):
             events=tuple(StoredTaskEvent(type_, _moment(at)) for type_, at in events or ()),
             errors=_errors(fields.get("errors")),
             progress=fields.get("progress"),
-            result=fields.get("result"),
+            result=None if (result := read_result(fields.get("result"))) is None else result.value,
             headers=headers if isinstance(headers := fields.get("headers"), dict) else {},
             arguments=fields.get("args") if arguments else None,
         )
@@ -369,7 +369,7 @@ def _errors(stored: Any) -> tuple[StoredTaskError, ...]:
     return tuple(
         StoredTaskError(
             attempt=one.get("attempt"),
-            at=_moment(at) if isinstance(at := one.get("at"), float | int) else None,
+            at=_moment(at) if isinstance(at := one.get("ended", one.get("at")), float | int) else None,
             error=str(one.get("error")),
             traceback=one.get("traceback"),
         )

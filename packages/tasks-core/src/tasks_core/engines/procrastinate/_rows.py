@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import Any
 
 from tasks_core import RetryPolicy
-from tasks_core.engines import CallLabel, DurableCall, DurableState
+from tasks_core.engines import (
+    DEFAULT_RETRY,
+    AttemptRecord,
+    CallLabel,
+    DurableCall,
+    DurableState,
+    DurableStatus,
+    Json,
+    StoredResult,
+)
 
 from ._options import WorkOptions
+
+_DEFAULT = object()
 
 STATES = {
     "todo": DurableState.PENDING,
@@ -49,8 +61,8 @@ def stored_calls(calls: Sequence[DurableCall], options: WorkOptions) -> str:
 
 def _stored(call: DurableCall) -> dict[str, Any]:
     stored: dict[str, Any] = {"name": call.name, "args": dict(call.args), "key": call.idempotency_key}
-    if call.retry is not None:
-        stored["retry"] = call.retry.as_json()
+    if call.retry != DEFAULT_RETRY:  # which most calls have: it costs no row anything
+        stored["retry"] = None if call.retry is None else call.retry.as_json()
     if call.headers:
         stored["headers"] = dict(call.headers)
     return stored
@@ -83,15 +95,23 @@ class History:
     given_up: str | None = None
     """Why the call is not run any more; the next worker reports it to the error handler of the function."""
 
-    def as_json(self) -> str:
-        """Return what takes the place of the history in the row."""
+    errors: tuple[AttemptRecord, ...] = ()
+    """The attempts that have failed, as far as they are kept."""
+
+    def as_json(self, result: StoredResult | None = None) -> str:
+        """Return what takes the place of the history in the row, and the result of the task."""
         fields = ("failures", "returns", "deaths", "misfits", "misfit_since", "given_up")
-        return json.dumps({name: value for name in fields if (value := getattr(self, name))})
+        note: dict[str, Any] = {name: value for name in fields if (value := getattr(self, name))}
+        if self.errors:
+            note["errors"] = [record.as_json() for record in self.errors]
+        if result is not None:
+            note["result"] = {"value": result.value} if result.problem is None else {"problem": result.problem}
+        return json.dumps(note)
 
     def after_failure(self) -> History:
         """Return what remains when the call has failed for good: an operator who retries it has it begin again."""
         # The retry of procrastinate adds one to `attempts`, as if there had been a delivery.
-        return History(failures=self.failures, returns=self.returns + 1, given_up=self.given_up)
+        return History(failures=self.failures, returns=self.returns + 1, given_up=self.given_up, errors=self.errors)
 
     def when_understood(self) -> History:
         """Return what remains when a worker has understood the call, and is to have it again."""
@@ -117,6 +137,8 @@ class Row:
     priority: int
     fields: dict[str, Any]
     history: History
+    read_at: float = field(default_factory=monotonic)
+    """When this process read it, by the clock of this process."""
 
     @property
     def attempt(self) -> int:
@@ -149,9 +171,16 @@ class Row:
             misfits=_count(fields.get("misfits")),
             misfit_since=since if isinstance(since, float | int) else None,
             given_up=given_up if isinstance(given_up, str) else None,
+            errors=read_errors(fields.get("errors")),
         )
         name, key = str(fields.get("name")), str(fields.get("key"))
         return cls(id_, attempts, now, name, key, queue, options.queue_of(queue), priority, fields, history)
+
+    def failed(self, error: BaseException) -> History:
+        """Return the history with this attempt, which raised *error*."""
+        ended = self.claimed_at + monotonic() - self.read_at
+        record = AttemptRecord.of(error, attempt=self.attempt, began=self.claimed_at, ended=ended)
+        return replace(self.history, errors=record.added_to(self.history.errors))
 
     def call(self) -> DurableCall:
         """
@@ -160,16 +189,45 @@ class Row:
         Raises:
             Exception: the row has something else in it, of whatever kind.
         """
-        retry, headers = self.fields.get("retry"), self.fields.get("headers") or {}
+        retry, headers = self.fields.get("retry", _DEFAULT), self.fields.get("headers") or {}
         return DurableCall(
             name=self.name,
             args=dict(self.fields["args"].items()),
             idempotency_key=self.fields["key"],
-            retry=None if retry is None else RetryPolicy.from_json(retry),
+            retry=DEFAULT_RETRY if retry is _DEFAULT else None if retry is None else RetryPolicy.from_json(retry),
             headers=dict(headers.items()),
             queue=self.call_queue,
             priority=self.priority,
         )
+
+
+def read_result(stored: Any) -> StoredResult | None:
+    """Read the result of a task from its row."""
+    if not isinstance(stored, dict):
+        return None
+    problem = stored.get("problem")
+    return StoredResult(stored.get("value"), None if problem is None else str(problem))
+
+
+def read_errors(stored: Any) -> tuple[AttemptRecord, ...]:
+    """Read the attempts that have failed from a row."""
+    records = map(AttemptRecord.from_json, stored if isinstance(stored, list) else ())
+    return tuple(record for record in records if record is not None)
+
+
+def read_status(
+    state: str, attempts: int, progress: Json, reason: str | None, errors: Any, returns: object, given_up: str | None
+) -> DurableStatus:
+    """Read how far a task is from its row."""
+    known, records = STATES[state], read_errors(errors)
+    ended = max(0, attempts - _count(returns))
+    match known:
+        case DurableState.FAILED:
+            # A failure counts as a return, too: see `History.after_failure()`.
+            return DurableStatus(known, records[-1].attempt if records else ended, progress, given_up, records)
+        case DurableState.CANCELLED:
+            return DurableStatus(known, ended, progress, reason, records)
+    return DurableStatus(known, ended, progress, None, records)
 
 
 def _count(value: object) -> int:

@@ -491,9 +491,19 @@ is not later than the one that is stored, and gets none, also when the task has 
 
 SKIP_OCCURRENCES: LiteralString = _MOVE_ON
 
-STATUS: LiteralString = """
-SELECT status::text, attempts, args->'progress' AS progress FROM procrastinate_jobs WHERE id = %(id)s
+# ---- what receipts ask for ----
+
+_STATUS: LiteralString = """
+status::text, attempts, args->'progress' AS progress, args->>'reason' AS reason, args->'errors' AS errors,
+args->'returns' AS returns, args->>'given_up' AS given_up
 """
+
+STATUS: LiteralString = f"SELECT {_STATUS} FROM procrastinate_jobs WHERE id = %(id)s"
+
+WAIT_FOR: LiteralString = f"""
+SELECT id, args->>'name' AS name, args->'result' AS result, {_STATUS} FROM procrastinate_jobs WHERE id = ANY(%(ids)s)
+"""
+"""All tasks that callers wait for; those that are missing are unknown."""
 
 # ---- claims ----
 
@@ -602,8 +612,8 @@ WITH reported AS (
            scheduled_at = CASE accepted.state
                WHEN 'todo' THEN clock_timestamp() + make_interval(secs => accepted.delay) ELSE job.scheduled_at END,
            priority = job.priority + accepted.priority,
-           args = CASE WHEN accepted.note IS NULL THEN job.args
-               ELSE (job.args - '{failures,returns,deaths,misfit_since,misfits,given_up}'::text[]) || accepted.note END
+           args = CASE WHEN accepted.note IS NULL THEN job.args ELSE accepted.note || (job.args
+               - '{failures,returns,deaths,misfit_since,misfits,given_up,result,errors}'::text[]) END
       FROM accepted WHERE job.id = accepted.id
     RETURNING job.id, job.status::text, job.queue_name
 ), woken AS (

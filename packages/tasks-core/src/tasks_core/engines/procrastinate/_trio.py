@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from tasks_core.engines import Delivery, Json, RunDelivery, Slots
+from tasks_core.engines import Delivery, Json, RunDelivery, Slots, StoredResult
 
 from ._options import WorkOptions
 from ._work import work
@@ -102,22 +102,22 @@ class _Bridge:
         await stopping.wait()
         await self._thread.call(self._stop)
 
-    async def _run_here(self, delivery: Delivery) -> None:
+    async def _run_here(self, delivery: Delivery) -> StoredResult | None:
         async def report_progress(progress: Json) -> None:
             await self._thread.call(delivery.report_progress, progress)
 
-        await self._run(replace(delivery, report_progress=report_progress))
+        return await self._run(replace(delivery, report_progress=report_progress))
 
     # ---- on asyncio ----
 
     async def _stop(self) -> None:
         self.stopping.set()
 
-    async def run(self, delivery: Delivery) -> None:
+    async def run(self, delivery: Delivery) -> StoredResult | None:
         start = asyncio.to_thread(self._portal.start_task_soon, self._run_here, delivery)
         starting = asyncio.ensure_future(start)
         try:
-            await asyncio.shield(asyncio.wrap_future(await asyncio.shield(starting)))
+            return await asyncio.shield(asyncio.wrap_future(await asyncio.shield(starting)))
         except asyncio.CancelledError:
             # Also before the thread has returned: the task on trio starts then all the same.
             future = await starting

@@ -307,19 +307,20 @@ class _Work:
             open_events=partial(self._events.sink, row),
         )
         try:
-            await self._run(delivery)
+            result = await self._run(delivery)
         except NotUnderstood as error:
             return self._misfit(row, error.__cause__ or error)
         except Redeliver as again:
             history = row.history.when_understood()
             if again.failed:
-                history = replace(history, failures=history.failures + 1)
+                errors = row.failed(again.__cause__ or again).errors
+                history = replace(history, failures=history.failures + 1, errors=errors)
             else:
                 history = replace(history, returns=history.returns + 1)
                 logger.info("%s is back in the queue", row.label, extra=row.label.fields)
             # A pause of nothing is no time at all: the call is at its place in the queue, and workers are notified.
             return Report(row, "todo", again.delay or None, 0, history.as_json())
-        return Report(row, "succeeded")
+        return Report(row, "succeeded", note=None if result is None else row.history.as_json(result))
 
     def _report_of_error(self, row: Row, error: BaseException) -> Report:
         if isinstance(error, asyncio.CancelledError):
@@ -329,7 +330,7 @@ class _Work:
             logger.info("%s is back in the queue: the event loop of its worker ends", row.label, extra=row.label.fields)
             return Report(row, "todo", None, 0, replace(row.history, returns=row.history.returns + 1).as_json())
         logger.warning("%s has failed for good (%s)", row.label, type(error).__name__, extra=row.label.fields)
-        return Report(row, "failed", note=row.history.after_failure().as_json())
+        return Report(row, "failed", note=row.failed(error).after_failure().as_json())
 
     def _misfit(self, row: Row, error: BaseException) -> Report:
         """Put a call back that another release of its function may understand, for a limited time."""
@@ -343,7 +344,7 @@ class _Work:
                 type(error).__name__,
                 extra=row.label.fields,
             )
-            return Report(row, "failed", note=history.after_failure().as_json())
+            return Report(row, "failed", note=row.failed(error).after_failure().as_json())
         pause: float | None = min(_MISFIT_PAUSE * 2.0 ** min(history.misfits, 16), _MISFIT_PAUSE_MAX)
         given_up = None
         if waited >= self._options.unknown_for:
@@ -363,6 +364,7 @@ class _Work:
             misfits=history.misfits + 1,
             misfit_since=since,
             given_up=given_up,
+            errors=history.errors,
         )
         return Report(row, "todo", pause, -1 if history.misfits == 1 else 0, history.as_json())
 
