@@ -11,13 +11,11 @@ import anyio
 import pytest
 from core_support import in_thread, noop
 from tasks_core import (
-    EmittedEvent,
     Retry,
     Task,
     TaskObserver,
     TaskScheduler,
     TaskState,
-    TaskUpdate,
     current_task,
     emit,
     observe,
@@ -26,6 +24,7 @@ from tasks_core import (
 from tasks_core._journal import MOST_BYTES, MOST_EVENTS, Journal
 from tasks_core._run import following
 from tasks_core.exceptions import InvalidEventError
+from tasks_core.types import EmittedEvent, TaskUpdate
 
 pytestmark = pytest.mark.anyio
 

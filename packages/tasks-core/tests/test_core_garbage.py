@@ -13,7 +13,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 from core_support import fail, noop, quiet
-from tasks_core import RunAttempt, Task, TaskObserver, TaskPhase, TaskScheduler, observe, retry
+from tasks_core import Task, TaskObserver, TaskPhase, TaskScheduler, observe, retry
+from tasks_core.types import RunAttempt
 
 pytestmark = pytest.mark.anyio
 

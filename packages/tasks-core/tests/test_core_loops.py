@@ -12,8 +12,9 @@ from typing import Any
 import anyio
 import pytest
 from core_support import EventLog, in_thread, noop
-from tasks_core import RunAttempt, Task, TaskObserver, TaskPhase, TaskScheduler, TaskState, observe
+from tasks_core import Task, TaskObserver, TaskPhase, TaskScheduler, TaskState, observe
 from tasks_core.exceptions import WrongEventLoopError
+from tasks_core.types import RunAttempt
 
 
 @contextmanager

@@ -13,9 +13,7 @@ import pytest
 from core_support import EventLog, fail, in_thread, messages, noop
 from tasks_core import (
     PhaseInfo,
-    RunAttempt,
     SchedulerClosedError,
-    Subscription,
     Task,
     TaskObserver,
     TaskPhase,
@@ -27,6 +25,7 @@ from tasks_core import (
 )
 from tasks_core.frameworks import announce
 from tasks_core.testing import release_task
+from tasks_core.types import RunAttempt, Subscription
 from tasks_testing import VirtualClock
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,6 @@ import anyio.lowlevel
 import pytest
 from core_support import messages, noop
 from tasks_core import (
-    PeriodicStatistics,
     SchedulerClosedError,
     Task,
     TaskRegistry,
@@ -26,6 +25,7 @@ from tasks_core import (
 )
 from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
 from tasks_core.testing import MonotonicClock
+from tasks_core.types import PeriodicStatistics
 from tasks_testing import VirtualClock, record_tasks
 
 pytestmark = pytest.mark.anyio

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import anyio
 import pytest
-from tasks_core import Provided, RunAttempt, Task, TaskObserver, TaskScheduler, TaskState, observe
+from tasks_core import Provided, Task, TaskObserver, TaskScheduler, TaskState, observe
 from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
 from tasks_core.frameworks import Provider
+from tasks_core.types import RunAttempt
 
 pytestmark = pytest.mark.anyio
 

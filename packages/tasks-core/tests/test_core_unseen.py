@@ -19,7 +19,6 @@ import pytest
 from core_support import EventLog, messages, noop, states
 from tasks_core import (
     Retry,
-    RunAttempt,
     Task,
     TaskObserver,
     TaskScheduler,
@@ -30,6 +29,7 @@ from tasks_core import (
 )
 from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
 from tasks_core.testing import MonotonicClock, override_clock
+from tasks_core.types import RunAttempt
 
 pytestmark = pytest.mark.anyio
 

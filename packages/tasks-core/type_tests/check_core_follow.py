@@ -2,7 +2,8 @@
 
 from typing import assert_type
 
-from tasks_core import EmittedEvent, KeptTask, Task, TaskFollower, TaskScheduler, TaskState, TaskUpdate, emit, report
+from tasks_core import Task, TaskScheduler, TaskState, emit, report
+from tasks_core.types import EmittedEvent, KeptTask, TaskFollower, TaskUpdate
 
 
 async def generate(words: int) -> str:

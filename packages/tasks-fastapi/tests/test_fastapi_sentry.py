@@ -13,7 +13,8 @@ from fastapi import FastAPI
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.integrations.asyncio import AsyncioIntegration
 from sentry_sdk.transport import Transport
-from tasks_core import RunAttempt, Task, TaskObserver, observe, retry
+from tasks_core import Task, TaskObserver, observe, retry
+from tasks_core.types import RunAttempt
 from tasks_fastapi import Tasks, add_tasks, get_scheduler
 
 pytestmark = pytest.mark.anyio

@@ -12,6 +12,7 @@ _durable ── engines
 
 Durable tasks, which another process runs, stand above that: `_durable/function.py` (the functions),
 `_durable/engine.py` (the seam) and `_durable/worker.py`. The program that uses an engine imports it from `engines/`.
+Types that are named rarely are in `types.py`.
 """
 
 from ._clock import Clock
@@ -22,19 +23,15 @@ from ._durable.function import DurableFunction, durable
 from ._durable.phase import DurablePhase
 from ._durable.task import DurableTask
 from ._durable.worker import Worker
-from ._journal import EmittedEvent, TaskFollower, TaskUpdate
-from ._observer import RunAttempt, TaskObserver, observe
+from ._observer import TaskObserver, observe
 from ._options import SchedulerOptions, ShutdownOptions
 from ._periodic import PeriodicTask, TaskRegistry
 from ._phase import TaskPhase
 from ._retry import Retry, RetryPolicy, by_exception, chain, retry
-from ._run.following import KeptTask
-from ._run.ledger import LostTask, PeriodicStatistics, SchedulerStatistics
 from ._run.shutdown import ShutdownReport
 from ._schedule import ScheduleTarget, transparent
 from ._scheduler import TaskScheduler, current_scheduler
 from ._service import Service
-from ._support.overrides import Subscription
 from ._support.provider import Provided
 from ._task import PhaseInfo, Task, TaskState, current_task, emit, report
 from .exceptions import SchedulerClosedError, TaskQueueFullError, TasksError
@@ -45,37 +42,28 @@ __all__ = (
     "DurableFunction",
     "DurablePhase",
     "DurableTask",
-    "EmittedEvent",
-    "KeptTask",
-    "LostTask",
     "Outcome",
-    "PeriodicStatistics",
     "PeriodicTask",
     "PhaseInfo",
     "Provided",
     "Receipt",
     "Retry",
     "RetryPolicy",
-    "RunAttempt",
     "ScheduleTarget",
     "SchedulerClosedError",
     "SchedulerOptions",
-    "SchedulerStatistics",
     "Service",
     "ShutdownOptions",
     "ShutdownReport",
-    "Subscription",
     "Task",
     "TaskConfig",
     "TaskErrorHandler",
-    "TaskFollower",
     "TaskObserver",
     "TaskPhase",
     "TaskQueueFullError",
     "TaskRegistry",
     "TaskScheduler",
     "TaskState",
-    "TaskUpdate",
     "TasksError",
     "When",
     "Worker",

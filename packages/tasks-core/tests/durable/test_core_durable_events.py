@@ -19,7 +19,6 @@ from tasks_core import (
     RetryPolicy,
     TaskScheduler,
     TaskState,
-    TaskUpdate,
     current_scheduler,
     durable,
     emit,
@@ -35,6 +34,7 @@ from tasks_core.engines.procrastinate._rows import Row
 from tasks_core.engines.procrastinate._sql import ADD_EVENTS
 from tasks_core.exceptions import ArgumentCodecError, InvalidTaskError
 from tasks_core.frameworks import find_followed, follow_stored, make_followed
+from tasks_core.types import TaskUpdate
 
 __all__ = ("postgres", "queue")
 

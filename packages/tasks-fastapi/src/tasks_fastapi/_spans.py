@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from opentelemetry.trace import Span, StatusCode, Tracer, use_span
-from tasks_core import RunAttempt, Task, TaskObserver, TaskScheduler, TaskState
+from tasks_core import Task, TaskObserver, TaskScheduler, TaskState
+from tasks_core.types import RunAttempt
 
 logger = logging.getLogger("tasks_fastapi")
 

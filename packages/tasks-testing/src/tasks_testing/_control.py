@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-from tasks_core import RunAttempt, Subscription, Task, TaskObserver, observe
+from tasks_core import Task, TaskObserver, observe
+from tasks_core.types import RunAttempt, Subscription
 
 from . import _refusals
 from ._recording.call import Target, check_target

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from tasks_core import EmittedEvent, Receipt, current_task
+from tasks_core import Receipt, current_task
 from tasks_core.engines import (
     EVENTS_AT_ONCE,
     AttemptRecord,
@@ -31,6 +31,7 @@ from tasks_core.engines import (
     StoredResult,
     StoredTaskError,
 )
+from tasks_core.types import EmittedEvent
 
 from ._in_memory_operate import InMemoryOperations, WorkerSlots, identity
 

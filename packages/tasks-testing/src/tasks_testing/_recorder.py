@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any, Literal, overload
 
 import anyio
-from tasks_core import DurableFunction, Service, Subscription
+from tasks_core import DurableFunction, Service
 from tasks_core.engines import DurableCall
 from tasks_core.testing import next_occurrence, occurrence_call, override_engine, periodic_functions
+from tasks_core.types import Subscription
 
 from . import _refusals
 from ._assertions.end_of_test import EndOfTestChecks, add_findings

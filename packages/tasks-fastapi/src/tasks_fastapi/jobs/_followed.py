@@ -10,9 +10,10 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends
 from pydantic import TypeAdapter
 from starlette.requests import Request
-from tasks_core import KeptTask, Task, TaskScheduler, TasksError, TaskState, TaskUpdate
+from tasks_core import Task, TaskScheduler, TasksError, TaskState
 from tasks_core.engines import EngineCapabilityError, EngineUnavailableError, FollowedCall
 from tasks_core.frameworks import find_followed, follow_stored, task_state
+from tasks_core.types import KeptTask, TaskUpdate
 
 from tasks_fastapi._access import get_tasks
 from tasks_fastapi._request import SCOPE_KEY, RequestOrigin

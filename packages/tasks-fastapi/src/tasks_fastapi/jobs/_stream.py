@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from tasks_core import SchedulerClosedError, TaskScheduler, TaskUpdate
+from tasks_core import SchedulerClosedError, TaskScheduler
+from tasks_core.types import TaskUpdate
 
 from ._models import Job
 from ._signals import Leaving, call_on_signal

@@ -11,8 +11,9 @@ from itertools import count
 from math import inf
 from typing import Any, cast
 
-from tasks_core import EmittedEvent, Outcome, PhaseInfo, Service, Task, TaskObserver, TaskState, observe
+from tasks_core import Outcome, PhaseInfo, Service, Task, TaskObserver, TaskState, observe
 from tasks_core.testing import override_clock, release_task
+from tasks_core.types import EmittedEvent
 
 from tasks_testing import _refusals
 from tasks_testing._closed_sessions import SessionWatch

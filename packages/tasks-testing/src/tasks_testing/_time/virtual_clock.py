@@ -7,7 +7,8 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from tasks_core import Outcome, PhaseInfo, Service, Subscription, Task, TaskObserver, observe
+from tasks_core import Outcome, PhaseInfo, Service, Task, TaskObserver, observe
+from tasks_core.types import Subscription
 
 from tasks_testing import _refusals
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import anyio
 
-from tasks_core import EmittedEvent
 from tasks_core.engines import MOST_EVENT_BYTES, MOST_EVENTS, DurableState, DurableStatus, StoredEvents
+from tasks_core.types import EmittedEvent
 
 from . import _reports
 from ._connection import WorkerConnection
