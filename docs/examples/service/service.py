@@ -54,6 +54,7 @@ async def consume(scheduler: TaskScheduler, store: Store) -> None:
     async for reading in take_from_queue():
         await scheduler.wait_for_capacity()
         writes.schedule(store.write, reading)
+        await scheduler.wait_for_capacity()  # for each task: it waits for one place
         scheduler.schedule(count_reading, totals)
         print(f"took {reading}", flush=True)
 

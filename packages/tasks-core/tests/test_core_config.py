@@ -102,6 +102,11 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
         {"on_error": [1]},
         "on_error=<list>: on_error must be a function of (task, exception), as in on_error=retry(attempts=3)",
     ),
+    (
+        {"on_error": retry},
+        "on_error=<function>: on_error must be a function of (task, exception), as in on_error=retry(attempts=3)",
+    ),
+    ({"on_end": lambda: None}, "on_end=<function>: on_end must be a function of (task), as in on_end=close_job"),
     ({"when": "sometimes"}, "when='sometimes': when must be 'success', 'error' or 'always', as in when='error'"),
     ({"timeout": -1}, "timeout=-1: timeout must be a number of seconds above 0, as in timeout=30"),
     ({"timeout": 0}, "timeout=0: timeout must be a number of seconds above 0, as in timeout=30"),

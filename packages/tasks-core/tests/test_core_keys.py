@@ -312,6 +312,7 @@ def test_a_key_is_for_one_call() -> None:
     [
         ({"key": ""}, "key='': key must be a text that is not empty"),
         ({"key": 5}, "key=5: key must be a text"),
+        ({"on_conflict": "queue"}, r"there is no key. Write .task\(key='reindex:7', on_conflict='queue'\)"),
         ({"on_conflict": "maybe"}, "on_conflict='maybe': on_conflict must be 'join', 'replace' or 'queue'"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import tasks_core
 from tasks_core import SchedulerOptions, ShutdownOptions, TaskConfig, TaskObserver, TaskScheduler, durable
 from tasks_core._durable.command import main
-from tasks_core._durable.task import OF_THE_RUN, OF_THE_SUBMIT
+from tasks_core._durable.task import OF_THE_ENGINE, OF_THE_RUN, OF_THE_SUBMIT
 from tasks_core._observer import Hooks
 from tasks_core._options import Option, complete, options_of, text_of
 from tasks_core._support.overrides import OverrideStack
@@ -40,7 +40,8 @@ def test_a_field_without_a_rule_is_refused() -> None:
 def test_each_field_has_a_meaning_for_a_durable_call() -> None:
     """A field that is added to `TaskConfig` must not be ignored for a durable function in silence."""
     assert not OF_THE_SUBMIT & OF_THE_RUN.keys()
-    assert OF_THE_SUBMIT | OF_THE_RUN.keys() == {option.name for option in fields(TaskConfig)}
+    assert not OF_THE_ENGINE & (OF_THE_SUBMIT | OF_THE_RUN.keys())
+    assert OF_THE_SUBMIT | OF_THE_ENGINE | OF_THE_RUN.keys() == {option.name for option in fields(TaskConfig)}
     taken = inspect.signature(durable).parameters
     assert [option for option, of_function in OF_THE_RUN.items() if of_function != (option in taken)] == []
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
 
-from ._support.rules import Rule, is_finite_seconds, is_seconds, is_text, must_be
+from ._support.rules import Rule, is_finite_seconds, is_handler, is_seconds, is_text, must_be
 
 if TYPE_CHECKING:
     from ._task import Task
@@ -104,10 +104,10 @@ class TaskConfig(_Derived):
         default=None, metadata=must_be(lambda v: isinstance(v, bool), "True or False, as in shield=True")
     )
     on_error: TaskErrorHandler | None = field(
-        default=None, metadata=must_be(callable, "a function of (task, exception), as in on_error=retry(attempts=3)")
+        default=None, metadata=must_be(is_handler, "a function of (task, exception), as in on_error=retry(attempts=3)")
     )
     on_end: TaskEndHandler | None = field(
-        default=None, metadata=must_be(callable, "a function of (task), as in on_end=close_job")
+        default=None, metadata=must_be(is_handler, "a function of (task), as in on_end=close_job")
     )
     when: When | None = field(
         default=None,

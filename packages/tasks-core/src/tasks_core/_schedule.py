@@ -127,6 +127,11 @@ class ScheduleTarget(ABC):
         config = TaskConfig(**options)
         self._refuse(config)
         config = self.config.merge(config)
+        if config.key is None and options.get("on_conflict") is not None:
+            raise InvalidConfigError(
+                f"on_conflict={options['on_conflict']!r} says what happens to tasks with one key, and there is no key. "
+                f"Write .task(key='reindex:7', on_conflict={options['on_conflict']!r})"
+            )
         return ConfiguredTarget(self, config) if config.key is None else KeyedTarget(self, config)
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
-from tasks_core import DurablePhase, Receipt, TaskScheduler, durable, durable_context
+from tasks_core import DurablePhase, Provided, Receipt, TaskScheduler, durable, durable_context
 from tasks_core.engines import (
     DurableCall,
     DurableState,
@@ -557,6 +557,35 @@ async def test_arguments_that_do_not_fit_wait_for_another_release(
     assert row["scheduled_at"] is not None
     assert f"Task 'plain', key k, job {receipt.id}, queue default, attempt 1, is not understood" in caplog.text
     assert "SECRET" not in caplog.text
+
+
+@durable(name="with-session")
+async def with_session(number: int, session: str = Provided) -> None:
+    functions.ran.append((number, session))
+
+
+class Sessions:
+    def parameters(self, func: Any, /) -> list[str]:
+        return ["session"]
+
+    def check(self, func: Any, names: frozenset[str], /) -> None: ...
+
+    async def call(self, func: Any, names: frozenset[str], run: Any, /) -> Any:
+        return await run(dict.fromkeys(names, "a session"))
+
+
+async def test_a_call_waits_for_a_worker_that_supplies_its_arguments(
+    engine: ProcrastinateEngine, soon: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with TaskScheduler(engine=engine, provider=Sessions()) as scheduler:
+        receipt = await scheduler.schedule(with_session, 7)
+        async with working(engine):
+            await until_logged(caplog, "is not understood by this worker")
+        async with working(engine, provider=Sessions()):
+            await ends(receipt, DurableState.SUCCEEDED)
+    assert functions.ran == [(7, "a session")]
+    assert "with_session has parameters with the default Provided (session), and the scheduler has no" in caplog.text
+    assert "python -m tasks_fastapi worker app.main:app" in caplog.text
 
 
 async def test_arguments_that_never_fit_are_given_up(

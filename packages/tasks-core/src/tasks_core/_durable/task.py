@@ -76,8 +76,8 @@ OF_THE_SUBMIT = frozenset(("name", "shield", "when", "delay"))
 OF_THE_RUN = {"on_error": True, "timeout": True, "limiter": False, "on_end": False}
 """It would be about the run, in another process: an error at the call. The value is whether `@durable()` takes it."""
 
-# What the engine does and not the scheduler: the submit itself has no key.
-_OF_THE_ENGINE = ("key", "on_conflict")
+OF_THE_ENGINE = frozenset(("key", "on_conflict"))
+"""The engine does it and not the scheduler: the submit itself has no key."""
 
 # Seconds that an engine has to acknowledge.
 _TIME_LIMIT = 5.0
@@ -313,7 +313,7 @@ def submit_call(
         scheduled.args,
         scheduled.kwargs,
         # Errors are raised where the acknowledgement is awaited; what belongs to the run has no effect on the submit.
-        replace(config, shield=True, **dict.fromkeys((*OF_THE_RUN, *_OF_THE_ENGINE))),
+        replace(config, shield=True, **dict.fromkeys((*OF_THE_RUN, *OF_THE_ENGINE))),
         phase,
         False,
         copy_context(),

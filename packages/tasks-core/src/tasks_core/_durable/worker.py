@@ -21,6 +21,7 @@ from tasks_core.exceptions import (
     ArgumentCodecError,
     DurableTaskGivenUpError,
     EngineCapabilityError,
+    InvalidTaskError,
     UnknownTaskError,
 )
 
@@ -40,6 +41,11 @@ _UNKNOWN = 5.0
 
 # Seconds that a task which the engine cancels may take to clean up before the engine hears of its end.
 _CLEAN_UP = 1.0
+
+_PROVIDER_HINT = (
+    "A worker has a provider by Worker(engine, provider=...), and that of an application of FastAPI by "
+    "python -m tasks_fastapi worker app.main:app"
+)
 
 
 class Worker:
@@ -199,12 +205,17 @@ class _Attempt:
                 self._delivery.report_progress,
             )
         )
-        task = self._scheduler.task(
+        target = self._scheduler.task(
             name=call.name,
             shield=function.config.shield,
             timeout=function.config.timeout,
             on_error=self._on_error,
-        ).schedule(func, *args, **kwargs)
+        )
+        try:
+            task = target.schedule(func, *args, **kwargs)
+        except InvalidTaskError as error:
+            # The worker of the application has a provider that this one lacks.
+            raise NotUnderstood(_UNKNOWN, failed=False) from InvalidTaskError(f"{error}. {_PROVIDER_HINT}")
         named = self._label()
         label(task, TaskLabel(named.where, named.fields))
         task.attempts = self._delivery.attempt - 1  # for logs and handlers: those of other processes count

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from inspect import CO_VARARGS
+from types import FunctionType
 from typing import Any, NoReturn
 
 from tasks_core.exceptions import InvalidConfigError
@@ -84,6 +86,14 @@ def is_count(value: object) -> bool:
 def is_text(value: object) -> bool:
     """Return whether *value* is a text that is not empty."""
     return isinstance(value, str) and value != ""
+
+
+def is_handler(value: object) -> bool:
+    """Return whether *value* can be called with a task; `retry` in place of `retry()` cannot."""
+    if type(value) is FunctionType:
+        code = value.__code__
+        return code.co_argcount > 0 or bool(code.co_flags & CO_VARARGS)
+    return callable(value)
 
 
 def show(value: object) -> str:
