@@ -49,6 +49,8 @@ async def test_it_says_what_tasks_do(example: ModuleType) -> None:
         "cancelled": 0,
         "discarded": 0,
         "by_phase": {"none": 1},
+        "periodic": {},
+        "services": 0,
     }
 
 

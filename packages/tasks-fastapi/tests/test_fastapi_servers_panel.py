@@ -93,8 +93,8 @@ def test_page_shows_the_process_the_queues_and_the_stored_tasks(page: Any) -> No
     assert "KeyError" in troubles
     page.locator("#troubles summary", has_text="fail KeyError").click()
     assert "raise KeyError(EVIL)" in page.locator("#troubles details[open] pre").inner_text()
-    assert "failed" in row(page, "charge")
-    assert "ConnectionError" in row(page, "charge")
+    assert "failed" in row(page, "panel.charge")
+    assert "ConnectionError" in row(page, "panel.charge")
     assert "4711" not in page.content()
 
 
@@ -109,12 +109,12 @@ def test_name_with_html_in_it_is_text(page: Any) -> None:
 
 
 def test_failed_task_is_retried_and_discarded(page: Any) -> None:
-    press(page, "Discard task 0, charge")
-    assert page.locator("#stored tbody tr", has_text="charge").count() == 2
-    press(page, "Retry task 1, charge")
+    press(page, "Discard task 0, panel.charge")
+    assert page.locator("#stored tbody tr", has_text="panel.charge").count() == 2
+    press(page, "Retry task 1, panel.charge")
     page.wait_for_function("document.querySelector('#queues').innerText.includes('default')")
     page.reload()
-    assert row(page, "charge")  # it ran again, and has failed again
+    assert row(page, "panel.charge")  # it ran again, and has failed again
 
 
 def test_waiting_task_and_running_task_are_cancelled(page: Any) -> None:
@@ -137,17 +137,17 @@ def test_queue_and_function_are_paused_and_resumed(page: Any) -> None:
 
 def test_filter_and_details(page: Any) -> None:
     page.get_by_label("State", exact=True).select_option("failed")
-    page.get_by_label("Name", exact=True).fill("charge")
+    page.get_by_label("Name", exact=True).fill("panel.charge")
     page.get_by_label("Error", exact=True).fill("connection")
     press(page, "Show")
     assert page.locator("#stored tbody tr").count() == 3
     with page.expect_navigation():
         page.get_by_role("link", name="1", exact=True).click()
     details = page.locator("#stored").inner_text()
-    assert "Task 1, charge: failed" in details
+    assert "Task 1, panel.charge: failed" in details
     assert "charge-1" in details
     assert "4711" not in page.content()
-    press(page, "Discard task 0, charge")
+    press(page, "Discard task 0, panel.charge")
     assert "state=failed" in page.url, "the filter stays"
 
 
@@ -269,7 +269,7 @@ def test_page_fits_the_width_of_a_phone(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     picture(page, "phone")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert page.get_by_role("button", name="Retry task 1, charge").is_visible()
+    assert page.get_by_role("button", name="Retry task 1, panel.charge").is_visible()
 
 
 def test_keyboard_reaches_and_presses_each_button(page: Any) -> None:

@@ -76,13 +76,13 @@ def filled() -> InMemoryEngine:
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryEngine]:
-    """The engine that the command names `shop:engine`."""
-    (tmp_path / "shop.py").write_text(MODULE)
+    """The engine that the command names `operated:engine`."""
+    (tmp_path / "operated.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     sys.path.insert(0, str(tmp_path))
-    yield importlib.import_module("shop").engine
-    sys.modules.pop("shop")
+    yield importlib.import_module("operated").engine
+    sys.modules.pop("operated")
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def states(engine: InMemoryEngine) -> list[str]:
 
 
 def test_status_prints_a_table(out: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "shop:engine"]) == 0
+    assert main(["status", "operated:engine"]) == 0
     head, *lines = out.readouterr().out.splitlines()
     [line] = [line for line in lines if line.startswith("default ")]
     assert head.split() == [
@@ -121,13 +121,13 @@ def test_status_prints_a_table(out: pytest.CaptureFixture[str]) -> None:
 
 
 def test_status_prints_json(out: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "shop:engine", "--json"]) == 0
+    assert main(["status", "operated:engine", "--json"]) == 0
     [queue] = [one for one in json.loads(out.readouterr().out) if one["queue"] == "default"]
     assert (queue["queue"], queue["waiting"], queue["failed"], queue["paused"]) == ("default", 1, 3, False)
 
 
 def test_list_prints_tasks_without_arguments(out: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "shop:engine"]) == 0
+    assert main(["list", "operated:engine"]) == 0
     text = out.readouterr().out
     assert [line.split()[:2] for line in text.splitlines()[1:]] == [
         ["3", "pending"],
@@ -142,7 +142,7 @@ def test_list_prints_tasks_without_arguments(out: pytest.CaptureFixture[str]) ->
 
 
 def test_list_filters_and_goes_on(out: pytest.CaptureFixture[str]) -> None:
-    arguments = ["list", "shop:engine", "--state=failed", "--name=charge", "--error=keyerror", "--queue=default"]
+    arguments = ["list", "operated:engine", "--state=failed", "--name=charge", "--error=keyerror", "--queue=default"]
     assert main([*arguments, "--older-than=0s", "--limit=2"]) == 0
     *_, last = out.readouterr().out.splitlines()
     assert last == "There are more: --after 1"
@@ -154,7 +154,7 @@ def test_list_filters_and_goes_on(out: pytest.CaptureFixture[str]) -> None:
 
 
 def test_list_that_finds_nothing_says_so_by_its_status(out: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "shop:engine", "--name=nothing", "--older-than=1.5d"]) == 1
+    assert main(["list", "operated:engine", "--name=nothing", "--older-than=1.5d"]) == 1
     assert out.readouterr().out == "No such task\n"
 
 
@@ -164,12 +164,12 @@ def test_list_reads_short_pages_until_it_has_enough(
     """An engine that reads a bounded number of rows may find few in one of them."""
     find = engine.find
     monkeypatch.setattr(engine, "find", lambda *, limit, **which: find(limit=min(limit, 2), **which))
-    assert main(["list", "shop:engine", "--limit=3"]) == 0
+    assert main(["list", "operated:engine", "--limit=3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
 
 
 def test_show_prints_all_but_the_arguments(out: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", "shop:engine", "1"]) == 0
+    assert main(["show", "operated:engine", "1"]) == 0
     text = out.readouterr().out
     first, *lines = text.splitlines()
     assert first == "Task 1, charge: failed"
@@ -178,34 +178,34 @@ def test_show_prints_all_but_the_arguments(out: pytest.CaptureFixture[str]) -> N
     assert lines[6].startswith("  attempt 1, ")
     assert lines[6].endswith("UTC: KeyError")
     assert "secret" not in text
-    assert main(["show", "shop:engine", "1", "--arguments"]) == 0
+    assert main(["show", "operated:engine", "1", "--arguments"]) == 0
     assert '  arguments {"cents": "secret 1"}' in out.readouterr().out
-    assert main(["show", "shop:engine", "3"]) == 0
+    assert main(["show", "operated:engine", "3"]) == 0
     assert '  headers   {"traceparent": "00-1"}' in out.readouterr().out
 
 
 def test_show_prints_json(out: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", "shop:engine", "1", "--json"]) == 0
+    assert main(["show", "operated:engine", "1", "--json"]) == 0
     shown = json.loads(out.readouterr().out)
     assert (shown["task"]["id"], shown["arguments"]) == ("1", None)
     assert shown["errors"][0]["error"] == "KeyError"
 
 
 def test_show_of_no_task(out: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", "shop:engine", "99"]) == 1
+    assert main(["show", "operated:engine", "99"]) == 1
     assert out.readouterr().out == "No such task\n"
-    assert main(["show", "shop:engine", "99", "--json"]) == 1
+    assert main(["show", "operated:engine", "99", "--json"]) == 1
     assert out.readouterr().out == "null\n"
 
 
 def test_health_says_what_is_wrong(engine: InMemoryEngine, out: pytest.CaptureFixture[str]) -> None:
-    assert main(["health", "shop:engine"]) == 1
+    assert main(["health", "operated:engine"]) == 1
     assert out.readouterr().out == "Queue 'default' has tasks to run, and no worker is alive\n"
-    assert main(["cancel", "shop:engine", "3"]) == 0
+    assert main(["cancel", "operated:engine", "3"]) == 0
     out.readouterr()
-    assert main(["health", "shop:engine"]) == 0
+    assert main(["health", "operated:engine"]) == 0
     assert out.readouterr().out == "healthy\n"
-    assert main(["health", "shop:gone", "--json"]) == 3
+    assert main(["health", "operated:gone", "--json"]) == 3
     assert json.loads(out.readouterr().out) == {"healthy": False, "reachable": False, "problems": ["gone"]}
 
 
@@ -213,19 +213,19 @@ def test_health_says_what_is_wrong(engine: InMemoryEngine, out: pytest.CaptureFi
 
 
 def test_retry_of_ids(engine: InMemoryEngine, out: pytest.CaptureFixture[str]) -> None:
-    assert main(["retry", "shop:engine", "0", "2", "99", "--dry-run"]) == 0
+    assert main(["retry", "operated:engine", "0", "2", "99", "--dry-run"]) == 0
     assert out.readouterr().out == "2 tasks would be back in the queue\n"
     assert states(engine) == ["failed", "failed", "failed", "pending"]
-    assert main(["retry", "shop:engine", "0", "2", "99"]) == 0
+    assert main(["retry", "operated:engine", "0", "2", "99"]) == 0
     assert out.readouterr().out == "2 tasks are back in the queue\n"
     assert states(engine) == ["pending", "failed", "pending", "pending"]
-    assert main(["retry", "shop:engine", "99"]) == 1
+    assert main(["retry", "operated:engine", "99"]) == 1
 
 
 def test_verb_counts_first_and_asks(
     engine: InMemoryEngine, out: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["discard", "shop:engine", "--name=charge"]) == 4
+    assert main(["discard", "operated:engine", "--name=charge"]) == 4
     assert out.readouterr().err.splitlines()[-1] == (
         "Discard 3 tasks? Nothing was done: there is no terminal to ask at. Add --yes"
     )
@@ -233,19 +233,19 @@ def test_verb_counts_first_and_asks(
         stdin = io.StringIO(answer)
         monkeypatch.setattr(stdin, "isatty", lambda: True)
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert main(["discard", "shop:engine", "--name=charge"]) == status
+        assert main(["discard", "operated:engine", "--name=charge"]) == status
         assert out.readouterr().err.splitlines()[-1].startswith("Discard 3 tasks? [y/N]")
     assert states(engine) == ["unknown", "unknown", "unknown", "pending"]
 
 
 def test_verb_on_all(engine: InMemoryEngine, out: pytest.CaptureFixture[str]) -> None:
-    assert main(["cancel", "shop:engine", "--all", "--dry-run", "--json"]) == 0
+    assert main(["cancel", "operated:engine", "--all", "--dry-run", "--json"]) == 0
     assert json.loads(out.readouterr().out) == {"verb": "cancel", "dry_run": True, "count": 1}
-    assert main(["cancel", "shop:engine", "--all", "--yes"]) == 0
+    assert main(["cancel", "operated:engine", "--all", "--yes"]) == 0
     assert out.readouterr().out == "1 tasks are cancelled\n"
     assert states(engine)[3] == "cancelled"
-    assert main(["cancel", "shop:engine", "--all", "--yes"]) == 1
-    assert main(["retry", "shop:engine", "--state=failed", "--yes"]) == 0
+    assert main(["cancel", "operated:engine", "--all", "--yes"]) == 1
+    assert main(["retry", "operated:engine", "--state=failed", "--yes"]) == 0
 
 
 def test_verb_says_how_far_it_is_at_a_terminal(
@@ -254,7 +254,7 @@ def test_verb_says_how_far_it_is_at_a_terminal(
     stderr = io.StringIO()
     monkeypatch.setattr(stderr, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", stderr)
-    assert main(["retry", "shop:engine", "--all", "--yes"]) == 0
+    assert main(["retry", "operated:engine", "--all", "--yes"]) == 0
     assert stderr.getvalue().endswith("\rcounting 3\n\rback in the queue 3\n")
 
 
@@ -264,36 +264,36 @@ def test_verb_says_how_far_it_is_at_a_terminal(
 )
 def test_verb_needs_one_of_ids_filter_and_all(out: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     verb, *rest = arguments
-    assert main([verb, "shop:engine", *rest]) == 2
+    assert main([verb, "operated:engine", *rest]) == 2
     assert out.readouterr().err.splitlines()[-1] == (
         f"{verb} takes IDs, or a filter such as --name, or --all: one of them"
     )
 
 
 def test_pause_and_resume(engine: InMemoryEngine, out: pytest.CaptureFixture[str]) -> None:
-    assert main(["pause", "shop:engine", "--queue=default", "--name=charge"]) == 0
+    assert main(["pause", "operated:engine", "--queue=default", "--name=charge"]) == 0
     assert out.readouterr().out.startswith("paused: queue default, charge, 20")
-    assert main(["pause", "shop:engine", "--queue=default"]) == 0
+    assert main(["pause", "operated:engine", "--queue=default"]) == 0
     assert "all functions" in out.readouterr().out
-    assert main(["status", "shop:engine"]) == 0
+    assert main(["status", "operated:engine"]) == 0
     assert " all" in out.readouterr().out
-    assert main(["resume", "shop:engine", "--queue=default"]) == 0
-    assert main(["status", "shop:engine"]) == 0
+    assert main(["resume", "operated:engine", "--queue=default"]) == 0
+    assert main(["status", "operated:engine"]) == 0
     assert " charge" in out.readouterr().out
-    assert main(["resume", "shop:engine", "--queue=default", "--name=charge", "--json"]) == 0
+    assert main(["resume", "operated:engine", "--queue=default", "--name=charge", "--json"]) == 0
     assert json.loads(out.readouterr().out) == []
-    assert main(["resume", "shop:engine", "--queue=default", "--name=charge"]) == 0
+    assert main(["resume", "operated:engine", "--queue=default", "--name=charge"]) == 0
     assert out.readouterr().out == "Nothing is paused\n"
 
 
 def test_purge(engine: InMemoryEngine, out: pytest.CaptureFixture[str]) -> None:
-    assert main(["purge", "shop:engine", "--older-than=2h", "--state=failed"]) == 4
+    assert main(["purge", "operated:engine", "--older-than=2h", "--state=failed"]) == 4
     assert "Delete failed tasks that ended 2 h ago? Nothing was done" in out.readouterr().err
-    assert main(["purge", "shop:engine"]) == 4
+    assert main(["purge", "operated:engine"]) == 4
     assert "Delete all tasks that ended longer ago than they are kept?" in out.readouterr().err
-    assert main(["purge", "shop:engine", "--older-than=2h", "--yes", "--json"]) == 0
+    assert main(["purge", "operated:engine", "--older-than=2h", "--yes", "--json"]) == 0
     assert json.loads(out.readouterr().out) == {"count": 0}
-    assert main(["purge", "shop:engine", "--older-than=0s", "--queue=default", "--state=failed", "--yes"]) == 0
+    assert main(["purge", "operated:engine", "--older-than=0s", "--queue=default", "--state=failed", "--yes"]) == 0
     assert out.readouterr().out == "3 tasks are deleted\n"
     assert states(engine) == ["unknown", "unknown", "unknown", "pending"]
 
@@ -304,11 +304,15 @@ def test_purge(engine: InMemoryEngine, out: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "arguments, status, text",
     [
-        (["status", "shop:unable"], 2, "TargetError: ListEngine has not the methods for operators (OperableEngine)"),
-        (["status", "shop"], 2, "TargetError: 'shop' names a module only."),
-        (["status", "shop:gone"], 3, "EngineUnavailableError: gone"),
-        (["pause", "shop:engine"], 2, "InvalidConfigError: pause() needs a queue or a name"),
-        (["retry", "shop:engine", "--state=running"], 2, "InvalidConfigError: retry() was given state='running'"),
+        (
+            ["status", "operated:unable"],
+            2,
+            "TargetError: ListEngine has not the methods for operators (OperableEngine)",
+        ),
+        (["status", "operated"], 2, "TargetError: 'operated' names a module only."),
+        (["status", "operated:gone"], 3, "EngineUnavailableError: gone"),
+        (["pause", "operated:engine"], 2, "InvalidConfigError: pause() needs a queue or a name"),
+        (["retry", "operated:engine", "--state=running"], 2, "InvalidConfigError: retry() was given state='running'"),
     ],
 )
 def test_says_what_is_wrong_in_one_line(
@@ -322,7 +326,7 @@ def test_says_what_is_wrong_in_one_line(
 @pytest.mark.parametrize("option", ["--limit=0", "--limit=x", "--older-than=soon", "--state=unknown"])
 def test_wrong_option_is_an_error_of_the_command_line(out: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["list", "shop:engine", option])
+        main(["list", "operated:engine", option])
     assert exit_.value.code == 2
 
 
@@ -383,14 +387,14 @@ def test_long_errors_are_cut_in_tables() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_operates_on_a_database(postgres: str, queue: str, tmp_path: Path, anyio_backend: str) -> None:
-    (tmp_path / "shop.py").write_text(
+    (tmp_path / "operated.py").write_text(
         "from tasks_core.engines.procrastinate import ProcrastinateEngine\n"
         f"engine = ProcrastinateEngine({postgres!r}, queue={queue!r}, pool_size=2)\n"
     )
 
     async def command(*arguments: str) -> Any:
         done = await anyio.run_process(
-            [sys.executable, "-m", "tasks_core", arguments[0], "shop:engine", *arguments[1:], "--json"],
+            [sys.executable, "-m", "tasks_core", arguments[0], "operated:engine", *arguments[1:], "--json"],
             cwd=tmp_path,
             stderr=subprocess.PIPE,
             check=False,

@@ -54,7 +54,7 @@ async def generate(words: int) -> str:
     return "all"
 
 
-@durable
+@durable(retry=None)
 async def fail() -> None:
     raise ValueError("the password is 1234")
 

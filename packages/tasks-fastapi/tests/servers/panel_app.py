@@ -18,7 +18,7 @@ EVIL = "<img src=x onerror=\"document.title='owned'\">"
 engine = InMemoryEngine()
 
 
-@durable(name="charge")
+@durable(name="panel.charge")
 async def charge(cents: int) -> None:
     raise ConnectionError("gateway")
 
@@ -42,7 +42,7 @@ async def clean_up() -> None:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     for number in range(3):
-        await engine.submit(DurableCall("charge", {"cents": 4711}, f"charge-{number}"))
+        await engine.submit(DurableCall("panel.charge", {"cents": 4711}, f"charge-{number}"))
     yield
 
 
