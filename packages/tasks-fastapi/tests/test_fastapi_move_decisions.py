@@ -1,6 +1,7 @@
 """`python -m tasks_fastapi.move`: one short program for each reason to move a call, or to leave it."""
 
 import sys
+import textwrap
 
 import pytest
 from move_sources import BACKGROUND, MODELS, RESPONSE, Sources, dedent, in_app, sources
@@ -511,3 +512,99 @@ def test_the_background_of_a_response_is_moved_on_the_word_of_the_developer(sour
     assert f"db may use db, which {CLOSED}" in sources.left(source)
     text = sources.moved(source, "--assume", "values")
     assert "def home(tasks: Tasks, db=Depends(session)):\n    tasks.add_task(send, db)\n" in text
+
+
+REPLACES = "its response may have a background of its own, which replaces the BackgroundTasks"
+
+OWN_BACKGROUNDS = {
+    "of a response": "return JSONResponse({}, background=BackgroundTask(send, 'b'))",
+    "of one response of two": "if address:\n    return None\nreturn JSONResponse({}, background=BackgroundTask(send))",
+    "of a stream": "return StreamingResponse([], background=BackgroundTask(send, 'b'))",
+    "of a class that is unknown": "return unknown([], background=address)",
+    "in a variable": "later = BackgroundTask(send, 'b')\nreturn JSONResponse({}, 200, None, None, later)",
+    "made by hand": "return JSONResponse({}, 200, None, None, BackgroundTasks())",
+    "that is assigned": "response = JSONResponse({})\nresponse.background = address\nreturn response",
+    "of a function": "return stream()",
+    "of a function that is passed on": "return run(stream)",
+    "of a class of the project": "return Stream()",
+    "of a decorated function": "return decorated()",
+}
+
+
+@pytest.mark.parametrize("case", OWN_BACKGROUNDS)
+def test_an_endpoint_whose_response_may_have_a_background_is_left_whole(case: str, sources: Sources) -> None:
+    source = """
+        def stream(again=True):
+            stream() if again else None
+            return JSONResponse({}, background=BackgroundTask(send, "b"))
+
+        class Stream(JSONResponse):
+            def __init__(self):
+                super().__init__({}, background=BackgroundTask(send, "b"))
+
+        def with_background(function):
+            return lambda: stream()
+
+        @with_background
+        def decorated(): ...
+
+        @router.post("/")
+        async def create(address: str, background: BackgroundTasks):
+            background.add_task(send, "a")
+        """
+    body = textwrap.indent(OWN_BACKGROUNDS[case], "    ")
+    imports = "from fastapi.responses import StreamingResponse\n"
+    assert f"add_task: {REPLACES}" in sources.left(f"{RESPONSE}{imports}{dedent(source)}{body}\n", "--assume", "order")
+
+
+def test_an_endpoint_whose_response_has_no_background_is_moved(sources: Sources) -> None:
+    source = """
+        def stream():
+            return JSONResponse({}, background=None)
+
+        @router.post("/")
+        async def create(address: str, background: BackgroundTasks):
+            background.add_task(send, address)
+            return stream()
+        """
+    assert "tasks.add_task(send, address)" in sources.moved(RESPONSE + dedent(source))
+
+
+def test_a_second_run_lists_what_the_first_left_and_nothing_else(sources: Sources) -> None:
+    source = """
+        @router.post("/both")
+        async def both(background: BackgroundTasks):
+            background.add_task(send, "injected")
+            return JSONResponse({}, background=BackgroundTask(send, "of the response"))
+
+        @router.post("/one")
+        async def one(background: BackgroundTasks):
+            background.add_task(send, "moved")
+
+        def visit(background: BackgroundTasks):
+            background.add_task(send, "left")
+        """
+    path = sources.add("module.py", "from tasks_fastapi import Tasks\n" + RESPONSE + dedent(source))
+    _, first = sources.run("--write")
+    assert "4 calls: 1 moved, 3 left" in first
+    text = path.read_text()
+    _, second = sources.run("--write")
+    assert path.read_text() == text
+    assert "3 calls: 0 moved, 3 left" in second
+    assert first.partition("\nLeft:")[2].partition("\n\n")[0] == second.partition("\nLeft:")[2].partition("\n\n")[0]
+
+
+def test_calls_of_tasks_in_a_file_that_still_uses_background_tasks_are_not_listed(sources: Sources) -> None:
+    source = """
+        from tasks_fastapi import Tasks
+
+        def visit(background: BackgroundTasks): ...
+
+        @router.post("/")
+        async def create(tasks: Tasks):
+            def later():
+                tasks.add_task(send, "a")
+
+            tasks.add_task(later)
+        """
+    assert "0 calls: 0 moved, 0 left" in sources.left(BACKGROUND + dedent(source))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, TypeAlias
@@ -168,10 +168,10 @@ class _Decisions:
         nodes = list(walk(self.module.tree, ()))
         for node, scopes, parents in nodes:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_task":
-                owner = self._owner(node.func.value, scopes)
+                owner = self._owner(node.func.value, scopes, self._annotates_background_tasks)
                 if owner is not None:
                     added.setdefault(owner, []).append((node, parents))
-                else:
+                elif self._owner(node.func.value, scopes, self._is_tasks) is None:
                     self._unknown_add_task(node, node.func.value, scopes)
         # Parameters that become `tasks: Tasks` come first, because the other calls of the function use them.
         for node, scopes, _ in nodes:
@@ -312,7 +312,7 @@ class _Decisions:
         if function in self.names:
             return self.names[function]
         for parameter in parameters(function):
-            if self._is_tasks(parameter, scopes):
+            if self._is_tasks(parameter, scopes[:-1]):
                 return parameter.arg
         if not self._is_injected(function, scopes[:-1]) or self._called_at(function, scopes[:-1]):
             return None
@@ -327,7 +327,7 @@ class _Decisions:
     def _is_tasks(self, parameter: ast.arg, scopes: tuple[Scope, ...]) -> bool:
         if parameter.annotation is None:
             return False
-        referent = self.project.resolve(self.module, scopes[:-1], parameter.annotation)
+        referent = self.project.resolve(self.module, scopes, parameter.annotation)
         return _external(referent) in ("tasks_fastapi.Tasks", "tasks_fastapi.RequestTasks")
 
     def _imports_ours(self, name: str) -> bool:
@@ -359,15 +359,17 @@ class _Decisions:
         elif b"BackgroundTasks" in self.module.source:
             self.plan.leave(call, "add_task", f"the project does not show that {text} is a BackgroundTasks object")
 
-    def _owner(self, node: ast.expr, scopes: tuple[Scope, ...]) -> Function | None:
-        """Return the function whose parameter the name is, if its annotation is `BackgroundTasks`."""
+    def _owner(
+        self, node: ast.expr, scopes: tuple[Scope, ...], fits: Callable[[ast.arg, tuple[Scope, ...]], bool]
+    ) -> Function | None:
+        """Return the function whose parameter the name is, if the parameter fits."""
         if not isinstance(node, ast.Name):
             return None
         for depth in range(len(scopes), 0, -1):
             scope = scopes[depth - 1]
             if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef) and node.id in bindings(scope):
                 for parameter in parameters(scope):
-                    if parameter.arg == node.id and self._annotates_background_tasks(parameter, scopes[: depth - 1]):
+                    if parameter.arg == node.id and fits(parameter, scopes[: depth - 1]):
                         return scope
                 return None
         return None
@@ -439,6 +441,8 @@ class _Decisions:
             return "the name Tasks has another meaning in this file"
         if any(isinstance(d, ast.Call) and last_name(d.func) == "websocket" for d in function.decorator_list):
             return "BackgroundTasks of a WebSocket never run, and a task would"
+        if self._sets_background(Definition(self.module, function, scopes), set()):
+            return "its response may have a background of its own, which replaces the BackgroundTasks"
         facts = self._dependency_facts(function, scopes, set())
         if "order" not in self.assume:
             if _most(function.body, {id(call) for call, _ in found}) > 1:
@@ -456,6 +460,30 @@ class _Decisions:
                 if reason := self._why_closed(call, function, scopes):
                     return reason
         return ""
+
+    def _sets_background(self, target: Definition, seen: set[ast.AST]) -> bool:
+        """Return whether a response may get a background in a function, or in what the function calls or passes on."""
+        if target.node in seen:
+            return False
+        seen.add(target.node)
+        for node, scopes, _ in walk(target.node, target.scopes):
+            used: list[ast.expr] = []
+            match node:
+                case ast.keyword(arg="background", value=value) if not isinstance(value, ast.Constant):
+                    return True
+                case ast.Attribute(attr="background", ctx=ast.Store()):
+                    return True
+                case ast.Call():
+                    used = [node.func, *node.args]
+                case ast.FunctionDef() | ast.AsyncFunctionDef():
+                    used = node.decorator_list
+            for expression in used:
+                referent = self.project.resolve(target.module, scopes, expression)
+                if _external(referent) in _BACKGROUND_TASK | _BACKGROUND_TASKS:
+                    return True
+                if isinstance(referent, Definition) and self._sets_background(referent, seen):
+                    return True
+        return False
 
     def _why_closed(self, call: ast.Call, function: Function, scopes: tuple[Scope, ...]) -> str:
         """Return why an argument may need what is closed after the response: dependencies with `yield`, uploads."""
