@@ -353,8 +353,42 @@ def test_lifespans_and_tests_are_left(sources: Sources) -> None:
         """)
     )
     assert "it is in a lifespan" in output
+    assert "service(" not in output
     assert "this is a test, which no application runs" in output
     assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["loops = [asyncio.create_task(poll(1))]", "app.state.loop = asyncio.create_task(poll(1), name='poll')"],
+)
+@pytest.mark.parametrize("decorator", ["@asynccontextmanager", "@app.on_event('startup')"])
+def test_a_task_of_a_lifespan_whose_result_is_used_is_left_with_the_advice_to_make_it_a_service(
+    decorator: str, statement: str, sources: Sources
+) -> None:
+    source = in_app(f"""
+        from contextlib import asynccontextmanager
+
+        async def poll(seconds): ...
+
+        {decorator}
+        async def lifespan(app):
+            {statement}
+            yield
+        """)
+    assert (
+        "it is in a lifespan and its result is used: if poll runs as long as the application, "
+        "write get_scheduler(app).service(poll, ...), which is cancelled at shutdown\n"
+    ) in sources.left(source)
+
+
+def test_a_used_task_of_a_lifespan_that_is_not_made_from_a_call_is_left(sources: Sources) -> None:
+    source = in_app("""
+        @app.on_event("startup")
+        async def start(coroutine):
+            task = asyncio.create_task(coroutine)
+        """)
+    assert "its result is used, and a Task has other methods" in sources.left(source)
 
 
 def test_a_decorator_of_the_project_that_returns_a_coroutine_function_is_understood(sources: Sources) -> None:

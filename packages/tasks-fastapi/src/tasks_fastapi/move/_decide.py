@@ -63,6 +63,7 @@ _VALUE_COLUMNS = {
     *("DateTime", "Date", "Time", "LargeBinary"),
 }
 _TO_VALUES = {"str", "int", "float", "bool", "len", "repr"}
+_LIFESPAN = {"asynccontextmanager", "on_event", "lifespan"}
 _RETURN_THE_FUNCTION = {
     "staticmethod",
     "classmethod",
@@ -223,6 +224,16 @@ class _Decisions:
             assert isinstance(call.func, ast.Attribute)
             return f"{ast.unparse(call.func.value)} is an event loop that is known at run time only"
         if not isinstance(parents[-1], ast.Expr):
+            if (
+                call.args
+                and isinstance(call.args[0], ast.Call)
+                and _LIFESPAN & {name for _, name in _decorators(scopes)}
+            ):
+                text = ast.unparse(call.args[0].func)
+                return (
+                    f"it is in a lifespan and its result is used: if {text} runs as long as the application, "
+                    f"write get_scheduler(app).service({text}, ...), which is cancelled at shutdown"
+                )
             return "its result is used, and a Task has other methods than asyncio.Task"
         if len(call.args) != 1 or not isinstance(call.args[0], ast.Call):
             return "its argument is not a call such as f(x), so the function is not known here"
@@ -287,14 +298,11 @@ class _Decisions:
 
     def _why_not_current(self, function: Function, scopes: tuple[Scope, ...], parents: tuple[ast.AST, ...]) -> str:
         """Return why `current_tasks()` may not work where the function is called."""
-        for scope in scopes:
-            if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
-                for decorator in scope.decorator_list:
-                    name = last_name(decorator.func if isinstance(decorator, ast.Call) else decorator)
-                    if name in ("asynccontextmanager", "on_event", "lifespan"):
-                        return "it is in a lifespan, where a task starts only when startup is complete"
-                    if name in ("scheduled_job", "repeat_every"):
-                        return f"{scope.name} is started by @{name}: use get_scheduler(app).periodic(...) for it first"
+        for scope, name in _decorators(scopes):
+            if name in _LIFESPAN:
+                return "it is in a lifespan, where a task starts only when startup is complete"
+            if name in ("scheduled_job", "repeat_every"):
+                return f"{scope.name} is started by @{name}: use get_scheduler(app).periodic(...) for it first"
         if function.name in self.project.started_elsewhere:
             starter = self.project.started_elsewhere[function.name]
             return f"{function.name} is started by {starter}(), outside of the tasks of an application"
@@ -819,6 +827,14 @@ def _returns_coroutine_function(decorator: ast.FunctionDef) -> bool:
         isinstance(value, ast.Name) and value.id in inner and len(bindings(decorator)[value.id]) == 1
         for value in returned
     )
+
+
+def _decorators(scopes: Sequence[Scope]) -> Iterator[tuple[Function, str]]:
+    """Yield the functions around a call, with the last name of each decorator."""
+    for scope in scopes:
+        if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
+            for decorator in scope.decorator_list:
+                yield scope, last_name(decorator.func if isinstance(decorator, ast.Call) else decorator)
 
 
 def _catches(parents: Sequence[ast.AST], names: set[str], *, silent: bool) -> bool:
