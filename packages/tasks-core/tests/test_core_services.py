@@ -403,6 +403,9 @@ async def test_observers_are_called_when_a_service_starts_and_ends() -> None:
     events: list[object] = []
 
     class Watcher(EventLog):
+        def service_starting(self, service: Service) -> None:
+            events.append(("starting", service.name))
+
         def service_started(self, service: Service) -> None:
             events.append(("started", service.name))
 
@@ -412,7 +415,20 @@ async def test_observers_are_called_when_a_service_starts_and_ends() -> None:
     with observe(Watcher()):
         async with TaskScheduler() as scheduler:
             await scheduler.service(noop).wait()
-    assert events == [("started", "noop"), (TaskState.SUCCEEDED, "noop")]
+            scheduler.resume()  # once more: nothing is started twice
+        early = TaskScheduler()
+        service = early.service(noop, name="early")
+        assert len(events) == 3, "it is not certain yet that the scheduler starts"
+        async with early:
+            await service.wait()
+    assert events == [
+        ("starting", "noop"),
+        ("started", "noop"),
+        (TaskState.SUCCEEDED, "noop"),
+        ("starting", "early"),
+        ("started", "early"),
+        (TaskState.SUCCEEDED, "early"),
+    ]
 
 
 async def test_a_recorder_does_not_wait_for_services_and_sees_what_they_schedule() -> None:

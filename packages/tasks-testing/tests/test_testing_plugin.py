@@ -740,7 +740,7 @@ def test_h_cancelled(client, tasks_recorder):
             "E                     RuntimeError: boom",
             "E         hint: it failed at test_suite.py:*; if it should, write assert_failed(send_email, RuntimeErr*",
             "E         hint: no task was scheduled in 4 requests: #1 GET /health -> 200, #2 *, ...",
-            "E         hint: no app with tasks was called while recording, and nothing was scheduled",
+            "E         hint: no request was served while recording, and nothing was scheduled",
             "E         recorded: #1 charge(7)  after_response  succeeded",
             "E         hint: other tasks were scheduled, this one was not",
             "E         hint: another function of that name was scheduled: app.send_email, not test_suite.*.send_email",

@@ -170,7 +170,7 @@ async def test_there_is_no_such_request() -> None:
     with record_tasks() as recorder:
         with pytest.raises(
             AssertionError,
-            match=r"^request\(-1\): 0 requests recorded \(no app with tasks was called while recording\)$",
+            match=r"^request\(-1\): 0 requests recorded \(no app with tasks served a request while recording\)$",
         ):
             recorder.request()
         async with TaskScheduler() as scheduler:

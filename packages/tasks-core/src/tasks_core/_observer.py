@@ -69,6 +69,14 @@ class TaskObserver:
     def shutdown_started(self, tasks: Sequence[Task[Any]], grace_period: float) -> None:
         """A scheduler begins to shut down: *tasks* are those not finished, and have *grace_period* seconds for that."""
 
+    def service_starting(self, service: Service) -> None:
+        """
+        A service begins in a moment: `service_started` follows, or `service_ended` if it is cancelled before.
+
+        Also called from the thread that added the service, or started it again, before that call returns. The timer of
+        a periodic task is a service too (`service.periodic`).
+        """
+
     def service_started(self, service: Service) -> None:
         """A service begins: when the scheduler starts, or when it is started again by `service.start()`."""
 

@@ -155,6 +155,8 @@ class TaskScheduler(ScheduleTarget):
         """
         if self._runner.stage <= Stage.STARTING:
             raise RuntimeError("resume() goes with a scheduler that was started: await scheduler.start(paused=True)")
+        if self._runner.paused:
+            self._runner.services.announce()
         self._runner.paused = False  # at once, so that the caller may wait for its tasks
         self._runner.loop.call(self._runner.resume)
 

@@ -13,6 +13,7 @@ import anyio.lowlevel
 from ._task import NativeTask, TaskState
 
 if TYPE_CHECKING:
+    from ._clock import Clock
     from ._retry import RetryPolicy
 
 _ids = count(1)
@@ -23,6 +24,8 @@ class ServiceOwner(Protocol):
 
     @property
     def scheduler(self) -> Any: ...
+    @property
+    def clock(self) -> Clock: ...
     def cancel(self, service: Service) -> bool: ...
     def start_again(self, service: Service) -> None: ...
 
@@ -157,3 +160,8 @@ class Service:
 
     def __repr__(self) -> str:
         return f"<Service {self.name!r} #{self.id} {self._state}>"
+
+
+def service_clock(service: Service) -> Clock:
+    """Return the clock for the next wait of a service: that of its scheduler, or the one that overrides it."""
+    return service._owner.clock

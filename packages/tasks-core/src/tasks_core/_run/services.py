@@ -82,6 +82,11 @@ class Services:
     def scheduler(self) -> Any:
         return self._runner.scheduler
 
+    @property
+    def clock(self) -> Clock:
+        """The clock for the next wait of a service."""
+        return clock_in_force(self._runner.clock)
+
     def all(self) -> tuple[Service, ...]:
         """Return those that have not ended."""
         return tuple(self._live.values())
@@ -90,6 +95,7 @@ class Services:
         """Take in a service, which starts when the scheduler does; from any thread."""
         self._live[service.id] = service
         if not self._runner.paused:
+            self._announce(service)
             self._runner.loop.call(self._start, service)
 
     def start_again(self, service: Service) -> None:
@@ -103,6 +109,15 @@ class Services:
         """Start all that have waited for the scheduler to start."""
         for service in self.all():
             self._start(service)
+
+    def announce(self) -> None:
+        """Tell the observers that all which have waited for the scheduler to start are going to; before `resume()`."""
+        for service in self.all():
+            self._announce(service)
+
+    def _announce(self, service: Service) -> None:
+        if hooks.service_starting:
+            notify(hooks.service_starting, service)
 
     def _start(self, service: Service) -> None:
         if service._native is None and not service._state.finished:
@@ -140,7 +155,7 @@ class Services:
 
     async def _run_and_restart(self, service: Service) -> TaskState:
         while service.reason is None:
-            clock = clock_in_force(self._runner.clock)
+            clock = self.clock
             began = clock.now()
             service._state = TaskState.RUNNING
             service.attempts += 1

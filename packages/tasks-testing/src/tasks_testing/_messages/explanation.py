@@ -81,7 +81,7 @@ def what_may_change(selection: Selection) -> str:
 
 
 def no_such_request(index: int, requests: Sequence[RecordedRequest]) -> str:
-    recorded = "; ".join(map(str, requests)) or "no app with tasks was called while recording"
+    recorded = "; ".join(map(str, requests)) or "no app with tasks served a request while recording"
     return f"request({index}): {number_of(len(requests), 'request')} recorded ({recorded})"
 
 
@@ -203,8 +203,14 @@ def _hint_for_nothing(recording: Recording) -> str:
         return f"{number_of(len(live), 'task')} still running, which may schedule more: {DRAIN_FIRST}"
     if recording.tasks:
         return "other tasks were scheduled, this one was not"
+    if recording.periodic:
+        names = ", ".join(map(repr, recording.periodic))
+        how = (
+            "tasks_recorder.clock.advance(seconds)" if recording.virtual else "in virtual time, clock.advance(seconds)"
+        )
+        return f"no run of a periodic task ({names}) was due; {how} brings runs about"
     if not recording.requests:
-        return "no app with tasks was called while recording, and nothing was scheduled"
+        return "no request was served while recording, and nothing was scheduled"
     shown = ", ".join(map(str, recording.requests[:3])) + (", ..." if len(recording.requests) > 3 else "")
     return f"no task was scheduled in {number_of(len(recording.requests), 'request')}: {shown}"
 

@@ -67,6 +67,7 @@ class Recording(TaskObserver, routing.Routed):
         self.tasks: list[RecordedTask[Any]] = []
         self.requests: list[RecordedRequest] = []
         self.services: list[Service] = []
+        self.periodic: dict[str, Service] = {}
         self.events: list[TaskEvent] = []
         self.unattributed: list[str] = []
         self.sessions: SessionWatch = SessionWatch()
@@ -384,7 +385,13 @@ class Recording(TaskObserver, routing.Routed):
                 self._add("phase_opened", request=request, phase=phase.name, detail=f"({waiting}){only_for}")
         self.monitor.changed()
 
+    def service_starting(self, service: Service) -> None:
+        self.queue.service_starting(service)
+        if service.periodic is not None and self in routing.owners():
+            self.periodic[service.name] = service
+
     def service_started(self, service: Service) -> None:
+        self.queue.service_started(service, self.queue)
         if service.periodic is None and self in routing.owners() and service not in self.services:
             self.services.append(service)
 

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 from tasks_core import Service, Task, TaskState, current_task
 from tasks_core.frameworks import current
+from tasks_core.testing import service_clock
 
 from .live_tasks import LiveTasks
 from .monitor import Monitor, Steps, Wait, Wakeup
@@ -57,7 +58,7 @@ class SleepQueue:
         self._coroutines: dict[int, int] = {}
         self._timers: Counter[int] = Counter()
         self._parked: dict[int, Sleeper] = {}
-        self._stirring: set[Service] = set()  # timers of periodic tasks that have woken, until they sleep again
+        self._stirring: set[Service] = set()  # timers of periodic tasks that start or have woken, until they sleep
         self._waited_for = 0  # Invariant: how many sleepers belong to no service
         self._ending: dict[int, Callable[[Task[Any]], None]] = {}
         self.auto_until: float = -inf
@@ -143,8 +144,19 @@ class SleepQueue:
                     self.auto_until = -inf
         self.nudge()
 
+    def service_starting(self, service: Service) -> None:
+        """Record that a service is going to start. Time waits until the timer of a periodic task sleeps."""
+        if service.periodic is not None:
+            with self._monitor.lock:
+                self._stirring.add(service)
+
+    def service_started(self, service: Service, clock: object) -> None:
+        """Record that a service begins. Time does not wait for it if it sleeps by another clock than *clock*."""
+        if service_clock(service) is not clock:
+            self.service_ended(service)
+
     def service_ended(self, service: Service) -> None:
-        """Record that a service has ended: its timer, which may have woken, starts no run."""
+        """Record that a service has ended: as a timer that starts or has woken, it starts no run."""
         with self._monitor.lock:
             stirred = service in self._stirring
             self._stirring.discard(service)

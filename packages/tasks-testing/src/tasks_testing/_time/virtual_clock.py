@@ -128,6 +128,12 @@ class _Watcher(TaskObserver):
 
         self._update(finish)
 
+    def service_starting(self, service: Service) -> None:
+        self._update(lambda clock: clock._queue.service_starting(service))
+
+    def service_started(self, service: Service) -> None:
+        self._update(lambda clock: clock._queue.service_started(service, clock))
+
     def service_ended(self, service: Service) -> None:
         self._update(lambda clock: clock._queue.service_ended(service))
 
