@@ -201,6 +201,7 @@ class CheckedScheduler:
         self.now = clock.now
         self.limiter = anyio.CapacityLimiter(1)
         self.tasks: list[Task[Any]] = []
+        self.joined: list[Task[Any]] = []  # once for each call that made no task
         self.phases = [TaskPhase(self.scheduler, f"phase {number}") for number in range(3)]
         self.cancelled: set[int] = set()
         self.cancelled_unstarted: set[int] = set()
@@ -312,6 +313,7 @@ class CheckedScheduler:
         if task in self.tasks:  # it has the key
             if task.config.key is None:
                 self.watcher.wrong.append("a task was returned twice")
+            self.joined.append(task)
             return None
         self.tasks.append(task)
         if is_outside:
@@ -337,7 +339,7 @@ class CheckedScheduler:
             "on_error": plan.on_error,
             "limiter": self.limiter if plan.limited else None,
             "key": plan.key,
-            "on_conflict": plan.on_conflict,
+            "on_conflict": plan.on_conflict if plan.key else None,
         }
         target: Any = self.scheduler
         if plan.phase is not None:
@@ -413,6 +415,7 @@ class CheckedScheduler:
     def check_the_end(self, report: ShutdownReport) -> None:
         self.check_nothing_went_wrong()
         assert not [line for line in self.lines.of[None] if "observer raised" in line], "the watcher has to see"
+        assert len([line for line in self.lines.of[None] if "No task was made of the call" in line]) == len(self.joined)
         numbers = self.scheduler.statistics()
         ends = Counter(task.state for task in self.tasks)
         assert numbers.pending == numbers.running == numbers.retrying == 0
