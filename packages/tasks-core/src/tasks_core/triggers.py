@@ -159,7 +159,8 @@ def cron(expression: str, *, timezone: str | tzinfo = "UTC", jitter: float = 0.0
     `*` in the field of hours or minutes. Needs cronsim: `pip install 'tasks-core[cron]'`.
 
     Args:
-        expression: The five fields of cron: minute, hour, day of the month, month, day of the week.
+        expression: The five fields of cron: minute, hour, day of the month, month, day of the week. A sixth field, in
+            front of them, is that of seconds.
 
         timezone: A name such as `"Europe/Berlin"`, or a `tzinfo`.
 
