@@ -608,3 +608,62 @@ def test_calls_of_tasks_in_a_file_that_still_uses_background_tasks_are_not_liste
             tasks.add_task(later)
         """
     assert "0 calls: 0 moved, 0 left" in sources.left(BACKGROUND + dedent(source))
+
+
+NEEDED = {
+    "by a parameter": ("", "", "_=Depends(audit)"),
+    "through another dependency": ("", "", "_=Depends(checked)"),
+    "by the route": ("", ", dependencies=[Depends(audit), Depends()]", ""),
+    "by the router": (
+        "users = APIRouter(prefix='/users', dependencies=[Depends(audit), Depends(), Depends(int)])",
+        "",
+        "",
+    ),
+    "where the router is included": (
+        "router.include_router(APIRouter(), dependencies=[Depends(dependency=audit)])",
+        "",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEEDED)
+def test_a_dependency_of_an_endpoint_whose_response_has_a_background_is_left_with_it(
+    case: str, sources: Sources
+) -> None:
+    before, route, parameter = NEEDED[case]
+    source = f"""
+        def audit(background: BackgroundTasks):
+            background.add_task(send, "audit")
+
+        def checked(_=Depends(audit)): ...
+
+        {before}
+
+        @router.get("/plain")
+        def plain(_=Depends(audit)): ...
+
+        @router.get("/"{route})
+        def home({parameter}):
+            return JSONResponse({{}}, background=BackgroundTask(send, "a"))
+        """
+    output = sources.left(RESPONSE + dedent(source), "--assume", "order", "--assume", "values")
+    assert "add_task: the response of home may have a background of its own, which replaces" in output
+    assert "BackgroundTask: a dependency adds tasks, which this response replaces" in output
+
+
+def test_a_dependency_of_endpoints_without_a_background_is_moved(sources: Sources) -> None:
+    source = """
+        def audit(background: BackgroundTasks):
+            background.add_task(send, "audit")
+
+        @router.get("/plain")
+        def plain(_=Depends(audit)): ...
+
+        @router.get("/")
+        def home():
+            return JSONResponse({}, background=BackgroundTask(send, "a"))
+        """
+    text = sources.moved(RESPONSE + dedent(source), "--assume", "order")
+    assert 'def audit(tasks: Tasks):\n    tasks.add_task(send, "audit")' in text
+    assert 'def home(tasks: Tasks):\n    tasks.add_task(send, "a")' in text

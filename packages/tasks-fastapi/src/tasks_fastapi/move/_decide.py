@@ -451,6 +451,8 @@ class _Decisions:
             return "BackgroundTasks of a WebSocket never run, and a task would"
         if self._sets_background(Definition(self.module, function, scopes), set()):
             return "its response may have a background of its own, which replaces the BackgroundTasks"
+        if function in self.project.dependencies and (endpoint := self._endpoint_with_background(function)):
+            return f"the response of {endpoint} may have a background of its own, which replaces the BackgroundTasks"
         facts = self._dependency_facts(function, scopes, set())
         if "order" not in self.assume:
             if _most(function.body, {id(call) for call, _ in found}) > 1:
@@ -467,6 +469,19 @@ class _Decisions:
             for call, _ in found:
                 if reason := self._why_closed(call, function, scopes):
                     return reason
+        return ""
+
+    def _endpoint_with_background(self, dependency: Function) -> str:
+        """Return the name of an endpoint that needs the dependency, and whose response may get a background."""
+        for module in self.project.modules:
+            there = _Decisions(self.project, module, self.assume, self.plan)
+            for node, scopes, _ in walk(module.tree, ()):
+                if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not there._is_injected(node, scopes):
+                    continue
+                needed: set[ast.AST] = set()
+                there._dependency_facts(node, scopes, needed)
+                if dependency in needed and self._sets_background(Definition(module, node, scopes), set()):
+                    return node.name
         return ""
 
     def _sets_background(self, target: Definition, seen: set[ast.AST]) -> bool:
@@ -637,11 +652,19 @@ class _Decisions:
 
     def _dependency_facts(self, function: Function, scopes: tuple[Scope, ...], seen: set[ast.AST]) -> _Facts:
         closes = adds = False
-        for parameter, default in _with_defaults(function):
-            marker = self._marker(parameter, default, scopes)
-            if marker is None:
-                continue
-            target = self._dependency_of(parameter, marker, scopes)
+        targets = [
+            self._dependency_of(parameter, marker, scopes)
+            for parameter, default in _with_defaults(function)
+            if (marker := self._marker(parameter, default, scopes)) is not None
+        ]
+        for decorator in function.decorator_list:
+            for part in ast.walk(decorator):
+                if isinstance(part, ast.Call) and is_depends(part) and (named := named_by(part)) is not None:
+                    found = self.project.resolve(self.module, scopes, named)
+                    targets.append(found if isinstance(found, Definition) else None)
+        if any(self._is_route(self.module, scopes, decorator) for decorator in function.decorator_list):
+            targets.extend(self.project.dependencies_of_routers)
+        for target in targets:
             facts = _Facts(True, False) if target is None else self._facts_of(target, seen)
             closes, adds = closes or facts.closes, adds or facts.add_tasks
         return _Facts(closes, adds)
@@ -717,7 +740,7 @@ class _Decisions:
             return "its arguments are expressions that would be evaluated before those of the response"
         if any(keyword.arg in (None, "func") for keyword in call.keywords):
             return "its function is not the first argument"
-        if "order" not in self.assume and self._dependency_facts(function, outer, set()).add_tasks:
+        if self._dependency_facts(function, outer, set()).add_tasks:
             return "a dependency adds tasks, which this response replaces"
         if "values" not in self.assume:
             return self._why_closed(call, function, outer)

@@ -16,6 +16,7 @@ Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 Scope: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
 
 _MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
+_ROUTERS = {"FastAPI", "APIRouter", "include_router"}
 _SKIPPED = {"__pycache__", "node_modules", "site-packages", "venv", "env"}
 
 
@@ -95,13 +96,14 @@ class Project:
 
     Attributes:
         chosen: The modules that the command was given, in the order of their paths.
+        modules: All modules that could be parsed.
         unreadable: Chosen files that could not be read or parsed, and why.
     """
 
     chosen: list[Module] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     _modules: dict[str, Module] = field(default_factory=dict)
-    _all: list[Module] = field(default_factory=list)
+    modules: list[Module] = field(default_factory=list)
     _unparsed: list[tuple[str, bytes]] = field(default_factory=list)
 
     @classmethod
@@ -127,7 +129,7 @@ class Project:
                 continue
             names = _module_names(resolved, root)
             module = Module(resolved, shown, names[0], source, tree)
-            project._all.append(module)
+            project.modules.append(module)
             for name in names:
                 project._modules.setdefault(name, module)
             if resolved in chosen:
@@ -138,7 +140,7 @@ class Project:
     def dependencies(self) -> set[ast.AST]:
         """The functions that `Depends()` or `Security()` names anywhere in the project."""
         found: set[ast.AST] = set()
-        for module in self._all:
+        for module in self.modules:
             for call, scopes in module.calls:
                 if is_depends(call) and (named := named_by(call)) is not None:
                     target = self.resolve(module, scopes, named)
@@ -147,9 +149,23 @@ class Project:
         return found
 
     @cached_property
+    def dependencies_of_routers(self) -> list[Definition]:
+        """What `dependencies=[Depends(...)]` of an application or a router names: any endpoint may need it."""
+        found: list[Definition] = []
+        for module in self.modules:
+            for call, scopes in module.calls:
+                if last_name(call.func) in _ROUTERS:
+                    for part in (part for keyword in call.keywords for part in ast.walk(keyword)):
+                        if isinstance(part, ast.Call) and is_depends(part) and (named := named_by(part)) is not None:
+                            target = self.resolve(module, scopes, named)
+                            if isinstance(target, Definition):
+                                found.append(target)
+        return found
+
+    @cached_property
     def _calls_by_name(self) -> dict[str, list[tuple[Module, tuple[Scope, ...], ast.Call]]]:
         found: dict[str, list[tuple[Module, tuple[Scope, ...], ast.Call]]] = {}
-        for module in self._all:
+        for module in self.modules:
             for call, scopes in module.calls:
                 found.setdefault(last_name(call.func), []).append((module, scopes, call))
         return found
@@ -184,7 +200,7 @@ class Project:
     @cached_property
     def functions_by_name(self) -> dict[str, list[Function]]:
         found: dict[str, list[Function]] = {}
-        for module in self._all:
+        for module in self.modules:
             for node in ast.walk(module.tree):
                 if isinstance(node, Function):
                     found.setdefault(node.name, []).append(node)
