@@ -481,6 +481,11 @@ def test_an_endpoint_that_cannot_have_the_parameter_is_left(
 BACKGROUND_OF_A_RESPONSE = "return JSONResponse({}, background=BackgroundTask(send, 'a'))"
 
 LEFT_RESPONSE = {
+    "a direct call of an endpoint with tasks": (
+        "from tasks_fastapi import Tasks\n\n"
+        f'@router.get("/")\ndef home(tasks: Tasks):\n    {BACKGROUND_OF_A_RESPONSE}\n\nhome()\n',
+        "home is called directly, or uses the names tasks or Tasks for something else",
+    ),
     "a direct call": (
         f'@router.get("/")\ndef home():\n    {BACKGROUND_OF_A_RESPONSE}\n\nhome()\n',
         "home is called directly, or uses the names tasks or Tasks for something else",
@@ -667,3 +672,50 @@ def test_a_dependency_of_endpoints_without_a_background_is_moved(sources: Source
     text = sources.moved(RESPONSE + dedent(source), "--assume", "order")
     assert 'def audit(tasks: Tasks):\n    tasks.add_task(send, "audit")' in text
     assert 'def home(tasks: Tasks):\n    tasks.add_task(send, "a")' in text
+
+
+@pytest.mark.parametrize("started", ["schedule(), audit.schedule('a')", "schedule(home, None)", "add_task(home, None)"])
+def test_an_endpoint_that_a_task_calls_is_left(started: str, sources: Sources) -> None:
+    source = f"""
+        from tasks_fastapi import current_tasks
+
+        @router.get("/")
+        async def home(background: BackgroundTasks):
+            background.add_task(send, "a")
+
+        def service():
+            current_tasks().{started}
+        """
+    if "home" in started:
+        assert "home is called directly, at " in sources.left(BACKGROUND + dedent(source))
+    else:
+        assert 'tasks.add_task(send, "a")' in sources.moved(BACKGROUND + dedent(source))
+
+
+def test_an_endpoint_that_a_moved_task_calls_is_left_by_the_second_run_too(sources: Sources) -> None:
+    source = """
+        import asyncio
+
+        @router.get("/")
+        async def home(background: BackgroundTasks):
+            background.add_task(send, "a")
+
+        async def service():
+            asyncio.create_task(home(BackgroundTasks()))
+        """
+    text = sources.moved(BACKGROUND + dedent(source))
+    assert "current_tasks().schedule(home, BackgroundTasks())" in text
+    assert 'background.add_task(send, "a")' in text
+
+
+def test_a_dependency_of_an_endpoint_without_a_decorator_is_left(sources: Sources) -> None:
+    source = """
+        def audit(background: BackgroundTasks):
+            background.add_task(send, "audit")
+
+        def home(_=Depends(audit)):
+            return JSONResponse({}, background=BackgroundTask(send, "a"))
+
+        router.add_api_route("/", home)
+        """
+    assert "add_task: the response of home may have a" in sources.left(RESPONSE + dedent(source), "--assume", "order")

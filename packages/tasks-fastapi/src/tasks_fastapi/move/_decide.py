@@ -476,7 +476,7 @@ class _Decisions:
         for module in self.project.modules:
             there = _Decisions(self.project, module, self.assume, self.plan)
             for node, scopes, _ in walk(module.tree, ()):
-                if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not there._is_injected(node, scopes):
+                if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     continue
                 needed: set[ast.AST] = set()
                 there._dependency_facts(node, scopes, needed)
@@ -701,7 +701,7 @@ class _Decisions:
         if not reason:
             function = scopes[-1]
             assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-            name = self._parameter(function, scopes) or ""
+            name = "" if self._called_at(function, scopes[:-1]) else self._parameter(function, scopes) or ""
             if not name:
                 reason = f"{function.name} is called directly, or uses the names tasks or Tasks for something else"
         if reason:

@@ -180,6 +180,12 @@ class Project:
             if target is None and isinstance(call.func, ast.Attribute) and not method:
                 continue  # a method of an object
             return f"{module.shown}:{call.lineno}"
+        # `schedule(f, x)` calls `f`, as `create_task(f(x))` did before the command has changed it.
+        for starter in ("schedule", "add_task"):
+            for module, scopes, call in self._calls_by_name.get(starter, ()):
+                target = self.resolve(module, scopes, call.args[0]) if call.args else None
+                if isinstance(target, Definition) and target.node is node:
+                    return f"{module.shown}:{call.lineno}"
         for path, source in self._unparsed:
             if re.search(rb"\b" + re.escape(function.encode()) + rb"\s*\(", source):
                 return path
