@@ -719,3 +719,7 @@ def test_a_dependency_of_an_endpoint_without_a_decorator_is_left(sources: Source
         router.add_api_route("/", home)
         """
     assert "add_task: the response of home may have a" in sources.left(RESPONSE + dedent(source), "--assume", "order")
+
+
+def test_add_task_of_another_library_is_not_listed(sources: Sources) -> None:
+    assert "0 calls: 0 moved, 0 left" in sources.left(in_app("def service(queue):\n    queue.add_task(track)\n"))
