@@ -34,6 +34,11 @@ async def charge(order_id: int, session: SessionDep = Provided) -> None:
     sent.append(f"charged {order_id} with {session}")
 
 
+@durable(name="provided:ship")
+def ship(order_id: int, session: SessionDep = Provided) -> None:
+    sent.append(f"shipped {order_id} with {session}")
+
+
 @pytest.fixture
 def client() -> TestClient:
     opened.clear()
@@ -48,6 +53,10 @@ def client() -> TestClient:
     @app.post("/charge/{order_id}")
     async def charge_order(order_id: int, tasks: Tasks) -> None:
         tasks.after_response.schedule(charge, order_id)
+
+    @app.post("/ship/{order_id}")
+    async def ship_order(order_id: int, tasks: Tasks) -> None:
+        tasks.after_response.schedule(ship, order_id)
 
     return TestClient(app)
 
@@ -76,3 +85,28 @@ def test_durable_tasks_get_what_they_need(client: TestClient, tasks_recorder: Ta
         tasks_recorder.run_durable(times=2)
     assert sent == ["charged 5 with a session"] * 2
     assert opened == ["opened", "closed"] * 2
+
+
+@pytest.mark.parametrize("path", ["/charge/5", "/ship/5"])
+def test_durable_tasks_that_are_cut_off_get_what_they_need(
+    client: TestClient, tasks_recorder: TasksRecorder, path: str
+) -> None:
+    def check() -> None:
+        assert {line.partition(" with ")[2] for line in sent} == {"a session"}
+        assert [event.error for event in tasks_recorder.durable_runs.events if event.error] == []
+
+    with client:
+        client.post(path)
+        tasks_recorder.run_durable(cut="everywhere", restore=sent.clear, check=check)
+
+
+def test_a_builtin_without_a_signature_in_place_of_a_function_is_cut_off(
+    client: TestClient, tasks_recorder: TasksRecorder
+) -> None:
+    with client:
+        client.post("/ship/5")
+        tasks_recorder.drain()
+        tasks_recorder.stub(ship, range)  # whose signature Python does not know
+        tasks_recorder.run_durable(cut="everywhere", restore=sent.clear, check=lambda: None)
+    tasks_recorder.durable_runs.assert_ran(ship, times=1)
+    assert opened == sent == []

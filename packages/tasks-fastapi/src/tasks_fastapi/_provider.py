@@ -200,7 +200,8 @@ def _depending_on(call: Callable[..., Any]) -> Callable[..., None]:
 
 def _parameters(func: Callable[..., Any]) -> Iterator[inspect.Parameter]:
     """List the parameters of a function, with their annotations evaluated as far as that is possible."""
-    namespace = getattr(getattr(func, "__func__", func), "__globals__", {})
+    # Of the innermost function, because a wrapper has the annotations of the function that it wraps.
+    namespace = getattr(inspect.unwrap(getattr(func, "__func__", func)), "__globals__", {})
     for parameter in inspect.signature(func, follow_wrapped=False).parameters.values():
         annotation = parameter.annotation
         if isinstance(annotation, str):

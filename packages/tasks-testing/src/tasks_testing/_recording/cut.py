@@ -74,7 +74,11 @@ class Cut:
         """Return a function that runs *func* as far as the cut."""
         # Of the function itself, for a plain function must not run on the event loop.
         run = self._coroutine_function(func) if inspect.iscoroutinefunction(func) else self._plain_function(func)
-        return functools.update_wrapper(run, func)
+        functools.update_wrapper(run, func)
+        with suppress(TypeError, ValueError):  # some builtins have no signature
+            # A provider supplies to a function what its own signature says.
+            run.__signature__ = inspect.signature(func, follow_wrapped=False)  # type: ignore[attr-defined]
+        return run
 
     def _coroutine_function(self, func: Callable[..., Any]) -> Callable[..., Any]:
         async def run(*args: Any, **kwargs: Any) -> Any:
