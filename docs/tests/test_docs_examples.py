@@ -23,6 +23,7 @@ import tasks_fastapi
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pytest_examples import CodeExample, EvalExample, find_examples
+from tasks_core._durable.registry import registry
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -60,6 +61,15 @@ def logging_of_its_own() -> Iterator[None]:
     for logger, (handlers, level) in loggers.items():
         logger.handlers[:] = handlers
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def durable_functions_of_its_own() -> Iterator[None]:
+    """A worker of a later test must not run the functions of a block, nor submit its periodic ones."""
+    before = registry._functions.copy()
+    yield
+    registry._functions.clear()
+    registry._functions.update(before)
 
 
 @pytest.fixture(autouse=True)

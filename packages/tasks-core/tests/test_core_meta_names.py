@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tasks_core.engines
+import tasks_core.types
 
 PACKAGES = ("tasks_core", "tasks_fastapi", "tasks_testing")
 
@@ -88,7 +89,9 @@ ANNOTATED = [
 def test_annotations_resolve(value: Any) -> None:
     # Names that a module imports for type checkers only are public names all the same: of the package, or of the core.
     package = importlib.import_module(value.__module__.partition(".")[0])
-    hints = typing.get_type_hints(value, localns=vars(tasks_core.engines) | vars(tasks_core) | vars(package))
+    hints = typing.get_type_hints(
+        value, localns=vars(tasks_core.engines) | vars(tasks_core.types) | vars(tasks_core) | vars(package)
+    )
     if isinstance(value, FunctionType):
         assert set(hints) >= set(inspect.signature(value).parameters) - {"self", "cls"}
         assert "return" in hints

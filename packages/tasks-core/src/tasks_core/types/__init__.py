@@ -1,10 +1,10 @@
 """Types that applications see more often than they name them: what functions return and observers are given."""
 
-from ._journal import EmittedEvent, TaskFollower, TaskUpdate
-from ._observer import RunAttempt
-from ._run.following import KeptTask
-from ._run.ledger import LostTask, PeriodicStatistics, SchedulerStatistics
-from ._support.overrides import Subscription
+from tasks_core._journal import EmittedEvent, TaskFollower, TaskUpdate
+from tasks_core._observer import RunAttempt
+from tasks_core._run.following import KeptTask
+from tasks_core._run.ledger import LostTask, PeriodicStatistics, SchedulerStatistics
+from tasks_core._support.overrides import Subscription
 
 __all__ = (
     "EmittedEvent",
