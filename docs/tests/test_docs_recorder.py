@@ -73,6 +73,22 @@ def test_refused_order(client: TestClient, tasks_recorder: TasksRecorder) -> Non
 # --8<-- [end:nothing]
 
 
+# --8<-- [start:discarded]
+@app.post("/orders/{order_id}/repeat")
+async def repeat_order(order_id: int, tasks: Tasks) -> None:
+    tasks.after_response.schedule(send_receipt, order_id, "ann@example.org")
+    raise HTTPException(409, "sold out")
+
+
+def test_failed_request_sends_no_receipt(client: TestClient, tasks_recorder: TasksRecorder) -> None:
+    assert client.post("/orders/1/repeat").status_code == 409
+    tasks_recorder.in_state("discarded").assert_scheduled(send_receipt, times=1)
+    tasks_recorder.in_state("succeeded").assert_not_scheduled(send_receipt)
+
+
+# --8<-- [end:discarded]
+
+
 # --8<-- [start:like]
 def test_amount(client: TestClient, tasks_recorder: TasksRecorder) -> None:
     client.post("/orders/1?address=ann@example.org")

@@ -105,6 +105,38 @@ def test_a_negative_assertion_waits_for_tasks_that_may_schedule_more(scheduler: 
             recorder.assert_not_scheduled(work)
 
 
+def test_a_task_that_was_discarded_is_named_by_a_negative_assertion(scheduler: TaskScheduler) -> None:
+    with record_tasks() as recorder:
+        for reason in ("the request failed", "rolled back"):
+            phase = TaskPhase(scheduler, "after_commit")
+            phase.schedule(work)
+            phase.discard(reason)
+        recorder.assert_order(finished(work), finished(work))
+        written = r'in_state\("discarded"\).assert_scheduled\(work, times=2\)'
+        hint = (
+            rf"\n  hint: discarded before it ran: the request failed; rolled back; if that is right, write {written}$"
+        )
+        with pytest.raises(AssertionError, match=hint):
+            recorder.assert_not_scheduled(work)
+        with pytest.raises(AssertionError, match=r"\) at .*|scheduled at .*") as more_than_once:
+            recorder.assert_scheduled(work, times=1)
+        assert "hint" not in str(more_than_once.value)
+        recorder.in_state("discarded").assert_scheduled(work, times=2)
+        scheduler.schedule(work)
+        with pytest.raises(AssertionError, match="it was, 3 times") as not_all_discarded:
+            recorder.assert_not_scheduled(work)
+        assert "hint" not in str(not_all_discarded.value)
+
+
+def test_a_state_that_does_not_exist_is_refused() -> None:
+    states = "pending, held, running, retrying, succeeded, failed, cancelled, discarded"
+    with record_tasks() as recorder:
+        with pytest.raises(ValueError, match=rf"^in_state\('succeeeded'\): a state is one of {states}$"):
+            recorder.in_state("failed", "succeeeded")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=rf"^wait_for\('done'\): a state is one of {states}$"):
+            recorder.wait_for(work, "done")  # type: ignore[arg-type]
+
+
 def test_a_number_is_judged_when_nothing_more_can_come(scheduler: TaskScheduler) -> None:
     gate = Gate()
 

@@ -27,7 +27,7 @@ from ._orders import Exploration, ExploredOrders
 from ._recorder_clock import RecorderClock
 from ._recording.call import Target, check_target
 from ._recording.durable_run import PHASE
-from ._recording.record import RecordedRequest, RecordedTask, State, is_named_by, waits_for_time
+from ._recording.record import RecordedRequest, RecordedTask, State, check_states, is_named_by, waits_for_time
 from ._recording.recording import EndlessError, Recording, next_seq
 from ._recording.selection import Selection, Window
 from ._settings import Check, Mode, Settings, in_debugger
@@ -233,6 +233,7 @@ class TasksRecorder(TaskView):
 
         Raises:
             AssertionError: No such task came into that state.
+            ValueError: There is no such state.
             RuntimeError: An event loop runs in this thread: write `await tasks_recorder.await_for(...)`.
         """
         __tracebackhide__ = True
@@ -266,6 +267,7 @@ class TasksRecorder(TaskView):
     ) -> Steps[RecordedTask[Any]]:
         __tracebackhide__ = True
         check_target(target)
+        check_states(method, [state])
         recording, limit = self._recording, self._limit(timeout)
 
         def named() -> list[RecordedTask[Any]]:

@@ -33,6 +33,10 @@ def no_such_parameter(func: Callable[..., Any], name: str, parameters: Iterable[
     return f"{function_name(func)}() has no parameter {name!r}; it has {', '.join(parameters) or 'none'}"
 
 
+def no_such_state(method: str, state: object, states: Iterable[str]) -> str:
+    return f"{method}({state!r}): a state is one of {', '.join(states)}"
+
+
 def wrong_times() -> str:
     return "times must be 1 or more; to assert that there is none, write assert_not_scheduled()"
 

@@ -69,7 +69,7 @@ def check(selection: Selection, expectation: Expectation, timeout: float | None)
         raise AssertionError(explanation.undecided(selection, claim, timeout))
     claim = f"{claim}, {explanation.actual(target, expectation.done, times, len(found))}"
     if times is not None and len(found) > times:
-        raise AssertionError(explanation.unwanted(selection, claim, found))
+        raise AssertionError(explanation.unwanted(selection, claim, found, times))
     raise AssertionError(explanation.missing(selection, claim, target))
 
 

@@ -12,7 +12,7 @@ from tasks_testing._messages import explanation
 from tasks_testing._messages.order import wrong_order
 from tasks_testing._recording.call import Call, Target, check_target
 from tasks_testing._recording.moment import StepLike, as_step, first_unmet
-from tasks_testing._recording.record import RecordedTask, State, TaskEvent
+from tasks_testing._recording.record import RecordedTask, State, TaskEvent, check_states
 from tasks_testing._recording.selection import Selection
 from tasks_testing._text import number_of
 
@@ -79,7 +79,13 @@ class TaskView(Sequence[RecordedTask[Any]]):
         return self._narrow(of_request=request)
 
     def in_state(self, *states: State) -> TaskView:
-        """Return the tasks that are in one of these states when the view is read."""
+        """
+        Return the tasks that are in one of these states when the view is read.
+
+        Raises:
+            ValueError: There is no such state.
+        """
+        check_states("in_state", states)
         return self._narrow(states=frozenset(states))
 
     def _narrow(self, **changes: Any) -> TaskView:

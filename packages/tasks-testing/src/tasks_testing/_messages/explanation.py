@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,11 @@ def missing(selection: Selection, claim: str, target: Target | None) -> str:
     )
 
 
-def unwanted(selection: Selection, claim: str, found: Sequence[RecordedTask[Any]]) -> str:
-    """Return the message that there are tasks which the assertion does not expect."""
+def unwanted(selection: Selection, claim: str, found: Sequence[RecordedTask[Any]], times: int) -> str:
+    """Return the message that there are tasks which the assertion does not expect: more than *times*."""
     rows = [(task, f"scheduled at {show_where(task.where)}") for task in found]
-    return _title(selection) + "\n".join([claim, *table(rows)])
+    hint = [f"  hint: {_hint_for_discarded(found)}"] if times == 0 and _are_discarded(found) else []
+    return _title(selection) + "\n".join([claim, *table(rows), *hint])
 
 
 def undecided(selection: Selection, claim: str, timeout: float | None) -> str:
@@ -151,6 +153,17 @@ def _bare_name(func: Any) -> str:
 
 
 # ---- hints ----
+
+
+def _are_discarded(tasks: Sequence[RecordedTask[Any]]) -> bool:
+    return all(task.state == "discarded" for task in tasks)
+
+
+def _hint_for_discarded(tasks: Sequence[RecordedTask[Any]]) -> str:
+    counts = Counter(map(code_for, tasks))
+    write = [f'in_state("discarded").assert_scheduled({name}, times={count})' for name, count in counts.items()]
+    reasons = "; ".join(dict.fromkeys(task.reason or "" for task in tasks))
+    return f"discarded before it ran: {reasons}; if that is right, write {' and '.join(write)}"
 
 
 def _hint(selection: Selection, tasks: Sequence[RecordedTask[Any]], target: Target | None) -> str:

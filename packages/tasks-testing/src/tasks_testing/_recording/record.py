@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from tasks_core import Task
 
@@ -51,6 +51,16 @@ RequestMoment: TypeAlias = Literal[
     "request_started", "route_returned", "response_started", "response_sent", "request_finished"
 ]
 """A moment in the life of a request that `assert_order()` takes by its name."""
+
+STATES: tuple[State, ...] = get_args(State)
+
+
+def check_states(method: str, states: Iterable[str]) -> None:
+    """Raise if one of *states*, which *method* was called with, is none."""
+    for state in states:
+        if state not in STATES:
+            raise ValueError(_refusals.no_such_state(method, state, STATES))
+
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled", "discarded"})
 
