@@ -45,8 +45,8 @@ class TasksRecorder(TaskView):
     ```
 
     Tasks really run, on their own event loop, unless they are held or replaced. At the end of the test, a task that
-    failed unexpectedly fails the test, and so does a task that still runs. A task that was lost because its app shut
-    down causes a `TaskLostWarning`.
+    failed unexpectedly fails the test, and so does a task that still runs on a scheduler which outlives the test. A
+    task that was lost because its app shut down causes a `TaskLostWarning`.
 
     Methods that wait come in two forms: `drain()` blocks, for tests without an event loop; `await adrain()` is for
     tests that run on one. Each waits at most for the timeout of the recorder (`timeout=`), and then reports what it
