@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_tasks(app, grace_period=settings.grace_period, engine=engine, worker_concurrency=workers or None)
     for module in (users, products, images, orders):
         app.include_router(module.router)
-    # In an application that others can reach: dependencies=[Depends(admin)] in place of allow_anonymous.
+    # In an application that can be reached from elsewhere: dependencies=[Depends(admin)] in place of allow_anonymous.
     app.include_router(tasks_panel(allow_anonymous=True), prefix="/_tasks")
 
     @app.get("/", include_in_schema=False)
