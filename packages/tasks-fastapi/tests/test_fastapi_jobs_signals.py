@@ -8,8 +8,11 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+import anyio
 import pytest
-from tasks_fastapi.jobs._signals import Leaving, call_on_signal
+from tasks_core import TaskScheduler
+from tasks_fastapi.jobs._signals import Leaving, call_on_signal, stop_calling
+from tasks_fastapi.jobs._stream import streams_of
 
 
 @pytest.fixture(autouse=True)
@@ -57,4 +60,30 @@ def test_another_thread_changes_no_handler() -> None:
     thread = threading.Thread(target=call_on_signal, args=(Leaving(lambda: None),))
     thread.start()
     thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_handlers_of_the_server_are_back_when_the_last_stream_has_ended() -> None:
+    def handle(number: int, frame: FrameType | None) -> None: ...
+
+    signal.signal(signal.SIGTERM, handle)
+    one, other = Leaving(lambda: None), Leaving(lambda: None)
+    call_on_signal(one)
+    call_on_signal(other)
+    stop_calling(one)
+    assert signal.getsignal(signal.SIGTERM) is not handle
+    stop_calling(other)
+    assert signal.getsignal(signal.SIGTERM) is handle
+
+
+def test_an_event_loop_that_has_ended_leaves_no_handler_behind() -> None:
+    """The loop takes its handler of SIGINT away only where it finds it."""
+
+    async def main() -> None:
+        async with TaskScheduler() as scheduler:
+            streams_of(scheduler)
+            await anyio.wait_all_tasks_blocked()
+
+    before = signal.getsignal(signal.SIGINT)
+    anyio.run(main)
     assert signal.getsignal(signal.SIGINT) is before

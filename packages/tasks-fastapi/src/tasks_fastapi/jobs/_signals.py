@@ -36,12 +36,12 @@ class _Handler:
     """Stands in front of the handler that the server has set."""
 
     def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
-        self._handler = handler
+        self.handler = handler
 
     def __call__(self, number: int, frame: FrameType | None) -> Any:
         # In a thread, because this runs in the middle of the event loop; and from a thread, the event loop is woken.
         threading.Thread(target=_leave_all, name="tasks job streams", daemon=True).start()
-        return self._handler(number, frame)
+        return self.handler(number, frame)
 
 
 def _leave_all() -> None:
@@ -62,3 +62,14 @@ def call_on_signal(leaving: Leaving) -> None:
         handler = signal.getsignal(number)
         if callable(handler) and not isinstance(handler, (_Handler, signal.Handlers)):
             signal.signal(number, _Handler(handler))
+
+
+def stop_calling(leaving: Leaving) -> None:
+    """Undo `call_on_signal()`: with the last one, the handlers of the server are in their place again."""
+    _all.discard(leaving)
+    if _all or threading.current_thread() is not threading.main_thread():
+        return
+    for number in _SIGNALS:
+        # Else the event loop, which looks for its own handler at its end, would leave this one to the next program.
+        if isinstance(handler := signal.getsignal(number), _Handler):
+            signal.signal(number, handler.handler)

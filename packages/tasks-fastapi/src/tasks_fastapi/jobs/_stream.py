@@ -21,7 +21,7 @@ from tasks_core import SchedulerClosedError, TaskScheduler
 from tasks_core.types import TaskUpdate
 
 from ._models import Job
-from ._signals import Leaving, call_on_signal
+from ._signals import Leaving, call_on_signal, stop_calling
 
 logger = logging.getLogger("tasks_fastapi")
 
@@ -54,6 +54,7 @@ class Streams:
             await anyio.sleep_forever()
         finally:
             self.leaving = True
+            stop_calling(self._leaving)
             for stream in self._open:
                 stream.leave()
 
