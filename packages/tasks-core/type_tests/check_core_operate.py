@@ -21,7 +21,7 @@ async def look(engine: ProcrastinateEngine) -> None:
     assert_type(await engine.find(state=DurableState.FAILED, name="charge", older_than=60.0, limit=10), StoredTaskPage)
     assert_type(await engine.show("17"), StoredTaskDetails | None)
     await engine.find(state=1)  # type: ignore[arg-type]
-    await engine.find(where="x")  # type: ignore[call-arg]
+    await engine.find(where="x")  # type: ignore[call-arg]  # no error for ty
 
 
 async def act(engine: OperableEngine) -> None:

@@ -1,6 +1,6 @@
 """What a type checker says about jobs."""
 
-from typing import Any, assert_type
+from typing import assert_type
 
 from fastapi import APIRouter
 from tasks_core import TaskState, durable
@@ -38,7 +38,7 @@ async def render(number: int) -> str:
 
 async def accept_durable(tasks: Tasks, job: MakeJob) -> Job[str]:
     accepted = job(tasks.schedule(render, 3))
-    assert_type(accepted, Job[Any])
+    assert_type(accepted, Job[str])
     return accepted
 
 
