@@ -36,6 +36,6 @@ class TestPlain(EngineContract):
 
 def test_what_an_engine_is_not_capable_of_is_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SUITE)
-    result = pytester.runpytest("-p", "no:cacheprovider", "-rs", "-k", "key or delayed or part_of")
+    result = pytester.runpytest("-p", "no:cacheprovider", "-p", "no:asyncio", "-rs", "-k", "key or delayed or part_of")
     assert result.parseoutcomes().keys() == {"skipped", "deselected"}
     result.stdout.fnmatch_lines("*tasks-testing has not the capability 'delay'*")
