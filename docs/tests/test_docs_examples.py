@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pytest_examples import CodeExample, EvalExample, find_examples
 from tasks_core._durable.registry import registry
+from tasks_core._observer import _observers
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -61,6 +62,14 @@ def logging_of_its_own() -> Iterator[None]:
     for logger, (handlers, level) in loggers.items():
         logger.handlers[:] = handlers
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def observers_of_its_own() -> Iterator[None]:
+    """A block may observe all tasks of the process until its end, which comes here."""
+    before = _observers._entries
+    yield
+    _observers._replace(before)
 
 
 @pytest.fixture(autouse=True)
