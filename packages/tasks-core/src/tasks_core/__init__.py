@@ -12,7 +12,7 @@ _durable ── engines
 
 Durable tasks, which another process runs, stand above that: `_durable/function.py` (the functions),
 `_durable/engine.py` (the seam) and `_durable/worker.py`. The program that uses an engine imports it from `engines/`.
-Types that are named rarely are in `types.py`.
+Types that are named rarely are in `types/`.
 """
 
 from ._clock import Clock

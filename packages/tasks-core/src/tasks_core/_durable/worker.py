@@ -12,7 +12,7 @@ import anyio
 from tasks_core._journal import EmittedEvent
 from tasks_core._options import ShutdownOptions, complete
 from tasks_core._retry import Retry, ask
-from tasks_core._run.ledger import TaskLabel, label, log_fields, title
+from tasks_core._run.ledger import label, log_fields, title
 from tasks_core._scheduler import TaskScheduler
 from tasks_core._support.log import logger, message_of, shows_traceback
 from tasks_core._support.provider import Provider
@@ -216,8 +216,7 @@ class _Attempt:
         except InvalidTaskError as error:
             # The worker of the application has a provider that this one lacks.
             raise NotUnderstood(_UNKNOWN, failed=False) from InvalidTaskError(f"{error}. {_PROVIDER_HINT}")
-        named = self._label()
-        label(task, TaskLabel(named.where, named.fields))
+        label(task, self._label())
         task.attempts = self._delivery.attempt - 1  # for logs and handlers: those of other processes count
         try:
             await task.wait()

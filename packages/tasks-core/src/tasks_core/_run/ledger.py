@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from enum import IntFlag, auto
 from math import inf
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 
@@ -111,18 +111,22 @@ class LostTask:
         return f"{self.name!r} #{self.id} ({phase}{self.age:.1f} s old, scheduled at {self.where})"
 
 
-@dataclass(frozen=True, slots=True)
-class TaskLabel:
+class TaskLabel(Protocol):
     """
     How log lines name a task whose work is kept elsewhere, and is done there if this task does not end it.
 
     Whatever shutdown does to such a task, nothing is lost.
     """
 
-    where: str
-    """Takes the place of the line that called `schedule()`."""
-    fields: Mapping[str, object]
-    """Added to the `extra` of log records."""
+    @property
+    def where(self) -> str:
+        """Takes the place of the line that called `schedule()`."""
+        ...
+
+    @property
+    def fields(self) -> Mapping[str, object]:
+        """Added to the `extra` of log records."""
+        ...
 
 
 def label(task: Task[Any], label: TaskLabel) -> None:
