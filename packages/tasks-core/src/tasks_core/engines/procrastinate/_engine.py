@@ -297,6 +297,13 @@ class ProcrastinateEngine(Operations):
         # The text of the calls is made when the statement runs: until then, a call may become one that is followed.
         return Statement(query, lambda: {"calls": stored_calls(calls, self._work_options)})
 
+    async def _read(self, query: LiteralString, parameters: Any, settings: LiteralString | None = None) -> list[Any]:
+        """Run a statement as `_fetch()` does, where the connections are at home; raise an `EngineError` if it fails."""
+        try:
+            return await self._on_asyncio(self._fetch, query, parameters, settings)
+        except (psycopg.Error, PoolTimeout, OSError) as error:
+            raise engine_error(error) from error
+
     async def _fetch(self, query: LiteralString, parameters: Any, settings: LiteralString | None = None) -> list[Any]:
         """Run a statement, with *settings* in a transaction of its own, in which they are in force."""
         if self._pool is None:
@@ -360,10 +367,7 @@ class ProcrastinateEngine(Operations):
     # ---- operating: the methods are those of `Operations` ----
 
     async def _ask(self, query: LiteralString, parameters: dict[str, Any]) -> list[Any]:
-        try:
-            return await self._on_asyncio(self._fetch, query, parameters, OPERATOR_SETTINGS)
-        except (psycopg.Error, PoolTimeout, OSError) as error:
-            raise engine_error(error) from error
+        return await self._read(query, parameters, OPERATOR_SETTINGS)
 
     # ---- following ----
 
@@ -384,12 +388,6 @@ class ProcrastinateEngine(Operations):
             "limit": EVENTS_AT_ONCE,
         }
         return stored_events(await self._read(READ_EVENTS, parameters), STATES, wanted)
-
-    async def _read(self, query: LiteralString, parameters: Any) -> list[Any]:
-        try:
-            return await self._on_asyncio(self._fetch, query, parameters)
-        except (psycopg.Error, PoolTimeout, OSError) as error:
-            raise engine_error(error) from error
 
     # ---- periodic functions ----
 

@@ -126,12 +126,7 @@ class Housekeeping:
     # ---- rows that were kept for their time ----
 
     async def _purge(self) -> None:
-        options = self._options
-        kept = {
-            "succeeded": options.keep_finished,
-            "failed": options.keep_failed,
-            "cancelled": options.keep_cancelled,
-        }
+        kept = self._options.kept
         after: int | None = 0
         deleted = 0
         async with await self._connection.connect() as connection:

@@ -11,6 +11,7 @@ from typing import Any, LiteralString, Unpack
 
 from tasks_core.engines import (
     COUNT_BOUND,
+    ENDED,
     CallLabel,
     DurableState,
     EngineError,
@@ -307,12 +308,10 @@ class Operations(ABC):
         """Delete tasks that have ended, in batches; see `OperableEngine.purge()`."""
         check_operation(older_than=older_than, queue=queue)
         if state is not None:
-            check_verb("purge", None, {"state": state}, tuple(_KEPT), None)
+            check_verb("purge", None, {"state": state}, ENDED, None)
         kept = {
-            one.value: (getattr(self._work_options, option) if older_than is None else older_than)
-            if state in (None, one)
-            else _NEVER
-            for one, option in _KEPT.items()
+            one: (seconds if older_than is None else older_than) if state in (None, one) else _NEVER
+            for one, seconds in self._work_options.kept.items()
         }
         total = 0
         after: int | None = 0
@@ -326,13 +325,6 @@ class Operations(ABC):
         if total:
             logger.info("Deleted %d tasks that had ended, by an operator", total)
         return total
-
-
-_KEPT = {
-    DurableState.SUCCEEDED: "keep_finished",
-    DurableState.FAILED: "keep_failed",
-    DurableState.CANCELLED: "keep_cancelled",
-}
 
 
 class _Verb:

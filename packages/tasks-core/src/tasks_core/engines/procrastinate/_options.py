@@ -36,6 +36,11 @@ class WorkOptions:
     keep_cancelled: float
     beats: Beats = field(default_factory=Beats, compare=False)
 
+    @property
+    def kept(self) -> dict[str, float]:
+        """Seconds for which tasks that have ended are kept, by their state."""
+        return {"succeeded": self.keep_finished, "failed": self.keep_failed, "cancelled": self.keep_cancelled}
+
     def stored_queue(self, name: str) -> str:
         """Return what a queue is called in the database."""
         return self.queue if name == DEFAULT_QUEUE else name
