@@ -16,7 +16,7 @@ from core_postgres import postgres, queue, working
 from fastapi import FastAPI
 from starlette.types import Message
 from tasks_core import Receipt, durable, emit, report
-from tasks_core.engines import EngineCapabilityError, EngineUnavailableError
+from tasks_core.engines import DurableEnd, DurableStatus, EngineCapabilityError, EngineUnavailableError
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_core.exceptions import TasksError
 from tasks_fastapi import Tasks, add_tasks
@@ -217,19 +217,24 @@ class WithVerbs:
         return True
 
 
-class WithoutVerbs:
-    """A receipt of an engine that stores no results and cannot cancel."""
+class Modest:
+    """What an engine says that stores no results and cannot cancel."""
 
     def __init__(self, receipt: Receipt[Any]) -> None:
-        self.status = receipt.status
-        self.id = receipt.id
+        self._receipt = receipt
 
+    async def status(self, receipt_id: str, /) -> DurableStatus:
+        return await self._receipt.status()
 
-class WithoutCancel(WithoutVerbs):
-    """A receipt of an engine that says at the call that it cannot cancel."""
+    async def ended(self, receipt_id: str, /) -> DurableEnd:
+        raise EngineCapabilityError("it stores no results")
 
-    async def cancel(self) -> bool:
+    async def cancel(self, receipt_id: str, /) -> int:
         raise EngineCapabilityError("cannot cancel")
+
+
+def without_verbs(receipt: Receipt[Any]) -> Receipt[Any]:
+    return replace(receipt, source=Modest(receipt))
 
 
 @pytest.fixture
@@ -259,7 +264,7 @@ async def test_the_result_is_that_of_the_receipt(
         await ended(app, path)
         receipts["make"] = lambda receipt: WithVerbs(receipt, {"text": "all"})
         assert (await read(app, path))[1]["result"] == {"text": "all"}
-        receipts["make"] = WithoutVerbs
+        receipts["make"] = without_verbs
         assert (await read(app, path))[1]["result"] is None
         receipts["make"] = lambda receipt: WithVerbs(receipt, TasksError("it is not stored"))
         _, job = await read(app, path)
@@ -277,10 +282,9 @@ async def test_a_job_is_cancelled_by_its_receipt(engine: ProcrastinateEngine, re
         receipts["make"] = lambda receipt: WithVerbs(receipt, None)
         answer = await request(app, path, "DELETE")
         assert (answer.status, receipts["receipt"].cancelled) == (202, True)
-        for make in (WithoutVerbs, WithoutCancel):
-            receipts["make"] = make
-            answer = await request(app, path, "DELETE")
-            assert (answer.status, json.loads(answer.body)["title"]) == (501, "The engine of this job cancels no tasks")
+        receipts["make"] = without_verbs
+        answer = await request(app, path, "DELETE")
+        assert (answer.status, json.loads(answer.body)["title"]) == (501, "The engine of this job cancels no tasks")
 
 
 async def test_a_job_is_followed_in_a_test_without_a_database() -> None:

@@ -124,11 +124,10 @@ class StoredJob:
         return Job[Any](id=self._id, state=state, progress=status.progress, result=result, error=error, links=links)
 
     async def _result(self) -> tuple[Any, JobProblem | None]:
-        read: Any = getattr(self._receipt, "result", None)
-        if read is None:
-            return None, None  # an engine that stores no results
         try:
-            return json_result(await read(), f"job {self._id}")
+            return json_result(await self._receipt.result(), f"job {self._id}")
+        except EngineCapabilityError:  # it stores no results
+            return None, None
         except EngineUnavailableError:
             raise
         except TasksError as error:
@@ -139,11 +138,8 @@ class StoredJob:
         return follow_stored(self._scheduler, self._receipt.id, after)
 
     async def cancel(self) -> bool | None:
-        cancel: Any = getattr(self._receipt, "cancel", None)
-        if cancel is None:
-            return None
         try:
-            return bool(await cancel())
+            return await self._receipt.cancel()
         except EngineCapabilityError:
             return None
 
