@@ -14,6 +14,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 import anyio
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tasks_core import Receipt, Worker
@@ -57,6 +58,42 @@ async def ends(receipt: Receipt[Any], state: DurableState) -> None:
         return (await receipt.status()).state is state
 
     await until(ended)
+
+
+async def until_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """Wait for a line in the log."""
+
+    async def logged() -> bool:
+        return text in caplog.text
+
+    await until(logged)
+
+
+async def execute(address: str, statement: str, *parameters: object) -> list[Any]:
+    """Execute a statement, and return its rows."""
+    async with await psycopg.AsyncConnection.connect(address, autocommit=True) as connection:
+        cursor = await connection.execute(statement.encode(), parameters or None)
+        return await cursor.fetchall() if cursor.description else []
+
+
+async def execute_each(address: str, *statements: str) -> list[Any]:
+    """Execute statements one by one, and return the rows of the last."""
+    rows: list[Any] = []
+    for statement in statements:
+        rows = await execute(address, statement)
+    return rows
+
+
+@asynccontextmanager
+async def new_database(address: str, name: str, role: str | None = None) -> AsyncIterator[str]:
+    """The address of a database for one test, after which *role* is dropped, too."""
+    await execute(address, f"CREATE DATABASE {name}")
+    try:
+        yield make_conninfo(address, dbname=name)
+    finally:
+        await execute(address, f"DROP DATABASE {name} WITH (FORCE)")
+        if role is not None:
+            await execute(address, f"DROP ROLE IF EXISTS {role}")
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import core_durable_functions as functions
 import psycopg
 import pytest
 from core_durable_functions import flaky, forget, note
-from core_postgres import ends, postgres, queue, until, working
+from core_postgres import ends, execute_each, new_database, postgres, queue, until, working
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from tasks_core import TaskScheduler
@@ -31,23 +31,12 @@ def anyio_backend() -> str:
 @pytest.fixture
 async def database(postgres: str) -> AsyncIterator[str]:
     """The address of a database for one test."""
-    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
-        await connection.execute("CREATE DATABASE refusals")
-        try:
-            yield make_conninfo(postgres, dbname="refusals")
-        finally:
-            await connection.execute("DROP DATABASE refusals WITH (FORCE)")
-            await connection.execute("DROP ROLE IF EXISTS restricted")
-
-
-async def execute(address: str, *statements: str) -> None:
-    async with await psycopg.AsyncConnection.connect(address, autocommit=True) as connection:
-        for statement in statements:
-            await connection.execute(statement.encode())
+    async with new_database(postgres, "refusals", "restricted") as address:
+        yield address
 
 
 async def test_engines_in_two_schemas_of_a_database(database: str, queue: str) -> None:
-    await execute(database, "CREATE SCHEMA a", "CREATE SCHEMA b")
+    await execute_each(database, "CREATE SCHEMA a", "CREATE SCHEMA b")
     for schema in ("a", "b"):
         engine = ProcrastinateEngine(make_conninfo(database, options=f"-csearch_path={schema}"), queue=queue)
         async with TaskScheduler(engine=engine) as scheduler, working(engine):
@@ -63,7 +52,7 @@ async def test_part_that_a_newer_release_needs_is_created_in_a_database_of_an_ol
     engine = ProcrastinateEngine(database, queue=queue)
     async with TaskScheduler(engine=engine) as scheduler:
         first = await scheduler.schedule(note.configure(idempotency_key="k"), "x")
-    await execute(database, "DROP FUNCTION tasks_submit_v3")
+    await execute_each(database, "DROP FUNCTION tasks_submit_v3")
     unchanged = ProcrastinateEngine(database, queue=queue, apply_schema=False)
     with pytest.raises(EngineSchemaError, match="lacks tasks_submit_v3"):
         await unchanged.__aenter__()
@@ -73,7 +62,7 @@ async def test_part_that_a_newer_release_needs_is_created_in_a_database_of_an_ol
 
 
 async def test_role_that_may_not_create_the_tables(database: str) -> None:
-    await execute(database, "CREATE ROLE restricted LOGIN", "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    await execute_each(database, "CREATE ROLE restricted LOGIN", "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
     with pytest.raises(EngineSchemaError, match="permission denied for schema public"):
         async with ProcrastinateEngine(make_conninfo(database, user="restricted")):
             pytest.fail("not reached")
@@ -82,7 +71,7 @@ async def test_role_that_may_not_create_the_tables(database: str) -> None:
 async def test_role_that_may_not_write_is_no_outage(database: str, queue: str) -> None:
     async with ProcrastinateEngine(database):
         pass
-    await execute(
+    await execute_each(
         database,
         "CREATE ROLE restricted LOGIN",
         "GRANT USAGE ON SCHEMA public TO restricted",
@@ -107,7 +96,7 @@ async def test_statement_timeout_of_a_submit_is_no_outage(database: str, queue: 
 
 
 async def test_worker_survives_a_statement_timeout_of_its_database(database: str, queue: str) -> None:
-    await execute(database, "ALTER DATABASE refusals SET statement_timeout = '100ms'")
+    await execute_each(database, "ALTER DATABASE refusals SET statement_timeout = '100ms'")
     engine = ProcrastinateEngine(database, queue=queue, heartbeat=0.2)
     async with TaskScheduler(engine=engine) as scheduler, working(engine):
         await ends(await scheduler.schedule(note, "before"), DurableState.SUCCEEDED)

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from core_durable_functions import forget, note
 from core_engine import ListEngine
-from core_postgres import ends, postgres, queue, until, working
+from core_postgres import ends, execute, postgres, queue, until, working
 from core_support import messages
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from tasks_core import Receipt, TaskScheduler, durable
@@ -70,12 +70,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def engine(postgres: str, queue: str) -> ProcrastinateEngine:
     return ProcrastinateEngine(postgres, queue=queue, pool_size=4, heartbeat=0.2)
-
-
-async def execute(address: str, statement: str, *parameters: object) -> list[Any]:
-    async with await psycopg.AsyncConnection.connect(address, autocommit=True) as connection:
-        cursor = await connection.execute(statement.encode(), parameters)
-        return await cursor.fetchall() if cursor.description is not None else []
 
 
 async def has(condition: Callable[[], bool]) -> None:

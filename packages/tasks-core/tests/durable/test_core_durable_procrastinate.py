@@ -17,7 +17,7 @@ import core_durable_functions as functions
 import psycopg
 import pytest
 from core_durable_functions import flaky, forget, hands_on, note, plain, shielded, unshielded
-from core_postgres import ends, postgres, queue, until, working
+from core_postgres import ends, postgres, queue, until, until_logged, working
 from psycopg.rows import dict_row
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -622,13 +622,6 @@ async def test_row_that_is_no_call_is_failed(
 
             await until(failed)
     assert "has failed: this worker cannot read it" in caplog.text
-
-
-async def until_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
-    async def logged() -> bool:
-        return text in caplog.text
-
-    await until(logged)
 
 
 # ---- workers that stop, and workers that die ----

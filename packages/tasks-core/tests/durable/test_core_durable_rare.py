@@ -12,9 +12,8 @@ import core_durable_functions as functions
 import psycopg
 import pytest
 from core_durable_functions import forget, note, unshielded
-from core_postgres import Wire, ends, engine, postgres, queue, until, wire, working
+from core_postgres import Wire, ends, engine, execute, new_database, postgres, queue, until, until_logged, wire, working
 from core_support import messages
-from psycopg.conninfo import make_conninfo
 from sqlalchemy.ext.asyncio import create_async_engine
 from tasks_core import Receipt, Retry, TaskScheduler, durable, durable_context
 from tasks_core.engines import DurableCall, DurableState, EngineCapabilityError, EngineUnavailableError
@@ -38,12 +37,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks_core.engines.procrastinate._housekeeping.PAUSE", 0.1)
 
 
-async def execute(address: str, statement: str, *parameters: object) -> list[Any]:
-    async with await psycopg.AsyncConnection.connect(address, autocommit=True) as connection:
-        cursor = await connection.execute(statement.encode(), parameters)
-        return await cursor.fetchall() if cursor.description else []
-
-
 async def registrations(address: str, queue: str) -> list[int]:
     return [row[0] for row in await execute(address, "SELECT id FROM tasks_workers_v2 WHERE %s = ANY(queues)", queue)]
 
@@ -51,18 +44,8 @@ async def registrations(address: str, queue: str) -> list[int]:
 @pytest.fixture
 async def database(postgres: str) -> AsyncIterator[str]:
     """The address of a database for one test."""
-    await execute(postgres, "CREATE DATABASE rare")
-    try:
-        yield make_conninfo(postgres, dbname="rare")
-    finally:
-        await execute(postgres, "DROP DATABASE rare WITH (FORCE)")
-
-
-async def until_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
-    async def logged() -> bool:
-        return text in caplog.text
-
-    await until(logged)
+    async with new_database(postgres, "rare") as address:
+        yield address
 
 
 # ---- engines that are not there ----

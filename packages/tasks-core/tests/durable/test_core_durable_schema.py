@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
 
 import anyio
 import psycopg
 import pytest
 from core_durable_functions import note
-from core_postgres import postgres, queue, until
+from core_postgres import execute_each, new_database, postgres, queue, until
 from core_support import messages
 from procrastinate.schema import SchemaManager
 from psycopg.conninfo import make_conninfo
@@ -32,27 +31,12 @@ def anyio_backend() -> str:
 @pytest.fixture
 async def database(postgres: str) -> AsyncIterator[str]:
     """The address of a database for one test."""
-    async with await psycopg.AsyncConnection.connect(postgres, autocommit=True) as connection:
-        await connection.execute("CREATE DATABASE incomplete")
-        try:
-            yield make_conninfo(postgres, dbname="incomplete")
-        finally:
-            await connection.execute("DROP DATABASE incomplete WITH (FORCE)")
-            await connection.execute("DROP ROLE IF EXISTS guest")
-
-
-async def execute(address: str, *statements: str) -> list[Any]:
-    """Execute statements, and return the rows of the last."""
-    async with await psycopg.AsyncConnection.connect(address, autocommit=True) as connection:
-        *before, last = statements
-        for statement in before:
-            await connection.execute(statement.encode())
-        cursor = await connection.execute(last.encode())
-        return await cursor.fetchall() if cursor.description else []
+    async with new_database(postgres, "incomplete", "guest") as address:
+        yield address
 
 
 async def is_valid(address: str) -> bool:
-    rows = await execute(address, f"SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{INDEX}')")
+    rows = await execute_each(address, f"SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{INDEX}')")
     return rows == [(True,)]
 
 
@@ -65,7 +49,7 @@ async def test_a_missing_index_is_a_warning_where_nothing_is_to_be_created(
     database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await enter(database)
-    await execute(database, f"DROP INDEX {INDEX}")
+    await execute_each(database, f"DROP INDEX {INDEX}")
     await enter(database, apply_schema=False)
     assert f"The database lacks the indexes {INDEX}: workers are slow." in caplog.text
     await enter(database)
@@ -77,7 +61,7 @@ async def test_an_index_of_a_large_table_is_built_while_the_table_is_in_use(
 ) -> None:
     caplog.set_level(logging.INFO, "tasks_core")
     await enter(database)
-    await execute(
+    await execute_each(
         database,
         f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass('{INDEX}')",
         "UPDATE pg_class SET relpages = 3000 WHERE oid = to_regclass('procrastinate_jobs')",
@@ -90,14 +74,14 @@ async def test_an_index_of_a_large_table_is_built_while_the_table_is_in_use(
 
 async def test_two_processes_do_not_build_an_index_at_the_same_time(database: str) -> None:
     await enter(database)
-    await execute(database, f"DROP INDEX {INDEX}")
+    await execute_each(database, f"DROP INDEX {INDEX}")
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as other:
         await other.execute("SELECT pg_advisory_lock(7459620185)")
         async with anyio.create_task_group() as group:
             group.start_soon(enter, database)
 
             async def tried() -> bool:
-                rows = await execute(
+                rows = await execute_each(
                     database,
                     "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_lock(745962018%'",
                 )
@@ -113,11 +97,11 @@ async def test_tables_of_another_role_keep_their_settings(
     database: str, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await enter(database)
-    indexes = await execute(
+    indexes = await execute_each(
         database, "SELECT indexdef FROM pg_indexes WHERE indexname LIKE 'tasks_%' AND tablename LIKE 'procrastinate_%'"
     )
-    await execute(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-    await execute(
+    await execute_each(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    await execute_each(
         database,
         SchemaManager.get_schema(),
         *(definition for (definition,) in indexes),
