@@ -11,7 +11,7 @@ import core_durable_functions as functions
 import psycopg
 import pytest
 from core_durable_functions import flaky, forget, note, shielded
-from core_postgres import Wire, ends, postgres, queue, until, wire, working
+from core_postgres import Wire, ends, execute, new_database, postgres, queue, until, wire, working
 from tasks_core import TaskScheduler
 from tasks_core.engines import (
     DEFAULT_QUEUE,
@@ -39,16 +39,10 @@ def engine(postgres: str, queue: str) -> ProcrastinateEngine:
     return ProcrastinateEngine(postgres, queue=queue, pool_size=4, heartbeat=0.2)
 
 
-async def _execute(address: str, statement: str, *parameters: Any) -> list[Any]:
-    async with await psycopg.AsyncConnection.connect(address, autocommit=True) as connection:
-        cursor = await connection.execute(statement.encode(), parameters)
-        return await cursor.fetchall() if cursor.description is not None else []
-
-
 async def _insert_failed(address: str, queue: str, count: int, name: str = "many", **fields: Any) -> list[str]:
     """Store rows of tasks that have failed, and return their ids in ascending order."""
     stored = {"name": name, "key": "k", "args": {}, **fields}
-    rows = await _execute(
+    rows = await execute(
         address,
         "INSERT INTO procrastinate_jobs (queue_name, task_name, args, status, attempts)"
         " SELECT %s, 'tasks_core.run', %s, 'failed', 1 FROM generate_series(1, %s) RETURNING id",
@@ -113,12 +107,16 @@ async def test_filter_that_fits_few_rows_reads_on_in_bounded_steps(
         assert await engine.retry(name="rare", dry_run=True) == 1
 
 
-async def test_age_is_that_of_the_submit(engine: ProcrastinateEngine, postgres: str) -> None:
-    async with TaskScheduler(engine=engine) as scheduler:
+async def test_age_is_that_of_the_submit(postgres: str, queue: str) -> None:
+    # In a database of its own: earlier tests leave rows that are younger than the rows after them.
+    async with (
+        new_database(postgres, "ages") as address,
+        TaskScheduler(engine=(engine := ProcrastinateEngine(address, queue=queue))) as scheduler,
+    ):
         receipts = [await scheduler.schedule(note, text) for text in ("a", "b", "c")]
         for receipt in receipts[:2]:
-            await _execute(
-                postgres, "UPDATE procrastinate_events SET at = now() - interval '2 h' WHERE job_id = %s", receipt.id
+            await execute(
+                address, "UPDATE procrastinate_events SET at = now() - interval '2 h' WHERE job_id = %s", receipt.id
             )
         page = await engine.find(older_than=3600.0, queue=DEFAULT_QUEUE)
         assert [task.id for task in page.tasks] == [receipts[1].id, receipts[0].id]
@@ -133,7 +131,7 @@ async def test_oldest_age_counts_from_the_moment_when_a_delayed_task_was_due(
     async with TaskScheduler(engine=engine) as scheduler:
         receipt = await scheduler.task(delay=3600).schedule(note, "late")
         await scheduler.task(delay=3600).schedule(note, "not yet")
-        await _execute(
+        await execute(
             postgres,
             "UPDATE procrastinate_jobs SET scheduled_at = now() - interval '60 s' WHERE id = %s",
             int(receipt.id),
@@ -150,9 +148,9 @@ async def test_oldest_age_is_that_of_the_longest_wait_of_all_names_and_prioritie
     async with TaskScheduler(engine=engine) as scheduler:
         receipts = [await scheduler.schedule(note, text) for text in ("a", "b")]
         receipts.append(await scheduler.schedule(shielded, "c"))
-        await _execute(postgres, "UPDATE procrastinate_jobs SET priority = -1 WHERE id = %s", int(receipts[1].id))
+        await execute(postgres, "UPDATE procrastinate_jobs SET priority = -1 WHERE id = %s", int(receipts[1].id))
         for receipt, minutes in zip(receipts, (1, 3, 2), strict=True):
-            await _execute(
+            await execute(
                 postgres,
                 "UPDATE procrastinate_events SET at = now() - make_interval(mins => %s) WHERE job_id = %s",
                 minutes,
@@ -185,7 +183,7 @@ async def test_silent_worker_is_a_problem(engine: ProcrastinateEngine, postgres:
             return numbers.workers_alive == 1
 
         await until(has_worker)
-        await _execute(
+        await execute(
             postgres,
             "WITH dead AS (INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() - interval '1 h')"
             " RETURNING id) INSERT INTO tasks_workers_v2 SELECT id, ARRAY[%s], '{}' FROM dead",
@@ -202,7 +200,7 @@ async def test_rate_is_that_of_the_events_that_were_read(
     """A busy queue has more events in a minute than the statement reads."""
     async with engine:
         ids = await _insert_failed(postgres, queue, 2_500)
-        await _execute(
+        await execute(
             postgres,
             "INSERT INTO procrastinate_events (job_id, type, at)"
             " SELECT id, 'failed', now() - interval '4 s' FROM unnest(%s::bigint[]) AS id",
@@ -276,7 +274,7 @@ async def test_verb_acts_in_batches_and_tells_how_far_it_is(
 async def test_task_that_was_given_up_runs_again(engine: ProcrastinateEngine, postgres: str) -> None:
     async with TaskScheduler(engine=engine) as scheduler:
         receipt = await scheduler.schedule(note, "again")
-        await _execute(
+        await execute(
             postgres,
             "UPDATE procrastinate_jobs SET status = 'failed',"
             ' args = args || \'{"given_up": "5 workers died", "deaths": [1], "returns": 5}\' WHERE id = %s',
@@ -294,7 +292,7 @@ async def test_retry_of_a_row_that_an_operator_has_written(
     async with engine:
         [one] = await _insert_failed(postgres, queue, 1, returns="many")
         assert await engine.retry(one) == 1
-        [[fields]] = await _execute(postgres, "SELECT args FROM procrastinate_jobs WHERE id = %s", int(one))
+        [[fields]] = await execute(postgres, "SELECT args FROM procrastinate_jobs WHERE id = %s", int(one))
         assert fields["returns"] == 0
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import anyio
 import core_durable_functions as functions
-import psycopg
 import pytest
 from core_durable_functions import forget, hands_on, note
 from core_engine import ListEngine
-from core_postgres import ends, postgres, queue, until, working
+from core_postgres import ends, execute, postgres, queue, until, working
 from tasks_core import TaskScheduler, Worker, durable
 from tasks_core.engines import DurableState, EngineCapabilityError
 from tasks_core.engines.procrastinate import ProcrastinateEngine
@@ -48,12 +47,6 @@ def anyio_backend() -> str:
 @pytest.fixture
 def engine(postgres: str, queue: str) -> ProcrastinateEngine:
     return ProcrastinateEngine(postgres, queue=queue, pool_size=4, heartbeat=0.2)
-
-
-async def execute(address: str, statement: str, *parameters: object) -> list[Any]:
-    async with await psycopg.AsyncConnection.connect(address, autocommit=True) as connection:
-        cursor = await connection.execute(statement.encode(), parameters)
-        return await cursor.fetchall() if cursor.description is not None else []
 
 
 # ---- at the call ----

@@ -240,18 +240,32 @@ async def die(address: str, receipt: Receipt[Any]) -> None:
 # ---- housekeeping ----
 
 
-async def test_what_was_deleted_has_a_line(
-    engine: ProcrastinateEngine, postgres: str, queue: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_was_deleted_has_a_line(database: str, queue: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tasks_core")
+    engine = ProcrastinateEngine(database, queue=queue)
     async with TaskScheduler(engine=engine) as scheduler, working(engine):
-        receipt = await scheduler.schedule(note, "x")
-        await ends(receipt, DurableState.SUCCEEDED)
-        async with working(ProcrastinateEngine(postgres, queue=queue, keep_finished=0.0)):
-            await until_logged(caplog, " tasks that had been kept for their time")
+        await ends(await scheduler.schedule(note, "x"), DurableState.SUCCEEDED)
+    async with working(ProcrastinateEngine(database, queue=queue, keep_finished=0.0)):
+        await until_logged(caplog, "Deleted 1 tasks that had been kept for their time")
+
+
+async def test_what_was_deleted_has_a_line_although_another_worker_goes_on(
+    database: str, queue: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks_core.engines.procrastinate._housekeeping._BREATH", 2.0)
+    caplog.set_level(logging.INFO, "tasks_core")
+    engine = ProcrastinateEngine(database, queue=queue)
+    async with TaskScheduler(engine=engine) as scheduler:
+        async with working(engine):
+            receipt = await scheduler.schedule(note, "x")
+            await ends(receipt, DurableState.SUCCEEDED)
+        async with (
+            await psycopg.AsyncConnection.connect(database, autocommit=True) as other,
+            working(ProcrastinateEngine(database, queue=queue, keep_finished=0.0)),
+        ):
             await ends(receipt, DurableState.UNKNOWN)
-    # More than this one: a worker serves the queues of all functions that are imported.
-    assert "Deleted 0 tasks" not in caplog.text
+            await other.execute("SELECT pg_advisory_lock(7459620184)")  # before the next batch
+            await until_logged(caplog, "Deleted 1 tasks that had been kept for their time")
 
 
 async def test_tables_that_are_away_for_a_while_are_missed_once(

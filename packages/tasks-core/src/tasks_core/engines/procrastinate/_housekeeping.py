@@ -134,7 +134,7 @@ class Housekeeping:
                 async with connection.transaction():
                     lock = await (await connection.execute(HOUSEKEEPING_LOCK)).fetchone()
                     if lock is None or not lock[0]:
-                        return
+                        break  # another worker goes on
                     parameters = {**kept, "queues": self._slots.queues, "after": after, "least": min(kept.values())}
                     row = await (await connection.execute(PURGE, parameters)).fetchone()
                     if row is not None and not after:
