@@ -120,6 +120,7 @@ class Wire:
         self.address = make_conninfo(address, host=self._folder.name)
         self._listener: asyncio.Server | None = None
         self._ends: set[asyncio.StreamWriter] = set()
+        self._leading: set[asyncio.Task[Any] | None] = set()
         self._text: bytes | None = None
         self._doomed: set[asyncio.BaseTransport] = set()
         self.lost = asyncio.Event()
@@ -132,6 +133,11 @@ class Wire:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.cut()
+        # A connection that is accepted in the moment of the cut would stay open after the event loop.
+        for _ in range(5):
+            await asyncio.sleep(0)
+        while self._leading:
+            await asyncio.sleep(0)
         self._folder.cleanup()
 
     async def mend(self) -> None:
@@ -140,10 +146,11 @@ class Wire:
 
     async def cut(self) -> None:
         """Break all connections, and refuse new ones."""
-        assert self._listener is not None
-        self._listener.close()
-        with suppress(FileNotFoundError):  # it was cut already; or Python 3.13, which does so itself
-            os.unlink(self._socket)  # noqa: PTH108  nothing that could block a loop
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            with suppress(FileNotFoundError):  # Python 3.13 does so itself
+                os.unlink(self._socket)  # noqa: PTH108  nothing that could block a loop
         while self._ends:
             self._ends.pop().transport.abort()
         await asyncio.sleep(0)
@@ -153,13 +160,21 @@ class Wire:
         self._text = text
 
     async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        of_server, to_server = await asyncio.open_unix_connection(self._server)
-        self._ends |= {writer, to_server}
-        await asyncio.gather(
-            self._carry(reader, to_server, writer.transport), self._carry(of_server, writer, writer.transport)
-        )
-        self._doomed.discard(writer.transport)
-        self._ends -= {writer, to_server}
+        this = asyncio.current_task()
+        self._leading.add(this)
+        try:
+            of_server, to_server = await asyncio.open_unix_connection(self._server)
+            self._ends |= {writer, to_server}
+            if self._listener is None:  # cut meanwhile
+                writer.transport.abort()
+                to_server.transport.abort()
+            await asyncio.gather(
+                self._carry(reader, to_server, writer.transport), self._carry(of_server, writer, writer.transport)
+            )
+            self._doomed.discard(writer.transport)
+            self._ends -= {writer, to_server}
+        finally:
+            self._leading.discard(this)
 
     async def _carry(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: asyncio.BaseTransport
