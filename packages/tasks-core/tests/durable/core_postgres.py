@@ -122,6 +122,7 @@ class Wire:
         self._ends: set[asyncio.StreamWriter] = set()
         self._leading: set[asyncio.Task[Any] | None] = set()
         self._text: bytes | None = None
+        self._alone = False
         self._doomed: set[asyncio.BaseTransport] = set()
         self.lost = asyncio.Event()
 
@@ -146,18 +147,26 @@ class Wire:
 
     async def cut(self) -> None:
         """Break all connections, and refuse new ones."""
+        self._cut()
+        await asyncio.sleep(0)
+
+    def _cut(self, *kept: asyncio.BaseTransport) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
             with suppress(FileNotFoundError):  # Python 3.13 does so itself
                 os.unlink(self._socket)  # noqa: PTH108  nothing that could block a loop
-        while self._ends:
-            self._ends.pop().transport.abort()
-        await asyncio.sleep(0)
+        for end in [end for end in self._ends if end.transport not in kept]:
+            self._ends.discard(end)
+            end.transport.abort()
 
-    def lose(self, text: bytes) -> None:
-        """Break the connection on which *text* comes next, in the moment in which its transaction is committed."""
+    def lose(self, text: bytes, *, alone: bool = False) -> None:
+        """Break the connection on which *text* comes next, in the moment in which its transaction is committed.
+
+        *alone*: all the others are cut before the server hears of it.
+        """
         self._text = text
+        self._alone = alone
 
     async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         this = asyncio.current_task()
@@ -184,6 +193,8 @@ class Wire:
                 if self._text is not None and self._text in data:
                     self._doomed.add(client)
                     self._text = None
+                    if self._alone:
+                        self._cut(client, writer.transport)
                 if client in self._doomed and data.endswith(_READY) and writer.transport is client:
                     self.lost.set()  # the server has done it, and the client does not learn of it
                     break
