@@ -125,6 +125,12 @@ class Wire:
         self._alone = False
         self._doomed: set[asyncio.BaseTransport] = set()
         self.lost = asyncio.Event()
+        self._delayed: bytes | None = None
+        self._only_answer = True
+        self._slow: set[asyncio.BaseTransport] = set()
+        self.delayed = asyncio.Event()
+        self.released = asyncio.Event()
+        self._watched: dict[bytes, asyncio.Event] = {}
 
     async def __aenter__(self) -> Self:
         await self.mend()
@@ -133,6 +139,7 @@ class Wire:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.released.set()
         await self.cut()
         # A connection that is accepted in the moment of the cut would stay open after the event loop.
         for _ in range(5):
@@ -168,6 +175,15 @@ class Wire:
         self._text = text
         self._alone = alone
 
+    def delay(self, text: bytes, *, answer: bool = True) -> None:
+        """Keep what has *text* in it, or the answer to it, once, until `released`. It sets `delayed`."""
+        self._delayed = text
+        self._only_answer = answer
+
+    def watch(self, text: bytes) -> asyncio.Event:
+        """Return what is set when *text* has passed, in whichever direction."""
+        return self._watched.setdefault(text, asyncio.Event())
+
     async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         this = asyncio.current_task()
         self._leading.add(this)
@@ -195,10 +211,19 @@ class Wire:
                     self._text = None
                     if self._alone:
                         self._cut(client, writer.transport)
+                if self._delayed is not None and self._delayed in data:
+                    self._slow.add(client)
+                    self._delayed = None
+                if client in self._slow and self._only_answer is (writer.transport is client):
+                    self._slow.discard(client)
+                    self.delayed.set()
+                    await self.released.wait()
                 if client in self._doomed and data.endswith(_READY) and writer.transport is client:
                     self.lost.set()  # the server has done it, and the client does not learn of it
                     break
                 writer.write(data)
+                for text in [text for text in self._watched if text in data]:
+                    self._watched[text].set()
         except ConnectionError:
             pass  # cut
         writer.close()

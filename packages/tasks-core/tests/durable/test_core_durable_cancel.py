@@ -9,13 +9,13 @@ from pathlib import Path
 import anyio
 import psycopg
 import pytest
-from core_postgres import ends, postgres, queue, until, working
+from core_postgres import Wire, ends, postgres, queue, until, wire, working
 from tasks_core import TaskScheduler, current_task, durable
 from tasks_core.engines import DurableState
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_testing import TasksRecorder
 
-__all__ = ("postgres", "queue")
+__all__ = ("postgres", "queue", "wire")
 
 pytestmark = pytest.mark.anyio
 
@@ -102,6 +102,40 @@ async def test_a_cancellation_whose_notification_was_lost_comes_with_the_heartbe
             finally:
                 await connection.execute("ALTER TABLE procrastinate_jobs ENABLE TRIGGER USER")
         await ends(receipt, DurableState.CANCELLED)
+
+
+async def test_a_task_is_cancelled_whose_worker_does_not_listen_yet(
+    engine: ProcrastinateEngine, wire: Wire, queue: str
+) -> None:
+    remote = ProcrastinateEngine(wire.address, queue=queue, heartbeat=600)
+    async with TaskScheduler(engine=engine) as scheduler, remote:
+        wire.delay(b"LISTEN ", answer=False)
+        receipt = await scheduler.schedule(shielded)
+        async with working(remote):
+            await logged("runs")
+            await wire.delayed.wait()
+            assert await receipt.cancel()
+            wire.released.set()
+            await ends(receipt, DurableState.CANCELLED)
+
+
+async def test_a_task_is_cancelled_whose_worker_does_not_know_yet_that_it_has_it(
+    engine: ProcrastinateEngine, wire: Wire, queue: str
+) -> None:
+    remote = ProcrastinateEngine(wire.address, queue=queue, heartbeat=600)
+    async with TaskScheduler(engine=engine) as scheduler, remote:
+        receipt = await scheduler.schedule(shielded)
+        wire.delay(b"WITH candidate AS")
+        listens, notified = wire.watch(b"LISTEN\x00"), wire.watch(b"abort_job_requested")
+        async with working(remote):
+            await wire.delayed.wait()
+            await listens.wait()
+            assert await receipt.cancel()
+            await notified.wait()
+            await anyio.wait_all_tasks_blocked()
+            wire.released.set()
+            await ends(receipt, DurableState.CANCELLED)
+    assert log == [], "the task has not begun"
 
 
 async def test_an_operator_who_retries_a_cancelled_task_does_not_find_it_cancelled_again(

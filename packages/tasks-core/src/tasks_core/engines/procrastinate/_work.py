@@ -27,7 +27,7 @@ from ._options import WorkOptions
 from ._reports import Report, Reports
 from ._rows import History, Row
 from ._slots import WorkerSlots
-from ._sql import CLAIM, NEXT_DUE, PROGRESS, REGISTER, UNREGISTER
+from ._sql import ABORTED, CLAIM, NEXT_DUE, PROGRESS, REGISTER, UNREGISTER
 
 logger = logging.getLogger("tasks_core")
 
@@ -69,6 +69,7 @@ class _Work:
         self._held: dict[int, Row] = {}  # running, or ended and not yet reported
         self._suspect: int | None = None  # the one that was running when a worker died
         self._aborted: set[int] = set()
+        self._claiming = False
         self._number: int | None = None  # of this worker in the database
         self._names: list[str] = []
         self._former: dict[int, float] = {}  # earlier numbers, and since when
@@ -133,10 +134,7 @@ class _Work:
             free = self._slots.free()
             if free["queues"]:
                 try:
-                    rows = await self._claim(free)
-                    if rows:
-                        for row in rows:
-                            self._start(row)
+                    if await self._claim(free):
                         continue
                     timeout = await self._next_due(free["queues"])
                 except Exception as error:
@@ -146,22 +144,30 @@ class _Work:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), timeout)
 
-    async def _claim(self, free: dict[str, Any]) -> list[Row]:
+    async def _claim(self, free: dict[str, Any]) -> bool:
+        """Start the calls that are claimed, and return whether there were any."""
         await self._register()
-        rows = await self._claims.fetch(
-            CLAIM,
-            {
-                **free,
-                "names": self._names,
-                "worker": self._number,
-                "look": max(free["free"]) * _LOOK,
-                "suspects": self._suspect is None,
-            },
-        )
+        self._claiming = True
+        try:
+            rows = await self._claims.fetch(
+                CLAIM,
+                {
+                    **free,
+                    "names": self._names,
+                    "worker": self._number,
+                    "look": max(free["free"]) * _LOOK,
+                    "suspects": self._suspect is None,
+                },
+            )
+            for row in rows:
+                self._start(Row.read(self._options, *row))
+        finally:
+            self._claiming = False
+            self._aborted &= self._running.keys()
         if self._lost is not None:
             self._lost = None
             logger.info("The worker has its database again")
-        return [Row.read(self._options, *row) for row in rows]
+        return bool(rows)
 
     async def _register(self) -> None:
         names = sorted(registered_names())
@@ -215,7 +221,10 @@ class _Work:
             task = self._running.get(id_)
             if task is not None and id_ not in self._aborted:
                 self._aborted.add(id_)
-                task.cancel()
+                # Not at once: a native task that is cancelled before its first step would report nothing.
+                asyncio.get_running_loop().call_soon(task.cancel)
+            elif self._claiming:
+                self._aborted.add(id_)  # the notification has come before the answer that says who has the call
 
     def wake(self) -> None:
         self._wake.set()
@@ -239,6 +248,9 @@ class _Work:
                         await listening.execute(SQL("LISTEN {}").format(channel))
                     self._listening = not connection.pooled
                     self.wake()
+                    # What was cancelled before now was notified to no connection.
+                    cursor = await listening.execute(ABORTED, {"held": self.held()})
+                    self.abort([row[0] for row in await cursor.fetchall()])
                     async for notification in listening.notifies():
                         self._when_notified(notification.payload)
             self._listening = False
@@ -276,6 +288,8 @@ class _Work:
 
     async def _deliver(self, row: Row) -> None:
         try:
+            if row.id in self._aborted:
+                raise asyncio.CancelledError
             report = await self._report_of(row)
         except BaseException as error:
             report = self._report_of_error(row, error)
