@@ -235,7 +235,8 @@ class _Work:
         connection = WorkerConnection(self._conninfo)
         while True:
             with suppress(Exception):  # a worker that cannot listen still looks every two seconds
-                async with await connection.connect() as listening:
+                listening = await connection.connect()
+                try:
                     if connection.pooled:
                         logger.warning(
                             "The worker is connected to PostgreSQL through a pooler. Notifications need a session of "
@@ -253,6 +254,9 @@ class _Work:
                     self.abort([row[0] for row in await cursor.fetchall()])
                     async for notification in listening.notifies():
                         self._when_notified(notification.payload)
+                finally:
+                    # Not by `async with`, which a second cancellation leaves before it has closed the connection.
+                    await listening.close()
             self._listening = False
             await asyncio.sleep(_reports.RECONNECT)
 
