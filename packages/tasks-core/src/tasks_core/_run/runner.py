@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from math import inf
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakSet, ref
 
 import anyio
@@ -27,12 +27,13 @@ from .attempt import Attempts
 from .endings import Endings
 from .extension import Extension
 from .following import Following
-from .keys import Keys
+from .keys import Joined, Keys
 from .ledger import CANCEL_CALLED, HELD, LIMITER, Ledger, log_fields, title, unstarted
 from .limits import Limits
 from .services import Services
 
 AnyTask = TypeVar("AnyTask", bound=Task[Any])
+Enter: TypeAlias = Callable[[Task[Any], bool, bool], bool]
 
 GRACE_OVER = "the grace period of the shutdown was over"
 DELAY_TOO_LONG = "its delay would have ended after the time that shutdown leaves it"
@@ -184,12 +185,14 @@ class Runner:
 
     # ---- accepting ----
 
-    def accept(self, task: AnyTask, then: Callable[[AnyTask], object]) -> None:
+    def accept(self, task: AnyTask, then: Callable[[AnyTask], object], enter: Enter | None = None) -> None:
         """
         Enter a task into the ledger; if this raises, the task will not run.
 
-        *then* is called with it on the loop: `ready()`, or what leads there.
+        *then* is called with it on the loop: `ready()`, or what leads there. *enter* is called instead of
+        `Ledger.enter()`.
         """
+        enter = enter or self.ledger.enter
         if self.stage is not _OPEN:
             if self.stage is Stage.CLOSED and isinstance(caller := current(), AfterShutdown):
                 self.ledger.discard_late(task, caller.reason)
@@ -205,8 +208,8 @@ class Runner:
             assert task._context is not None
             for_another_thread(task._context)
         if hooks.task_scheduled:
-            self._enter_and_announce(task, here)
-        elif not self.ledger.enter(task, here, False):
+            self._enter_and_announce(task, here, enter)
+        elif not enter(task, here, False):
             raise _closed(task)
         if here:
             try:
@@ -226,19 +229,20 @@ class Runner:
 
     def accept_keyed(self, task: AnyTask, then: Callable[[AnyTask], object]) -> Task[Any]:
         """Accept a task that has a key; or return the one that it joins."""
+        key = task.config.key
         joined = self.keys.find_joined(task)
-        if joined is not None:
-            return joined
-        if self.here():
-            self.accept(task, then)
-            return task
-        self.keys.arrive(task)
         try:
-            self.accept(task, then)
-        except BaseException:
-            self.keys.forget(task)
-            raise
-        return task
+            if joined is None:
+                self.accept(task, then, self.keys.enter)
+        except Joined as call:  # another thread has scheduled that task meanwhile
+            joined = call.task
+        finally:
+            if self.here():
+                self.keys.forget(task)
+        if joined is None:
+            return task
+        logger.info("No task was made of the call at %s: %s has its key %r", task.where, title(joined), key)
+        return joined
 
     def _begin_ending(self, task: Task[Any], state: TaskState, reason: str | None) -> bool:
         if task.config.key is not None and (following := self.keys.release(task)) is not None:
@@ -259,8 +263,8 @@ class Runner:
         if native is not None:
             native.cancel()
 
-    def _enter_and_announce(self, task: Task[Any], here: bool) -> None:
-        if not self.ledger.enter(task, here, True):
+    def _enter_and_announce(self, task: Task[Any], here: bool, enter: Enter) -> None:
+        if not enter(task, here, True):
             raise _closed(task)
         try:
             notify(hooks.task_scheduled, task)
