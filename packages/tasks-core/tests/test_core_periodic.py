@@ -105,6 +105,18 @@ async def test_the_first_run(trigger: Any, expected: list[float]) -> None:
     assert runs.at == expected
 
 
+async def test_what_a_registry_has_goes_on_with_its_moments_in_a_process_that_starts_after_the_first() -> None:
+    """The moment stands in a module: to refuse it when it is past would keep the next process from starting."""
+    registry = TaskRegistry()
+    clock = VirtualClock(auto=False)
+    runs = Runs(clock)
+    registry.periodic(every(seconds=60, first=START - timedelta(days=3, seconds=10)))(runs.run)
+    async with TaskScheduler(clock=clock, registry=registry):
+        await turns()
+        await clock.aadvance(125)
+    assert runs.at == [50, 110]
+
+
 async def test_jitter_makes_a_run_late_and_does_not_move_the_others() -> None:
     clock = VirtualClock(auto=False)
     runs = Runs(clock)

@@ -126,6 +126,8 @@ def every(
         immediately: Whether the first run is at the start. Otherwise it is one interval later.
 
         first: When the first run is: seconds after the start, or a moment, from which the others are counted.
+            `scheduler.periodic(...).schedule()` refuses a moment that is past. A registry and `@durable(periodic=)` do
+            not, because what they have is written once, and read by each process that starts later.
 
     Raises:
         InvalidConfigError: an argument has a value that it cannot have, or the interval is 0.
