@@ -1,4 +1,4 @@
-"""The engine on PostgreSQL keeps the contract of engines."""
+"""The engine on PostgreSQL, and the list engine of these tests, keep the contract of engines."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import anyio
 import psycopg
 import pytest
+from core_engine import ListEngine
 from core_postgres import Wire, postgres, queue, wire
-from tasks_core.engines import DurableCall, Engine
+from tasks_core.engines import Delivery, DurableCall, Engine
 from tasks_core.engines.procrastinate import ProcrastinateEngine
-from tasks_testing.engine_contract import OperableEngineContract
+from tasks_testing.engine_contract import EngineContract, OperableEngineContract
 
 __all__ = ("postgres", "queue", "wire")
 
@@ -74,3 +77,41 @@ class TestProcrastinateEngine(OperableEngineContract):
         finally:
             process.kill()
             process.wait()
+
+
+class TestListEngine(EngineContract):
+    @pytest.fixture
+    def engine(self) -> ListEngine:
+        return ListEngine()
+
+    @asynccontextmanager
+    async def transaction(self, engine: Engine) -> AsyncIterator[str]:
+        assert isinstance(engine, ListEngine)
+        name = uuid4().hex
+        engine.uncommitted.add(name)
+        try:
+            yield name
+        except BaseException:
+            engine.roll_back(name)
+            raise
+        engine.uncommitted.remove(name)
+
+    @asynccontextmanager
+    async def outage(self, engine: Engine) -> AsyncIterator[None]:
+        assert isinstance(engine, ListEngine)
+        engine.down = True
+        yield
+        engine.down = False
+
+    async def kill_worker_with(self, engine: Engine, call: DurableCall) -> None:
+        begun = anyio.Event()
+
+        async def run(_delivery: Delivery) -> None:
+            begun.set()
+            await anyio.sleep_forever()
+
+        await engine.submit(call)
+        async with anyio.create_task_group() as worker:
+            worker.start_soon(partial(engine.work, run, concurrency=1, stopping=anyio.Event()))
+            await begun.wait()
+            worker.cancel_scope.cancel()

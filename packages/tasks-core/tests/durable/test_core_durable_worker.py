@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -187,7 +188,7 @@ async def test_call_that_is_taken_at_the_moment_of_the_stop_goes_back() -> None:
     class Late(ListEngine):
         async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
             await stopping.wait()
-            await self._deliver(run, self.calls.pop(), {})
+            await self._deliver(run, self.calls.pop(), Counter())
 
     engine = Late()
     await hand_over(engine, (note, "x"))
@@ -198,20 +199,14 @@ async def test_call_that_is_taken_at_the_moment_of_the_stop_goes_back() -> None:
 
 
 async def test_engine_may_cancel_a_delivery() -> None:
-    class Impatient(ListEngine):
-        async def _deliver(self, run: RunDelivery, call: DurableCall, attempts: dict[str, list[int]]) -> None:
-            async with anyio.create_task_group() as group:
-                group.start_soon(super()._deliver, run, call, attempts)
-                await functions.waiting["x"].wait()
-                group.cancel_scope.cancel()
-            self.log.append("cancelled")
-
-    engine = Impatient()
-    await hand_over(engine, (unshielded, "x"))
+    engine = ListEngine()
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
-    async with working(engine, grace_period=60.0):
-        await until(says(engine, "cancelled"))
-    assert engine.log == ["cancelled", "left"]
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.schedule(unshielded, "x")
+        async with working(engine, grace_period=60.0):
+            await functions.waiting["x"].wait()
+            assert await receipt.cancel()
+            await until(says(engine, f"cancelled {unshielded.name}"))
     assert functions.ran == []
 
 
