@@ -53,13 +53,13 @@ async def session():
 async def follow(name):
     print("goodbye", name, flush=True)
 
-@durable(name="greet")
+@durable(name="greet in an application")
 async def greet(name: str, greeting: Annotated[str, Depends(session)] = Provided) -> None:
     print(greeting, name, flush=True)
     await current_tasks().after_response.schedule(follow, name)
 
 def make(engine, **options):
-    engine.calls.append(DurableCall("greet", {"name": "ann"}, "k"))
+    engine.calls.append(DurableCall("greet in an application", {"name": "ann"}, "k"))
     app = FastAPI(lifespan=lifespan)
     add_tasks(app, engine=engine, **options)
     return app
