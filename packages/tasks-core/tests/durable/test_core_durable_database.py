@@ -52,9 +52,9 @@ async def test_part_that_a_newer_release_needs_is_created_in_a_database_of_an_ol
     engine = ProcrastinateEngine(database, queue=queue)
     async with TaskScheduler(engine=engine) as scheduler:
         first = await scheduler.schedule(note.configure(idempotency_key="k"), "x")
-    await execute_each(database, "DROP FUNCTION tasks_submit_v3")
+    await execute_each(database, "DROP FUNCTION tasks_submit_v4")
     unchanged = ProcrastinateEngine(database, queue=queue, apply_schema=False)
-    with pytest.raises(EngineSchemaError, match="lacks tasks_submit_v3"):
+    with pytest.raises(EngineSchemaError, match="lacks tasks_submit_v4"):
         await unchanged.__aenter__()
     async with TaskScheduler(engine=engine) as scheduler:
         second = await scheduler.schedule(note.configure(idempotency_key="k"), "x")

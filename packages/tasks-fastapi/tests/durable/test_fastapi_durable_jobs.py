@@ -73,6 +73,10 @@ def make_app(engine: Any) -> FastAPI:
     async def answer(tasks: Tasks, job: MakeJob) -> Job[str]:
         return job(tasks.after_response.schedule(generate, 3), owner="ann")
 
+    @app.post("/answers/{key}", status_code=202)
+    async def answer_once(key: str, tasks: Tasks, job: MakeJob, user: str = "ann") -> Job[str]:
+        return job(tasks.schedule(generate.configure(idempotency_key=key), 3), owner=user)
+
     @app.post("/failures", status_code=202)
     async def failure(tasks: Tasks, job: MakeJob) -> Job[None]:
         return job(tasks.schedule(fail), owner="ann")
@@ -187,6 +191,20 @@ async def test_foreign_and_unknown_ids_look_the_same(engine: ProcrastinateEngine
         unknown = await request(app, "/jobs/d-guess", query_string=b"user=bob")
         assert foreign.status == unknown.status == 404
         assert foreign.body == unknown.body
+
+
+async def test_a_call_that_makes_no_new_task_has_the_job_that_there_is(engine: ProcrastinateEngine) -> None:
+    go_on.set()
+    app = make_app(engine)
+    async with running(app), working(engine):
+        first, second = [(await request(app, "/answers/17", "POST")).headers["location"] for _ in range(2)]
+        assert first != second
+        for path in (second, first):
+            assert [event["id"] for event in await ended(app, path) if "id" in event] == ["1", "2", "3", "4", "4-end"]
+            assert (await read(app, path))[1]["result"] == "all"
+        foreign = await request(app, "/answers/17", "POST", query_string=b"user=bob")
+        answer = await request(app, foreign.headers["location"], query_string=b"user=bob")
+        assert (foreign.status, answer.status) == (202, 404)  # it is the job of ann
 
 
 async def test_an_engine_that_stores_no_events_says_so_at_the_call() -> None:

@@ -55,6 +55,7 @@ class InMemoryEngine(InMemoryOperations):
         self._lines = Lines()
         self._occurrences: dict[str, datetime] = {}
         self._results: dict[int, StoredResult | None] = {}
+        self._followers: dict[str, tuple[int, str | None]] = {}  # further tokens: the call, and the owner
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,13 +70,14 @@ class InMemoryEngine(InMemoryOperations):
 
     async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt[Any]:
         """Keep a call; return the receipt of the first one of its function and queue with its idempotency key."""
-        known = self._ids.get(identity(call))
-        if known is not None:
-            return Receipt(self.name, str(known), call.idempotency_key, False, self)
         number = len(self.calls)
-        joined, replaced = self._lines.enter(call, number)
+        joined, replaced = self._ids.get(identity(call)), list[int]()
+        if joined is None:
+            joined, replaced = self._lines.enter(call, number)
         if joined is not None:
             self._ids[identity(call)] = joined
+            if (token := call.headers.get("follow")) is not None:
+                self._followers[token] = joined, call.headers.get("follow-owner")
             return Receipt(self.name, str(joined), self.calls[joined].idempotency_key, False, self)
         for other in replaced:
             self._due.pop(other, None)
@@ -97,12 +99,15 @@ class InMemoryEngine(InMemoryOperations):
         return self._statuses[int(number)]
 
     async def find_followed(self, token: str, /) -> FollowedCall | None:
-        """Return the call whose header is *token*."""
-        for number, call in enumerate(self.calls):
-            if call.headers.get("follow") == token:
-                receipt: Receipt[Any] = Receipt(self.name, str(number), call.idempotency_key, True, self)
-                return FollowedCall(receipt, call.headers.get("follow-owner"))
-        return None
+        """Return the call whose header is *token*, or which a call with that header has joined."""
+        tokens = {call.headers.get("follow"): number for number, call in enumerate(self.calls)}
+        joined, owner = self._followers.get(token, (None, None))
+        number = tokens.get(token, joined)
+        if number is None:
+            return None
+        call = self.calls[number]
+        receipt: Receipt[Any] = Receipt(self.name, str(number), call.idempotency_key, True, self)
+        return FollowedCall(receipt, call.headers.get("follow-owner") if "follow" in call.headers else owner)
 
     async def read_events(self, wanted: Collection[tuple[str, int]], /) -> Mapping[tuple[str, int], StoredEvents]:
         """Return what the calls have emitted."""

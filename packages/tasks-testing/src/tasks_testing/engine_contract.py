@@ -874,6 +874,51 @@ class EngineContract:
             assert (await found.receipt.status()).state is DurableState.PENDING
             assert await find_followed(scheduler, "guess") is None
 
+    async def test_the_token_of_a_call_that_makes_no_task_is_that_of_the_task_that_there_is(
+        self, engine: Engine
+    ) -> None:
+        _needs_events(engine)
+        self._needs(engine, "dedup")
+        async with TaskScheduler(engine=engine) as scheduler:
+            with_key = record_run.configure(idempotency_key=uuid4().hex)
+            tokens: list[str] = []
+            receipts: list[Receipt[Any]] = []
+            for owner in ("ann", "bob", "ann"):
+                task = scheduler.schedule(with_key, "a")
+                assert isinstance(task, DurableTask)
+                tokens.append(make_followed(task, owner))
+                receipts.append(await task)
+            assert [receipt.created for receipt in receipts] == [True, False, False]
+            assert len(set(tokens)) == 3
+            for token in tokens:
+                found = await find_followed(scheduler, token)
+                assert found is not None
+                assert (found.receipt.id, found.owner) == (receipts[0].id, "ann"), (
+                    "the task belongs to the owner of the first"
+                )
+            alone = record_run.configure(idempotency_key=uuid4().hex)
+            first = await scheduler.schedule(alone, "b")
+            task = scheduler.schedule(alone, "b")
+            assert isinstance(task, DurableTask)
+            token = make_followed(task, "bob")
+            await task
+            found = await find_followed(scheduler, token)
+            assert found is not None
+            assert (found.receipt.id, found.owner) == (first.id, "bob"), "the first call was not followed"
+
+    async def test_the_token_of_a_call_that_joins_is_that_of_the_task_that_it_joins(self, engine: Engine) -> None:
+        _needs_events(engine)
+        self._needs(engine, "key")
+        async with TaskScheduler(engine=engine) as scheduler:
+            keyed = scheduler.task(key=uuid4().hex)
+            first, task = await keyed.schedule(record_run, "a"), keyed.schedule(record_run, "a")
+            assert isinstance(task, DurableTask)
+            token = make_followed(task, None)
+            assert (await task).id == first.id
+            found = await find_followed(scheduler, token)
+            assert found is not None
+            assert (found.receipt.id, found.owner) == (first.id, None)
+
     async def test_a_task_whose_worker_dies_runs_again(self, engine: Engine) -> None:
         async with engine:
             await self.kill_worker_with(engine, DurableCall(record_run.name, {"text": "a"}, "mortal"))

@@ -202,6 +202,9 @@ class EventEngine(Protocol):
         """
         Return the call whose header `follow` is *token*; its header `follow-owner` is the owner.
 
+        The token of a call that made no new task, because of its key or its idempotency key, is a further token of the
+        task that there was. The owner is that of the first call that had a token.
+
         Raises:
             EngineUnavailableError: the engine does not answer.
         """

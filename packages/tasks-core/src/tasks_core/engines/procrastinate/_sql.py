@@ -88,6 +88,16 @@ CREATE TABLE tasks_events_v1 (
     PRIMARY KEY (job_id, number)
 )
 """,
+    # Further tokens of calls that clients follow: those of calls that made no row, because there was one. The owner
+    # counts if the row has none.
+    "tasks_followers_v1": """
+CREATE TABLE tasks_followers_v1 (
+    token text PRIMARY KEY,
+    owner text,
+    job_id bigint NOT NULL REFERENCES procrastinate_jobs (id) ON DELETE CASCADE
+);
+CREATE INDEX tasks_followers_v1_job_id ON tasks_followers_v1 (job_id)
+""",
     # What workers must not take: a queue, or a function in a queue. No name: all functions.
     "tasks_pauses_v1": """
 CREATE TABLE tasks_pauses_v1 (
@@ -338,8 +348,8 @@ $$
     # A second call with an idempotency key waits for the transaction of the first one, and gets its row; so does one
     # with a key of which one task runs at a time. That is a function and not a statement, because each statement within
     # a function sees what was committed before the statement.
-    "tasks_submit_v3": """
-CREATE FUNCTION tasks_submit_v3(calls jsonb)
+    "tasks_submit_v4": """
+CREATE FUNCTION tasks_submit_v4(calls jsonb)
     RETURNS TABLE (id bigint, created boolean, same boolean, key text, replaced bigint[])
     LANGUAGE plpgsql
 AS $$
@@ -387,7 +397,7 @@ BEGIN
                 SELECT row.id, row.created, row.replaced INTO id, created, replaced
                   FROM jsonb_to_record(stored[position]) AS row (id bigint, created boolean, replaced bigint[]);
                 IF NOT created THEN
-                    SELECT job.args->>'key' INTO key FROM procrastinate_jobs AS job WHERE job.id = tasks_submit_v3.id;
+                    SELECT job.args->>'key' INTO key FROM procrastinate_jobs AS job WHERE job.id = tasks_submit_v4.id;
                 END IF;
             ELSE
                 INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args, scheduled_at)
@@ -396,9 +406,14 @@ BEGIN
                 RETURNING procrastinate_jobs.id INTO id;
             END IF;
             IF (call->>'dedup')::boolean THEN
-                UPDATE tasks_keys_v2 SET job_id = tasks_submit_v3.id
+                UPDATE tasks_keys_v2 SET job_id = tasks_submit_v4.id
                  WHERE queue = call->>'queue' AND name = call->'args'->>'name' AND key = call->'args'->>'key';
             END IF;
+        END IF;
+        IF NOT created AND id IS NOT NULL AND call->'args'->'headers' ? 'follow' THEN
+            INSERT INTO tasks_followers_v1 (token, owner, job_id)
+            VALUES (call->'args'->'headers'->>'follow', call->'args'->'headers'->>'follow-owner', id)
+            ON CONFLICT DO NOTHING;
         END IF;
         RETURN NEXT;
     END LOOP;
@@ -454,7 +469,7 @@ RETURNING id, true AS created, true AS same, args->>'key' AS key, '{{}}'::bigint
 """All calls of a submit in one statement, so that they are stored together or not at all."""
 
 SUBMIT_KEYS: LiteralString = """
-SELECT id, created, same, key, replaced FROM tasks_submit_v3((%(calls)s)::jsonb)
+SELECT id, created, same, key, replaced FROM tasks_submit_v4((%(calls)s)::jsonb)
 """
 """The same for calls of which some have an idempotency key that the caller chose, or a key."""
 
@@ -482,7 +497,7 @@ ON CONFLICT (engine, name) DO UPDATE SET at = excluded.at WHERE known.at < exclu
 SUBMIT_OCCURRENCE: LiteralString = f"""
 WITH passed AS ({_MOVE_ON})
 SELECT stored.id, stored.created, stored.same, stored.key, stored.replaced
-  FROM passed CROSS JOIN LATERAL tasks_submit_v3((%(calls)s)::jsonb) AS stored
+  FROM passed CROSS JOIN LATERAL tasks_submit_v4((%(calls)s)::jsonb) AS stored
 """
 """
 Of all workers that submit an occurrence, one gets a row. A worker that waited too long for the others has a moment that
@@ -703,6 +718,11 @@ DELETE FROM tasks_events_v1 AS event USING (
 FIND_FOLLOWED: LiteralString = f"""
 SELECT id, args->>'key', args->'headers'->>'follow-owner' FROM procrastinate_jobs
  WHERE {_FOLLOWED} AND args->'headers'->>'follow' = %(token)s
+UNION ALL
+SELECT job.id, job.args->>'key',
+       CASE WHEN job.args->'headers' ? 'follow' THEN job.args->'headers'->>'follow-owner' ELSE follower.owner END
+  FROM tasks_followers_v1 AS follower JOIN procrastinate_jobs AS job ON job.id = follower.job_id
+ WHERE follower.token = %(token)s
 """
 
 READ_EVENTS: LiteralString = """
