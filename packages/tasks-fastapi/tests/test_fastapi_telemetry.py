@@ -33,7 +33,7 @@ needs_fastapi_telemetry = pytest.mark.skipif(
     importlib.util.find_spec("fastapi.telemetry") is None, reason="this FastAPI does not trace requests itself"
 )
 
-NAMES = {"TaskSpans", "TaskMetrics"}
+NAMES = {"DurableSpans", "DurableMetrics"}
 
 
 class Telemetry:
@@ -54,7 +54,7 @@ class Telemetry:
     def spans(self) -> list[ReadableSpan]:
         """The spans of tasks, in the order in which they ended."""
         spans = self.exporter.get_finished_spans()
-        return [span for span in spans if scope_name(span) == "tasks_fastapi"]
+        return [span for span in spans if scope_name(span) == "tasks_core"]
 
     def span(self, name: str) -> ReadableSpan:
         (span,) = (span for span in self.exporter.get_finished_spans() if span.name == name)
@@ -231,6 +231,7 @@ class Mailer:
         (Mailer().send, f"{__name__}.Mailer.send"),
         (Mailer(), f"{__name__}.Mailer"),
         (print, "print"),
+        (functools.partial(str.upper, "x"), "str.upper"),
     ],
 )
 async def test_names_of_functions(telemetry: Telemetry, function: Callable[[], Any], name: str) -> None:
@@ -471,7 +472,7 @@ async def test_watching_ends_with_the_lifespan(telemetry: Telemetry) -> None:
     app = make_app(telemetry)
     for _ in range(2):
         async with running(app):
-            assert sorted(watchers()) == ["TaskMetrics", "TaskSpans"]
+            assert sorted(watchers()) == ["DurableMetrics", "DurableSpans"]
         assert watchers() == []
 
 
@@ -498,7 +499,8 @@ def test_unknown_setting() -> None:
     with pytest.raises(InvalidConfigError) as caught:
         add_tasks(FastAPI(), telemetry={"trace": False})  # type: ignore[arg-type]  # what is tested
     assert str(caught.value) == (
-        "telemetry has no setting 'trace'; it has tracer_provider, meter_provider, tracing, metrics"
+        "telemetry has no setting 'trace'; it has tracer_provider, meter_provider, tracing, metrics, queues, "
+        "queue_interval"
     )
 
 

@@ -6,7 +6,7 @@ takes a task from there to its end. Imports go one way:
 
 ```text
 exceptions ── _support ── _config ── _journal ── _task ── _observer ── _clock ── _retry
-_loop ── _run ── _schedule ── _phase, _scheduler
+_loop ── _run ── _schedule ── _phase, _scheduler ── _telemetry
 _durable ── engines
 ```
 

@@ -24,10 +24,6 @@ from core_durable_functions import (
     unshielded,
 )
 from core_engine import ListEngine
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tasks_core import TaskScheduler, Worker
 from tasks_core.engines import DurableCall, RunDelivery, Slots
 from tasks_core.exceptions import InvalidConfigError
@@ -251,20 +247,3 @@ async def test_does_not_start_beside_an_override(caplog: pytest.LogCaptureFixtur
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfigError):
         Worker(ListEngine(), **options)
-
-
-async def test_span_of_the_worker_is_in_the_trace_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", lambda name: provider.get_tracer(name))
-    engine = ListEngine()
-    with provider.get_tracer("test").start_as_current_span("request") as request:
-        await hand_over(engine, (note, "x"))
-    async with working(engine):
-        await until(says(engine, f"done {note.name}"))
-    span = exporter.get_finished_spans()[-1]
-    assert span.name == f"run {note.name}"
-    assert span.parent is not None
-    assert span.parent.span_id == request.get_span_context().span_id
-    assert span.context.trace_id == request.get_span_context().trace_id

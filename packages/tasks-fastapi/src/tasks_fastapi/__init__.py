@@ -6,7 +6,7 @@ Start reading at `_app.py` (`add_tasks()`), then `_asgi.py` (the middleware arou
 
 ```text
 exceptions  _unavailable
-_spans ── _metrics ── _telemetry
+_telemetry
 _request ── _schedulers ── _access ── _dependencies ── _provider
 _handlers, _asgi ── _app    _worker    _health
 jobs    panel
@@ -14,13 +14,13 @@ jobs    panel
 """
 
 from tasks_core import Provided, Task, TaskConfig, TaskErrorHandler, retry
+from tasks_core.types import TelemetryConfig
 
 from ._access import current_tasks, get_scheduler, get_tasks
 from ._app import add_tasks
 from ._dependencies import Tasks, request_tasks
 from ._health import health_router
 from ._request import ApplicationOrigin, RequestOrigin, RequestTasks, WebSocketOrigin
-from ._telemetry import TelemetryConfig
 from ._unavailable import TASK_QUEUE_FULL_RESPONSES
 from .exceptions import SeveralLifespansError, TasksInstallationError, TasksNotInstalledError
 

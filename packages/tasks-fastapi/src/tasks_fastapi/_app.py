@@ -10,12 +10,13 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp
 from tasks_core import SchedulerOptions, TaskQueueFullError
 from tasks_core.exceptions import InvalidConfigError
+from tasks_core.frameworks import Telemetry
+from tasks_core.types import TelemetryConfig
 
 from ._asgi import TasksMiddleware
 from ._handlers import noting_exceptions
 from ._provider import Dependencies
 from ._schedulers import AppSchedulers, install, schedulers_of
-from ._telemetry import Telemetry, TelemetryConfig
 from ._unavailable import queue_full_handler
 from .exceptions import TasksInstallationError
 

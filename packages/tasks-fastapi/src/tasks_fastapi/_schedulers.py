@@ -14,9 +14,7 @@ from starlette.applications import Starlette
 from starlette.types import Scope
 from tasks_core import SchedulerOptions, ShutdownOptions, TaskScheduler, Worker
 from tasks_core.engines import Engine, engine_of
-from tasks_core.frameworks import mark_as_brief
-
-from ._telemetry import Telemetry
+from tasks_core.frameworks import Telemetry, mark_as_brief
 
 logger = logging.getLogger("tasks_fastapi")
 
@@ -146,7 +144,8 @@ class AppSchedulers:
                 bounds["grace_period"] = self._options["grace_period"]
             if "shield_timeout" in self._options:
                 bounds["shield_timeout"] = self._options["shield_timeout"]
-            worker = Worker(engine, **self._slots, provider=self._options.get("provider"), **bounds)
+            provider = self._options.get("provider")
+            worker = Worker(engine, **self._slots, provider=provider, telemetry=self.telemetry.config, **bounds)
             scheduler.task(name="durable worker", shield=True).schedule(self._run_worker, worker, scheduler)
 
     async def _run_worker(self, worker: Worker, scheduler: TaskScheduler) -> None:

@@ -27,7 +27,7 @@ from .engine import BatchEngine, Engine, EngineFallback
 from .host import engine_in_force, host_of
 from .memory import OneTask
 from .queues import DEFAULT_QUEUE, KEY
-from .trace import trace_headers
+from .trace import submit_span, trace_headers
 
 if TYPE_CHECKING:
     from tasks_core._phase import TaskPhase
@@ -91,12 +91,14 @@ class DurableTask(Task[Receipt[Any]]):
     and is no part of it. Shutdown waits for it as for a task with `shield`.
     """
 
-    __slots__ = ("batch", "call", "engine", "engine_fallback", "transaction")
+    __slots__ = ("batch", "call", "engine", "engine_fallback", "span", "transaction")
 
     batch: SubmitBatch | None
     """What submits the call together with those of other tasks."""
     call: DurableCall
     engine: Engine
+    span: Any
+    """The span of the submit, if it is traced."""
     transaction: Any
     """What the engine made of `transaction=`."""
     engine_fallback: EngineFallback
@@ -323,14 +325,17 @@ def submit_call(
     )
     task.engine = engine
     task.engine_fallback = "error" if host is None else host.engine_fallback
+    queue = function.queue if options.queue is None else options.queue
+    key = options.idempotency_key or str(uuid4())
+    task.span = submit_span(runner.find_scheduler(), task, function.name, engine.name, queue, key)
     task.call = DurableCall(
         name=function.name,
         args=function.codec.encode(scheduled.args, scheduled.kwargs),
-        idempotency_key=options.idempotency_key or str(uuid4()),
+        idempotency_key=key,
         dedup=options.idempotency_key is not None,
         retry=function.retry,
-        headers=_headers(phase),
-        queue=function.queue if options.queue is None else options.queue,
+        headers=_headers(phase, task.span),
+        queue=queue,
         priority=function.priority if options.priority is None else options.priority,
         key=config.key,
         on_conflict=config.on_conflict or "join",
@@ -378,8 +383,8 @@ def _check_capabilities(function: FunctionInfo, engine: Engine, target: Schedule
             raise EngineCapabilityError(f"{function!r} was scheduled with {option}=, which {engine.name} cannot do")
 
 
-def _headers(phase: PhaseInfo | None) -> dict[str, str]:
-    headers = trace_headers()
+def _headers(phase: PhaseInfo | None, span: Any) -> dict[str, str]:
+    headers = trace_headers(span)
     of_origin: Mapping[str, str] | None = None if phase is None else getattr(phase.origin, "task_headers", None)
     if of_origin:
         headers.update(of_origin)

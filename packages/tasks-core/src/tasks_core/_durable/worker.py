@@ -12,11 +12,12 @@ import anyio
 from tasks_core._journal import EmittedEvent
 from tasks_core._options import ShutdownOptions, complete
 from tasks_core._retry import Retry, ask
-from tasks_core._run.ledger import label, log_fields, title
+from tasks_core._run.ledger import CANCEL_CALLED, label, log_fields, title
 from tasks_core._scheduler import TaskScheduler
 from tasks_core._support.log import logger, message_of, shows_traceback
 from tasks_core._support.provider import Provider
 from tasks_core._task import Task, TaskState
+from tasks_core._telemetry.config import TelemetryConfig
 from tasks_core.exceptions import (
     ArgumentCodecError,
     DurableTaskGivenUpError,
@@ -27,6 +28,7 @@ from tasks_core.exceptions import (
 
 from .codec import StoredResult, check_json
 from .context import DurableContext, set_context
+from .delivered import Delivered
 from .engine import Delivery, Engine, EventSink, NotUnderstood, Redeliver
 from .function import DurableFunction
 from .host import engine_in_force
@@ -34,7 +36,7 @@ from .label import CallLabel
 from .periodic import Occurrences
 from .queues import Slots, check_slots, total
 from .registry import registry
-from .trace import continued_span
+from .telemetry import Telemetry
 
 # Seconds until a call whose function is unknown here is delivered again: in a rolling deploy, another worker knows it.
 _UNKNOWN = 5.0
@@ -76,6 +78,9 @@ class Worker:
 
         provider: Supplies arguments that a call does not have; see `tasks_core.Provider`.
 
+        telemetry: Settings for OpenTelemetry. If it has a provider when `run()` is called, each run is a span in the
+            trace of its submit, and metrics of tasks and queues are recorded.
+
         options: `ShutdownOptions` has their names, types and defaults.
 
     Raises:
@@ -83,7 +88,7 @@ class Worker:
         EngineCapabilityError: *queues* was given, and the engine has one queue only.
     """
 
-    __slots__ = ("_engine", "_options", "_provider", "_scheduler", "_slots", "_unknown", "_unstored")
+    __slots__ = ("_engine", "_options", "_provider", "_scheduler", "_slots", "_telemetry", "_unknown", "_unstored")
 
     def __init__(
         self,
@@ -92,6 +97,7 @@ class Worker:
         concurrency: int | None = None,
         queues: Mapping[str, int] | None = None,
         provider: Provider | None = None,
+        telemetry: TelemetryConfig | None = None,
         **options: Unpack[ShutdownOptions],
     ) -> None:
         Worker.check_options(concurrency=concurrency, queues=queues, **options)
@@ -100,6 +106,7 @@ class Worker:
         self._engine = engine
         self._slots: Slots = check_slots(concurrency, queues)
         self._provider = provider
+        self._telemetry = Telemetry(telemetry)
         self._options = options
         self._unknown: set[str] = set()
         self._unstored: set[str] = set()
@@ -134,6 +141,11 @@ class Worker:
         logger.info(
             "Worker takes tasks from %s: %d functions, %s at once", self._engine.name, len(registry), _show(self._slots)
         )
+        with self._telemetry.observe(scheduler):
+            await self._work(occurrences, stop)
+
+    async def _work(self, occurrences: Occurrences, stop: anyio.Event) -> None:
+        scheduler = self._scheduler
         async with scheduler, anyio.create_task_group() as group:
             group.start_soon(self._stop_when, stop)
             group.start_soon(occurrences.run, scheduler.stopping)
@@ -155,9 +167,7 @@ class Worker:
         except UnknownTaskError as error:
             self._log_unknown_once(error)
             raise NotUnderstood(_UNKNOWN, failed=False) from error
-        attributes = {"task.name": call.name, "task.key": call.idempotency_key, "task.attempt": delivery.attempt}
-        with continued_span(f"run {call.name}", call.headers, attributes):
-            result = await _Attempt(self._scheduler, function, delivery).run()
+        result = await _Attempt(self._engine.name, self._scheduler, function, delivery).run()
         if result is not None and result.problem is not None:
             self._log_result_once(call.name, result.problem)
         return result
@@ -178,12 +188,15 @@ class Worker:
             )
 
 
-class _Attempt:
+class _Attempt(Delivered):
     """One delivery, as a task of the scheduler."""
 
-    __slots__ = ("_again", "_delivery", "_events", "_function", "_scheduler")
+    __slots__ = ("_again", "_delivery", "_engine_name", "_events", "_function", "_scheduler")
 
-    def __init__(self, scheduler: TaskScheduler, function: DurableFunction[..., Any, Any], delivery: Delivery) -> None:
+    def __init__(
+        self, engine: str, scheduler: TaskScheduler, function: DurableFunction[..., Any, Any], delivery: Delivery
+    ) -> None:
+        self._engine_name = engine
         self._scheduler = scheduler
         self._function = function
         self._delivery = delivery
@@ -227,6 +240,21 @@ class _Attempt:
             raise
         self._raise_outcome(task)
         return function.result_codec.encode(task.result())
+
+    @property
+    def delivery(self) -> Delivery:
+        return self._delivery
+
+    @property
+    def engine_name(self) -> str:
+        return self._engine_name
+
+    def outcome(self, task: Task[Any]) -> str:
+        if task.state is TaskState.FAILED and self._again is not None:
+            return "retrying"
+        if task.state is TaskState.CANCELLED and task.reason != CANCEL_CALLED and self._scheduler.stopping.is_set():
+            return "redelivered"
+        return str(task.state)
 
     @property
     def events(self) -> EventSink | None:

@@ -5,6 +5,7 @@ from tasks_core._observer import RunAttempt
 from tasks_core._run.following import KeptTask
 from tasks_core._run.ledger import LostTask, PeriodicStatistics, SchedulerStatistics
 from tasks_core._support.overrides import Subscription
+from tasks_core._telemetry.config import TelemetryConfig
 
 __all__ = (
     "EmittedEvent",
@@ -16,4 +17,5 @@ __all__ = (
     "Subscription",
     "TaskFollower",
     "TaskUpdate",
+    "TelemetryConfig",
 )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from opentelemetry.trace import Span, StatusCode, Tracer, use_span
-from tasks_core import Task, TaskObserver, TaskScheduler, TaskState
-from tasks_core.types import RunAttempt
 
-logger = logging.getLogger("tasks_fastapi")
+from tasks_core._observer import RunAttempt, TaskObserver
+from tasks_core._scheduler import TaskScheduler
+from tasks_core._support.log import logger
+from tasks_core._task import Task, TaskState
+
+Outcome = tuple[str, BaseException | None]
 
 
 class TaskSpans(TaskObserver):
@@ -32,9 +34,11 @@ class TaskSpans(TaskObserver):
         if not self._scheduler.owns(task):
             return await run()
         try:
-            span = self._tracer.start_span(f"task {task.name}", attributes=_attributes(task))
+            span = self._start(task)
         except Exception:  # raised by a sampler or a processor, which must not fail the task
             logger.exception("OpenTelemetry could not start a span; the task is not affected")
+            return await run()
+        if span is None:
             return await run()
         # task_retrying() or task_finished() ends the span, because only they know what the end of the attempt means.
         self._spans[task.id] = span
@@ -43,17 +47,24 @@ class TaskSpans(TaskObserver):
 
     def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
         """End the span of an attempt that is followed by another one."""
-        self._end(task, "retrying", exception)
+        self._end(task, ("retrying", exception))
 
     def task_finished(self, task: Task[Any]) -> None:
         """End the span of the last attempt. A task that never started has none."""
-        self._end(task, task.state, task.exception if task.state is TaskState.FAILED else None)
+        self._end(task, self._outcome(task))
 
-    def _end(self, task: Task[Any], outcome: str, error: BaseException | None) -> None:
+    def _start(self, task: Task[Any]) -> Span | None:
+        return self._tracer.start_span(f"task {task.name}", attributes=attributes(task))
+
+    def _outcome(self, task: Task[Any]) -> Outcome:
+        return outcome(task)
+
+    def _end(self, task: Task[Any], outcome: Outcome) -> None:
         span = self._spans.pop(task.id, None)
         if span is None:
             return
-        span.set_attribute("task.outcome", str(outcome))
+        name, error = outcome
+        span.set_attribute("task.outcome", name)
         if error is not None:
             span.set_attribute("error.type", error_type(error))
             span.record_exception(error)
@@ -63,19 +74,24 @@ class TaskSpans(TaskObserver):
         span.end()
 
 
+def outcome(task: Task[Any]) -> Outcome:
+    """Return how a task has ended, and its exception if it has failed."""
+    return str(task.state), task.exception if task.state is TaskState.FAILED else None
+
+
 def error_type(error: BaseException) -> str:
     """Return the name of the class of an exception, as the semantic conventions define it."""
     return _qualified(type(error))
 
 
-def _attributes(task: Task[Any]) -> dict[str, str | int]:
+def attributes(task: Task[Any]) -> dict[str, str | int]:
     """Return the attributes that identify the task, which never include its arguments."""
     file, _, line = task.where.rpartition(":")
     attributes: dict[str, str | int] = {
         "task.id": task.id,
         "task.name": task.name,
         "task.attempt": task.attempts,
-        "code.function.name": _function_name(task.func),
+        "code.function.name": function_name(task.func),
         "code.file.path": file,
         "code.line.number": int(line),
     }
@@ -84,11 +100,14 @@ def _attributes(task: Task[Any]) -> dict[str, str | int]:
     return attributes
 
 
-def _function_name(func: Callable[..., Any]) -> str:
+def function_name(func: Callable[..., Any]) -> str:
+    """Return the name of a function with its module, as the semantic conventions define it."""
     while isinstance(func, partial):
         func = func.func
     return _qualified(func if hasattr(func, "__qualname__") else type(func))
 
 
 def _qualified(thing: Any) -> str:
-    return thing.__qualname__ if thing.__module__ in ("builtins", None) else f"{thing.__module__}.{thing.__qualname__}"
+    module: str | None = getattr(thing, "__module__", None)  # a method of a builtin class has none
+    name: str = thing.__qualname__
+    return name if module in ("builtins", None) else f"{module}.{name}"
