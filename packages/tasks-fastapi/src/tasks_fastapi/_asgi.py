@@ -90,6 +90,7 @@ class TasksMiddleware:
                     self._schedulers.telemetry.observe(scheduler)
                 )  # startup has configured the providers
                 scheduler.resume()
+                self._schedulers.measure_queues(scheduler)
                 self._schedulers.start_worker(scheduler)
             elif message["type"] == "lifespan.startup.failed":
                 await scheduler.aclose()

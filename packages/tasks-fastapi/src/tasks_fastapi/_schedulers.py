@@ -15,6 +15,7 @@ from starlette.types import Scope
 from tasks_core import SchedulerOptions, ShutdownOptions, TaskScheduler, Worker
 from tasks_core.engines import Engine, engine_of
 from tasks_core.frameworks import Telemetry, mark_as_brief
+from tasks_core.types import TelemetryConfig
 
 logger = logging.getLogger("tasks_fastapi")
 
@@ -135,6 +136,12 @@ class AppSchedulers:
         Worker.check_options(concurrency=concurrency, queues=queues)
         self._slots = {"concurrency": concurrency, "queues": queues}
 
+    def measure_queues(self, scheduler: TaskScheduler) -> None:
+        """Take turns in measuring the queues of the engine, also where no worker runs: its death must be seen."""
+        measure = self.telemetry.queue_gauges(engine_of(scheduler))
+        if measure is not None:
+            scheduler.service(measure, name="queue gauges")
+
     def start_worker(self, scheduler: TaskScheduler) -> None:
         """Run durable tasks in this process as well, if `worker_concurrency` asks for it."""
         engine = self._options.get("engine")
@@ -145,7 +152,8 @@ class AppSchedulers:
             if "shield_timeout" in self._options:
                 bounds["shield_timeout"] = self._options["shield_timeout"]
             provider = self._options.get("provider")
-            worker = Worker(engine, **self._slots, provider=provider, telemetry=self.telemetry.config, **bounds)
+            telemetry: TelemetryConfig = {**self.telemetry.config, "queues": False}  # measure_queues() does that
+            worker = Worker(engine, **self._slots, provider=provider, telemetry=telemetry, **bounds)
             scheduler.task(name="durable worker", shield=True).schedule(self._run_worker, worker, scheduler)
 
     async def _run_worker(self, worker: Worker, scheduler: TaskScheduler) -> None:

@@ -307,6 +307,22 @@ class OperableEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class MeteredEngine(Protocol):
+    """What an engine may have besides, so that of all processes one at a time looks at the numbers of a queue."""
+
+    async def statistics_in_turn(self, seconds: float, /) -> Sequence[QueueStatistics]:
+        """
+        Return the numbers of those queues whose turn this process has, or takes, for the next *seconds*.
+
+        A process that asks again within that time keeps its turn. The others get nothing for the queue meanwhile.
+
+        Raises:
+            EngineUnavailableError: the engine does not answer.
+        """
+        ...
+
+
 _STATES = (DurableState.PENDING, DurableState.RUNNING, *ENDED)
 
 _RULES = {

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from tasks_core._observer import observe
 from tasks_core._telemetry.config import TelemetryConfig, check_telemetry, find_meter, find_tracer
 
+from .operate import MeteredEngine
 from .trace import opentelemetry, submit_tracers
 
 if TYPE_CHECKING:
     from tasks_core._scheduler import TaskScheduler
+
+_INTERVAL = 15.0
 
 
 class Telemetry:
@@ -49,3 +53,18 @@ class Telemetry:
 
             observers.enter_context(observe(DurableMetrics(scheduler, meter)))
         return observers
+
+    def queue_gauges(self, engine: object) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        """
+        Return a coroutine function that measures the queues of *engine* until it is cancelled, if there is a need.
+
+        There is none without a provider of metrics, and for an engine that is no `MeteredEngine`.
+        """
+        if opentelemetry() is None or not self.config.get("queues", True) or not isinstance(engine, MeteredEngine):
+            return None
+        meter = find_meter(self.config)
+        if meter is None:
+            return None
+        from .gauges import QueueGauges
+
+        return QueueGauges(engine, meter, self.config.get("queue_interval", _INTERVAL)).run

@@ -149,6 +149,9 @@ class Worker:
         async with scheduler, anyio.create_task_group() as group:
             group.start_soon(self._stop_when, stop)
             group.start_soon(occurrences.run, scheduler.stopping)
+            measure = self._telemetry.queue_gauges(self._engine)
+            if measure is not None:
+                group.start_soon(measure)
             # Not cancelled with the block: it returns when its tasks have ended, which shutdown bounds.
             with anyio.CancelScope(shield=True):
                 await self._engine.work(self._run, concurrency=self._slots, stopping=scheduler.stopping)

@@ -49,6 +49,7 @@ from ._sql import (
     RETRY,
     SHOW,
     STATISTICS,
+    TAKE_TURNS,
 )
 
 logger = logging.getLogger("tasks_core")
@@ -87,10 +88,19 @@ class Operations(ABC):
     async def statistics(self, *, count_to: int = COUNT_BOUND) -> tuple[QueueStatistics, ...]:
         """Return the numbers of each queue of the engine, by one statement; no count goes beyond *count_to*."""
         check_operation(count_to=count_to)
+        return await self._statistics(self._queues(None), count_to)
+
+    async def statistics_in_turn(self, seconds: float, /) -> tuple[QueueStatistics, ...]:
+        """Return the numbers of those queues whose turn this process has; see `MeteredEngine.statistics_in_turn()`."""
+        parameters = {"queues": self._queues(None), "holder": self._work_options.holder, "seconds": seconds}
+        queues = [queue for [queue] in await self._ask(TAKE_TURNS, parameters)]
+        return await self._statistics(queues, COUNT_BOUND) if queues else ()
+
+    async def _statistics(self, queues: list[str], count_to: int) -> tuple[QueueStatistics, ...]:
         rows = await self._ask(
             STATISTICS,
             {
-                "queues": self._queues(None),
+                "queues": queues,
                 "count_to": count_to,
                 "silence": self._work_options.heartbeat * MISSED,
             },

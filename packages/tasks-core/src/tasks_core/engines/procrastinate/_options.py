@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from time import monotonic
+from uuid import uuid4
 
 from tasks_core.engines import DEFAULT_QUEUE
 
@@ -35,6 +36,8 @@ class WorkOptions:
     keep_failed: float
     keep_cancelled: float
     beats: Beats = field(default_factory=Beats, compare=False)
+    holder: str = field(default_factory=lambda: uuid4().hex, compare=False)
+    """By what the database knows this engine of this process, where processes take turns."""
 
     @property
     def kept(self) -> dict[str, float]:

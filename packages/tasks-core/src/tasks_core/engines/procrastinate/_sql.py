@@ -420,6 +420,14 @@ BEGIN
 END;
 $$
 """,
+    # Which process looks at the numbers of a queue, and until when.
+    "tasks_turns_v1": """
+CREATE TABLE tasks_turns_v1 (
+    queue text PRIMARY KEY,
+    holder text NOT NULL,
+    until timestamptz NOT NULL
+)
+""",
 }
 """
 Our own tables and functions, by name, in the order in which they are created: each is created where it is missing.
@@ -897,6 +905,16 @@ SELECT queue.name,
  ORDER BY queue.name
 """
 """All numbers of all queues in one statement. No part of it reads more than *count_to* rows, by indexes only."""
+
+TAKE_TURNS: LiteralString = """
+INSERT INTO tasks_turns_v1 AS turn (queue, holder, until)
+SELECT queue, %(holder)s, now() + make_interval(secs => %(seconds)s)
+  FROM unnest((%(queues)s)::text[]) AS queue ORDER BY queue
+ON CONFLICT (queue) DO UPDATE SET holder = excluded.holder, until = excluded.until
+ WHERE turn.holder = excluded.holder OR turn.until < now()
+RETURNING queue
+"""
+"""The queues whose turn this process has now: those that no other process has looked at for a while."""
 
 _ERROR: LiteralString = "job.args->'errors'->-1->>'error'"
 
