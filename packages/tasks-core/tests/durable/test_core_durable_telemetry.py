@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -65,7 +66,7 @@ async def test_submit_and_run_are_a_pair(exported: Exported) -> None:
     async with submitting(engine, exported.config) as scheduler:
         with request:
             await scheduler.schedule(note.configure(idempotency_key="k", queue="mail"), "secret")
-    async with working(engine, telemetry=exported.config):
+    async with working(engine, telemetry=exported.config, concurrency={"mail": 1}):
         await ended(engine, f"done {note.name}")
     names = sorted(span.name for span in exported.spans)
     assert names == ["request", f"run {note.name}", f"submit {note.name}"]
@@ -192,9 +193,9 @@ async def test_cancellation_by_the_engine_is_no_error(exported: Exported, stoppe
             self.stopping = stopping
             await super().work(run, concurrency=concurrency, stopping=stopping)
 
-        async def _deliver(self, run: RunDelivery, call: DurableCall, attempts: dict[str, list[int]]) -> None:
+        async def _deliver(self, run: RunDelivery, call: DurableCall, taken: Counter[str]) -> None:
             async with anyio.create_task_group() as group:
-                group.start_soon(super()._deliver, run, call, attempts)
+                group.start_soon(super()._deliver, run, call, taken)
                 await functions.waiting["x"].wait()
                 if stopped:
                     await self.stopping.wait()
