@@ -457,6 +457,34 @@ async def test_a_client_that_reads_nothing_loses_its_stream(caplog: pytest.LogCa
         assert "has read nothing for a while" in caplog.text
 
 
+async def test_a_client_that_reads_again_is_told_where_to_go_on_and_misses_nothing() -> None:
+    application = Application(client_timeout=0.05)
+    async with application.started() as path:
+        reader = Reader()
+
+        async def send(message: Message) -> None:
+            if b"not read" in message.get("body", b""):
+                await anyio.sleep_forever()  # the connection is full, until the stream is ended
+            if message["type"] == "http.response.body":
+                await reader(message)
+
+        async with anyio.create_task_group() as group:
+
+            async def read() -> None:
+                answer = await request(application.app, f"{path}/events", receive=receiving(EMPTY_BODY), send=send)
+                assert answer.error is None
+
+            group.start_soon(read)
+            await reader.until("event: progress")
+            application.tasks[0].emit("not read")
+            await reader.until("event: slow")
+        assert reader.complete
+        assert reader.events[-1] == {"event": "slow", "data": '{"resume_after":2}'}
+        async with reading(application.app, f"{path}/events", headers=[(b"last-event-id", b"2")]) as rest:
+            await rest.until("not read")
+            assert rest.events[0] == {"id": "3", "data": '"not read"'}
+
+
 async def test_streams_end_when_shutdown_begins() -> None:
     application = Application(tasks={"grace_period": 0})
     async with anyio.create_task_group() as group:

@@ -39,15 +39,15 @@ _EVENT_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "data": {"type": "string", "description": "JSON"},
-        "event": {"type": "string", "enum": ["message", "progress", "missed", "end", "shutdown"]},
+        "event": {"type": "string", "enum": ["message", "progress", "missed", "slow", "end", "shutdown"]},
         "id": {"type": "string"},
         "retry": {"type": "integer", "minimum": 0},
     },
 }
 _STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events: each event of the job without a name, and `progress`, `missed`, `end` and "
-        "`shutdown`.",
+        "description": "Server-sent events: each event of the job without a name, and `progress`, `missed`, `slow`, "
+        "`end` and `shutdown`.",
         "content": {"text/event-stream": {"itemSchema": _EVENT_SCHEMA}},
     },
     204: {"description": "The client has the end of the job already."},
@@ -70,8 +70,8 @@ def jobs_router(
     - `GET /{job_id}/events`: server-sent events, for `EventSource`. A client that connects again goes on after the
       header `Last-Event-ID`, or after `?after=17`, without a gap or a double. `progress` has the last progress value.
       `end` has the `Job` and is the last event. `shutdown` says that the process ends, `missed` that events were
-      dropped before the client had read them; both say after which event to go on. A client that goes away cancels
-      nothing.
+      dropped before the client had read them, `slow` that it has read nothing for `client_timeout`; they say after
+      which event to go on. A client that goes away cancels nothing.
 
     The answer to an id that is unknown, to one whose time is over, and to that of another client is the same.
 
@@ -85,7 +85,8 @@ def jobs_router(
 
         heartbeat: Seconds between two signs of life in a stream without events, so that proxies keep it open.
 
-        client_timeout: Seconds that a client may take to read what was sent, before its stream is closed.
+        client_timeout: Seconds that a client may take to read what was sent, before its stream is closed. It gets
+            `slow` if it reads again within a second, and goes on after the last id that it has in any case.
 
     Raises:
         InvalidConfigError: neither `authorize` nor `ids_are_enough=True` was given, or both; or a number of seconds is

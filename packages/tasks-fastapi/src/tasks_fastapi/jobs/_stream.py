@@ -25,7 +25,7 @@ from ._signals import Leaving, call_on_signal, stop_calling
 
 logger = logging.getLogger("tasks_fastapi")
 
-# Seconds that the last event of a stream may take when the process is asked to end.
+# Seconds that the last event of a stream may take when the process is asked to end, or the client is too slow.
 _LAST_WORDS = 1.0
 # Milliseconds until a browser connects again.
 _RETRY = 1000
@@ -140,14 +140,23 @@ class EventStream(Response):
             await self._end(await self._stream())
         except _TooSlowError:
             logger.info("A client that follows a job has read nothing for a while; its connection is closed")
+            if not self._leaving:
+                await self._end_at_last("slow")
         except OSError:
             pass  # the client has gone away
         except anyio.get_cancelled_exc_class():
             if not self._gone:
                 # The server cancels the requests that are open, without a signal before: hypercorn does.
-                with anyio.CancelScope(deadline=anyio.current_time() + _LAST_WORDS, shield=True), suppress(OSError):
-                    await self._end(_event("shutdown", {"resume_after": self._after}))
+                await self._end_at_last("shutdown")
             raise
+
+    async def _end_at_last(self, name: str) -> None:
+        """Send a last event if that takes no longer than a second, also after a cancellation."""
+        with anyio.CancelScope(deadline=anyio.current_time() + _LAST_WORDS, shield=True), suppress(OSError):
+            # No id: the client may have read more than is known here, and goes on after the last id that it has.
+            text = _event(name, {"resume_after": self._after})
+            await self._send({"type": "http.response.body", "body": text, "more_body": True})
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, text: bytes) -> None:
         with anyio.CancelScope(deadline=anyio.current_time() + self._client_timeout) as self._sending:
@@ -188,9 +197,9 @@ class EventStream(Response):
             if update.progress != progress:
                 progress = update.progress
                 text += _event("progress", progress)
-            self._after = update.after
             if text:
                 await self._write(text)
+            self._after = update.after  # not before: what a client has not read is what it goes on with
         return _event("shutdown", {"resume_after": self._after})
 
 
