@@ -219,7 +219,7 @@ async def test_a_job_that_never_started_says_so() -> None:
         kept = scheduler.find_kept(json.loads(second.body)["id"])
         assert kept is not None
 
-    job = await JobInMemory(kept).read(JobLinks(self="", events=""))
+    job = await JobInMemory(kept.id, kept.task).read(JobLinks(self="", events=""))
     assert (job.state, task.state) == ("discarded", "discarded")
     assert job.error is not None
     assert job.error.title == "The job was not started"

@@ -16,12 +16,19 @@ from core_postgres import postgres, queue, working
 from fastapi import FastAPI
 from starlette.types import Message
 from tasks_core import Receipt, durable, emit, report
-from tasks_core.engines import DurableEnd, DurableStatus, EngineCapabilityError, EngineUnavailableError
+from tasks_core.engines import (
+    DurableCall,
+    DurableEnd,
+    DurableStatus,
+    EngineCapabilityError,
+    EngineUnavailableError,
+    FollowedCall,
+)
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_core.exceptions import TasksError
 from tasks_fastapi import Tasks, add_tasks
 from tasks_fastapi.jobs import Job, MakeJob, RequestedJob, jobs_router
-from tasks_testing import record_tasks
+from tasks_testing import InMemoryEngine, record_tasks
 
 __all__ = ("postgres", "queue")
 
@@ -59,10 +66,10 @@ async def fail() -> None:
     raise ValueError("the password is 1234")
 
 
-def make_app(engine: Any) -> FastAPI:
+def make_app(engine: Any, **options: Any) -> FastAPI:
     """One web process of several."""
     app = FastAPI()
-    add_tasks(app, engine=engine)
+    add_tasks(app, engine=engine, **options)
 
     async def is_owner(job: RequestedJob, user: str = "ann") -> bool:
         return job.owner == user
@@ -205,6 +212,45 @@ async def test_a_call_that_makes_no_new_task_has_the_job_that_there_is(engine: P
         foreign = await request(app, "/answers/17", "POST", query_string=b"user=bob")
         answer = await request(app, foreign.headers["location"], query_string=b"user=bob")
         assert (foreign.status, answer.status) == (202, 404)  # it is the job of ann
+
+
+class AwayEngine(InMemoryEngine):
+    """An engine that acknowledges nothing."""
+
+    async def submit(self, call: DurableCall, /, *, transaction: Any = None) -> Receipt[Any]:
+        raise EngineUnavailableError("away")
+
+    async def find_followed(self, token: str, /) -> FollowedCall | None:
+        raise EngineUnavailableError("away")
+
+
+@pytest.mark.parametrize(
+    "engine, options", [(AwayEngine(), {"engine_fallback": "memory"}), (None, {"without_engine": "memory"})]
+)
+async def test_a_job_that_runs_in_this_process_in_place_of_a_worker_is_followed_here(
+    engine: Any, options: dict[str, Any]
+) -> None:
+    go_on.set()
+    app = make_app(engine, **options)
+    async with running(app):
+        accepted = await request(app, "/answers", "POST")
+        path = accepted.headers["location"]
+        assert [event["id"] for event in await ended(app, path) if "id" in event] == ["1", "2", "3", "4", "4-end"]
+        status, job = await read(app, path)
+        assert (status, job["id"], job["result"]) == (200, json.loads(accepted.body)["id"], "all")
+        assert (await request(app, path, query_string=b"user=bob")).status == 404
+
+
+async def test_without_an_engine_a_call_that_makes_no_new_task_has_the_job_that_there_is() -> None:
+    go_on.set()
+    app = make_app(None, without_engine="memory")
+    async with running(app):
+        first, second = [(await request(app, "/answers/17", "POST")).headers["location"] for _ in range(2)]
+        for path in (first, second):
+            assert [event["id"] for event in await ended(app, path) if "id" in event] == ["1", "2", "3", "4", "4-end"]
+        foreign = await request(app, "/answers/17", "POST", query_string=b"user=bob")
+        answer = await request(app, foreign.headers["location"], query_string=b"user=bob")
+        assert (first != second, foreign.status, answer.status) == (True, 202, 404)
 
 
 async def test_an_engine_that_stores_no_events_says_so_at_the_call() -> None:

@@ -20,10 +20,8 @@ from tasks_core.exceptions import EngineCapabilityError, EngineError, InvalidTas
 from .calls import DurableState
 from .engine import EventEngine, FollowedCall, StoredEvents
 from .host import engine_of
-from .task import DurableTask
-
-# Headers of a call that is followed.
-FOLLOW, OWNER = "follow", "follow-owner"
+from .memory import MemoryEngine
+from .task import FOLLOW, OWNER, DurableTask
 
 # Seconds between two looks for what is new, for all followers of this process together; and after an error.
 _PAUSE, _PAUSE_AFTER_ERROR = 0.2, 1.0
@@ -33,11 +31,13 @@ def make_followed(task: DurableTask, owner: str | None) -> str:
     """
     Give a call a token that cannot be guessed, by which each process finds it once it is stored.
 
+    If the call is not stored, but runs in this process, `scheduler.find_kept(token)` returns its task.
+
     Raises:
         EngineCapabilityError: the engine stores no events.
         InvalidTaskError: the call is stored, or on its way.
     """
-    if not isinstance(task.engine, EventEngine):
+    if not isinstance(task.engine, (EventEngine, MemoryEngine)):
         raise EngineCapabilityError(f"{task.name!r} cannot be followed: {task.engine.name} stores no events")
     if task._state is not PENDING or task.stored:
         raise InvalidTaskError(

@@ -43,6 +43,10 @@ class RunsInMemory(Protocol):
         """Schedule the function; it starts after *commit*, if *admit* allows it."""
         ...
 
+    def _let_follow(self, task: Task[Any]) -> None:
+        """Let the clients that follow the call follow *task*."""
+        ...
+
 
 class MemoryEngine:
     """
@@ -79,6 +83,8 @@ class MemoryEngine:
             raise EngineNotConfiguredError("Without an engine, schedule() takes durable calls, and nothing else does")
         key = (call.queue, call.name, call.idempotency_key) if call.dedup else None
         if key is not None and (known := self._accepted.get(key)) is not None:
+            if isinstance(known.source, OneTask) and (task := known.source.find()) is not None:
+                submitting._let_follow(task)
             return known
         if transaction is not None and transaction.over:
             raise EngineCapabilityError(_OVER)
@@ -111,11 +117,11 @@ class OneTask:
 
     def __init__(self, name: str, find: Callable[[], Task[Any] | None]) -> None:
         self._name = name
-        self._find = find
+        self.find = find
 
     async def status(self, receipt_id: str, /) -> DurableStatus:
         """Return the state of the task, as long as there is a reference to it."""
-        task = self._find()
+        task = self.find()
         if task is None:
             return DurableStatus(DurableState.UNKNOWN, 0)
         between = DurableState.PENDING if task.state is TaskState.RETRYING else DurableState.UNKNOWN
@@ -123,7 +129,7 @@ class OneTask:
 
     async def ended(self, receipt_id: str, /) -> DurableEnd:
         """Wait for the task. Its result is restored from JSON, as with every engine."""
-        task = self._find()
+        task = self.find()
         if task is None:
             return DurableEnd(DurableStatus(DurableState.UNKNOWN, 0))
         await task.wait()
@@ -135,5 +141,5 @@ class OneTask:
 
     async def cancel(self, receipt_id: str, /) -> bool:
         """Cancel the task."""
-        task = self._find()
+        task = self.find()
         return task is not None and task.cancel()

@@ -79,6 +79,9 @@ OF_THE_RUN = {"on_error": True, "timeout": True, "limiter": False, "on_end": Fal
 OF_THE_ENGINE = frozenset(("key", "on_conflict"))
 """The engine does it and not the scheduler: the submit itself has no key."""
 
+FOLLOW, OWNER = "follow", "follow-owner"
+"""Headers of a call that clients follow: its token, and whose it is."""
+
 # Seconds that an engine has to acknowledge.
 _TIME_LIMIT = 5.0
 
@@ -236,7 +239,18 @@ class DurableTask(Task[Receipt[Any]]):
                 commit.when_ended(lambda committed: runner.loop.call(decide, task, committed))
 
         runner.accept(task, take)
+        self._let_follow(task)
         return task
+
+    def _let_follow(self, task: Task[Any]) -> None:
+        """Let the clients that follow this call follow a task of this process, which runs in its place."""
+        headers = self.call.headers
+        if FOLLOW in headers:
+            runner: Runner = self._owner  # type: ignore[assignment]  # as above
+            first = runner.following.first_kept(task)
+            # A second client that knows the idempotency key does not get the job of the first one with it.
+            owner = headers.get(OWNER) if first is None else first.owner
+            runner.following.keep(task, owner, headers[FOLLOW])
 
 
 class SubmitBatch:

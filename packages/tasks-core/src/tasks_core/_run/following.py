@@ -113,15 +113,19 @@ class Following:
 
     # ---- tasks that are kept ----
 
-    def keep(self, task: Task[Any], owner: str | None) -> str:
+    def keep(self, task: Task[Any], owner: str | None, id_: str | None = None) -> str:
         """Keep a task until `follow_for` seconds after its end; return the id that it is found by; from any thread."""
         self._mark = self._mark or token_hex(4)
-        kept = KeptTask(f"{self._mark}-{token_urlsafe(18)}", task, owner)
+        kept = KeptTask(id_ or f"{self._mark}-{token_urlsafe(18)}", task, owner)
         self._kept[kept.id] = kept
         self.journal_of(task).kept.append(kept.id)
         if task._state.finished:
             self._expire_later(kept.id)
         return kept.id
+
+    def first_kept(self, task: Task[Any]) -> KeptTask | None:
+        """Return what the first `keep()` of a task has kept, if there was one; from any thread."""
+        return next((kept for id_ in self.journal_of(task).kept if (kept := self.find(id_)) is not None), None)
 
     def find(self, id_: str) -> KeptTask | None:
         """Return the task that is kept under an id; from any thread."""

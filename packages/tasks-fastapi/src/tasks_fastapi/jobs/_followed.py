@@ -13,7 +13,7 @@ from starlette.requests import Request
 from tasks_core import Task, TaskScheduler, TasksError, TaskState
 from tasks_core.engines import EngineCapabilityError, EngineUnavailableError, FollowedCall
 from tasks_core.frameworks import find_followed, follow_stored, task_state
-from tasks_core.types import KeptTask, TaskUpdate
+from tasks_core.types import TaskUpdate
 
 from tasks_fastapi._access import get_tasks
 from tasks_fastapi._request import SCOPE_KEY, RequestOrigin
@@ -64,14 +64,15 @@ async def requested_job(job_id: str, request: Request) -> JobRequest:
     get_tasks(request)  # raises if there are none
     origin: RequestOrigin = request.scope[SCOPE_KEY]
     scheduler = origin.scheduler
+    token = job_id.removeprefix(DURABLE)
+    kept = scheduler.find_kept(token)  # also a durable task that this process runs, because no engine has it
+    if kept is not None:
+        return JobRequest(job_id, kept.owner, JobInMemory(job_id, kept.task))
     if job_id.startswith(DURABLE):
-        call = await find_followed(scheduler, job_id.removeprefix(DURABLE))
+        call = await find_followed(scheduler, token)
         return (
             JobRequest(job_id) if call is None else JobRequest(job_id, call.owner, StoredJob(job_id, call, scheduler))
         )
-    kept = scheduler.find_kept(job_id)
-    if kept is not None:
-        return JobRequest(job_id, kept.owner, JobInMemory(kept))
     mark, dash, _ = job_id.partition("-")
     elsewhere = bool(dash) and len(mark) == 8 and not scheduler.made_id(job_id)
     return JobRequest(job_id, elsewhere=elsewhere)
@@ -91,9 +92,9 @@ async def is_owner(job: RequestedJob, user: CurrentUser) -> bool:
 class JobInMemory:
     """A task of this process."""
 
-    def __init__(self, kept: KeptTask) -> None:
-        self._id = kept.id
-        self._task = kept.task
+    def __init__(self, job_id: str, task: Task[Any]) -> None:
+        self._id = job_id
+        self._task = task
 
     async def read(self, links: JobLinks) -> Job[Any]:
         task = self._task
