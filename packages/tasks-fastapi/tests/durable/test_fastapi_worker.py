@@ -124,6 +124,10 @@ def test_runs_tasks_in_the_lifespan_until_a_signal(
     assert rest == "closed\n"
     assert f"Worker takes tasks from list: 1 functions, {shown}" in logged
     assert "Stopping: no more tasks are taken" in logged
+    reports = [
+        line.partition("tasks_core: ")[2].partition(" in ")[0] for line in logged.splitlines() if "drained" in line
+    ]
+    assert reports == ["Worker of list: Tasks drained", "Tasks drained"]
 
 
 def test_waits_for_an_engine_that_is_away(folder: Path) -> None:

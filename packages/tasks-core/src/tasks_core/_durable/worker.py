@@ -138,6 +138,7 @@ class Worker:
             max_threads=total(self._slots), engine=self._engine, provider=self._provider, **self._options
         )
         scheduler._runner.following.forward = _Forward()
+        scheduler._runner.report_prefix = f"Worker of {self._engine.name}: "  # the application has a report of its own
         logger.info(
             "Worker takes tasks from %s: %d functions, %s at once", self._engine.name, len(registry), _show(self._slots)
         )

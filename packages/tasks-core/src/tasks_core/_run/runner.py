@@ -81,6 +81,7 @@ class Runner:
         "loop",
         "paused",
         "provisions",
+        "report_prefix",
         "services",
         "stage",
         "steady_clock",
@@ -106,6 +107,8 @@ class Runner:
         self.paused = True
         self.brief = False
         """Whether the scheduler lives as long as a request, so that an end without tasks is a line at `DEBUG`."""
+        self.report_prefix = ""
+        """What the line of the shutdown report begins with, if it is not the only scheduler of an application."""
         self.loop = Loop()
         self.here: Callable[[], bool] = self.loop.runs_caller  # replaced in open()
         self.keys = Keys(self)

@@ -274,7 +274,7 @@ class Shutdown:
         self._losses.log_rest()
         for stray in strays:
             logger.warning("Task %s was abandoned: %s", stray, stray.reason)
-        logger.log(self._level_of(self.report), "%s", self.report)
+        logger.log(self._level_of(self.report), "%s%s", self._runner.report_prefix, self.report)
 
     def _level_of(self, report: ShutdownReport) -> int:
         if not report.clean:
