@@ -21,6 +21,7 @@ from tasks_core import DurablePhase, TaskScheduler, TaskState, Worker
 from tasks_core.engines import (
     DurableCall,
     DurableState,
+    DurableStatus,
     EngineCapabilityError,
     EngineNotConfiguredError,
     engine_of,
@@ -148,7 +149,7 @@ async def test_status() -> None:
     async with scheduler_without_engine() as scheduler:
         receipt = await scheduler.schedule(shielded, "x")
         await functions.waiting["x"].wait()
-        assert (await receipt.status()).state is DurableState.RUNNING
+        assert await receipt.status() == DurableStatus(DurableState.RUNNING, 0)
         functions.released["x"].set()
         await scheduler.idle()
         assert (await receipt.status()).state is DurableState.SUCCEEDED

@@ -33,6 +33,7 @@ from tasks_core.engines import (
     EngineUnavailableError,
 )
 from tasks_core.engines.procrastinate import ProcrastinateEngine
+from tasks_core.exceptions import DurableTaskFailedError
 
 __all__ = ("forget", "postgres", "queue")
 
@@ -595,6 +596,9 @@ async def test_arguments_that_never_fit_are_given_up(
     async with engine, working(engine):
         receipt = await engine.submit(DurableCall(flaky.name, {"nonsense": 1}, "k"))
         await ends(receipt, DurableState.FAILED)
+        assert (await receipt.status()).attempts == 0, "it has never run"
+        with pytest.raises(DurableTaskFailedError, match="has failed: no worker understood it"):
+            await receipt.result()
     assert functions.reported == [(flaky.name, 1, "DurableTaskGivenUpError")]
     assert f"job {receipt.id}, queue default, attempt 1, has failed for good (DurableTaskGivenUpError)" in caplog.text
     [row] = await rows(postgres, queue)
@@ -713,6 +717,11 @@ async def test_task_that_kills_its_workers_is_given_up(
             )
         async with working(engine):
             await ends(receipt, DurableState.FAILED)
+        [events] = (await engine.read_events([(receipt.id, 0)])).values()
+        status = await receipt.status()
+        assert (status.attempts, events.status.attempts) == (4, 4), "its workers died; the error handler is no attempt"
+        with pytest.raises(DurableTaskFailedError, match="has failed in attempt 4: 2 workers died while they ran it"):
+            await receipt.result()
     assert functions.ran == []
     assert functions.reported == [(flaky.name, 5, "DurableTaskGivenUpError")]
     assert "is given up: 2 workers died while they ran it" in caplog.text

@@ -84,7 +84,11 @@ class DurableStatus:
 
     state: DurableState
     attempts: int
-    """How many attempts have ended, whether they succeeded or not; deliveries that were put back are none."""
+    """
+    How many attempts have ended: because they succeeded, failed, were cancelled, or their worker died.
+
+    The one that runs is none of them, and neither are deliveries that were put back or whose call no worker understood.
+    """
     progress: Json = None
     """The last value that the task gave to `durable_context().report_progress(...)`."""
     reason: str | None = None
@@ -221,4 +225,5 @@ class Receipt(Generic[R_co]):
                 )
         errors = end.status.errors
         why = end.status.reason or (errors[-1].error if errors else "its engine does not say why")
-        raise DurableTaskFailedError(f"{title} has failed in attempt {end.status.attempts}: {why}")
+        where = f" in attempt {end.status.attempts}" if end.status.attempts else ""  # no worker may have understood it
+        raise DurableTaskFailedError(f"{title} has failed{where}: {why}")

@@ -34,7 +34,7 @@ from ._errors import engine_error, opening_error
 from ._events import stored_events
 from ._operate import Operations
 from ._options import WorkOptions
-from ._rows import STATES, is_job_id, read_result, read_status, stored_calls
+from ._rows import is_job_id, read_result, read_status, stored_calls
 from ._schema import prepare_schema
 from ._sql import (
     FIND_FOLLOWED,
@@ -387,7 +387,7 @@ class ProcrastinateEngine(Operations):
             "afters": [after for _, after in pairs],
             "limit": EVENTS_AT_ONCE,
         }
-        return stored_events(await self._read(READ_EVENTS, parameters), STATES, wanted)
+        return stored_events(await self._read(READ_EVENTS, parameters), wanted)
 
     # ---- periodic functions ----
 

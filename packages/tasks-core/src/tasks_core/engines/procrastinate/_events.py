@@ -19,7 +19,7 @@ from tasks_core.types import EmittedEvent
 from . import _reports
 from ._connection import WorkerConnection
 from ._errors import is_outage
-from ._rows import Row
+from ._rows import STATES, Row, ended_attempts
 from ._sql import ADD_EVENTS, ADD_PROGRESS, TRIM_EVENTS
 
 logger = logging.getLogger("tasks_core")
@@ -227,15 +227,14 @@ class EventWriter:
                 self._dirty.pop(sink.row.id, None)
 
 
-def stored_events(
-    rows: Iterable[Any], states: dict[str, DurableState], wanted: Iterable[tuple[str, int]]
-) -> dict[tuple[str, int], StoredEvents]:
+def stored_events(rows: Iterable[Any], wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], StoredEvents]:
     """Make what `read_events()` returns of the rows of its statement; what has no row is unknown."""
     events: dict[tuple[str, int], list[EmittedEvent]] = {key: [] for key in wanted}
     statuses: dict[tuple[str, int], DurableStatus] = {}
-    for id_, after, state, attempts, progress, number, text in rows:
+    for id_, after, state, attempts, returns, given_up, failed, progress, number, text in rows:
         key = str(id_), after
-        statuses[key] = DurableStatus(states[state], attempts, progress)
+        ended = ended_attempts(STATES[state], attempts, returns, given_up, failed)
+        statuses[key] = DurableStatus(STATES[state], ended, progress)
         if number is not None:
             events[key].append(EmittedEvent(number, text.encode()))
     unknown = DurableStatus(DurableState.UNKNOWN, 0)

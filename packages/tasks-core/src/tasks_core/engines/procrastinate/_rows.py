@@ -220,14 +220,16 @@ def read_status(
 ) -> DurableStatus:
     """Read how far a task is from its row."""
     known, records = STATES[state], read_errors(errors)
-    ended = max(0, attempts - _count(returns))
-    match known:
-        case DurableState.FAILED:
-            # A failure counts as a return, too: see `History.after_failure()`.
-            return DurableStatus(known, records[-1].attempt if records else ended, progress, given_up, records)
-        case DurableState.CANCELLED:
-            return DurableStatus(known, ended, progress, reason, records)
-    return DurableStatus(known, ended, progress, None, records)
+    ended = ended_attempts(known, attempts, returns, given_up, records[-1].attempt if records else None)
+    why = {DurableState.FAILED: given_up, DurableState.CANCELLED: reason}.get(known)
+    return DurableStatus(known, ended, progress, why, records)
+
+
+def ended_attempts(state: DurableState, attempts: int, returns: object, given_up: object, last: object) -> int:
+    """Return how many attempts have ended of so many deliveries; *last* is the number of the last that failed."""
+    if state is DurableState.FAILED and given_up is None and isinstance(last, int):
+        return last  # the failure counts as a return, too: see `History.after_failure()`
+    return max(0, attempts - _count(returns))
 
 
 def _count(value: object) -> int:

@@ -734,8 +734,9 @@ SELECT job.id, job.args->>'key',
 """
 
 READ_EVENTS: LiteralString = """
-SELECT wanted.job_id, wanted.after, job.status::text, job.attempts, job.args->'progress' AS progress,
-       event.number, event.event
+SELECT wanted.job_id, wanted.after, job.status::text, job.attempts, job.args->'returns' AS returns,
+       job.args->>'given_up' AS given_up, job.args#>'{errors,-1,attempt}' AS failed,
+       job.args->'progress' AS progress, event.number, event.event
   FROM unnest((%(ids)s)::bigint[], (%(afters)s)::bigint[]) AS wanted (job_id, after)
   JOIN procrastinate_jobs AS job ON job.id = wanted.job_id
   LEFT JOIN LATERAL (
