@@ -11,6 +11,7 @@ from tasks_core._support.jsontext import Json
 from tasks_core._task import current_task
 
 from .codec import check_json
+from .queues import DEFAULT_QUEUE
 
 if TYPE_CHECKING:
     from tasks_core._scheduler import TaskScheduler
@@ -31,6 +32,10 @@ class DurableContext:
     save_progress: Callable[[Json], Awaitable[None]] | None = field(default=None, repr=False)
     task_id: int | None = field(default=None, repr=False)
     """The id of the task that counts the attempts, where no engine counts them."""
+    queue: str = DEFAULT_QUEUE
+    """The queue of the call."""
+    receipt_id: str = ""
+    """The id of the receipt of the call, by which operators find it; empty where no engine has the call."""
 
     @property
     def scheduler(self) -> TaskScheduler:

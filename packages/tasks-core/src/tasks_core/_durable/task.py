@@ -217,7 +217,13 @@ class DurableTask(Task[Receipt[Any]]):
         )
         call = self.call
         run_context = DurableContext(
-            call.name, call.idempotency_key, 1, call.headers, runner.find_scheduler, task_id=task.id
+            call.name,
+            call.idempotency_key,
+            1,
+            call.headers,
+            runner.find_scheduler,
+            task_id=task.id,
+            queue=call.queue,
         )
         context.run(set_context, run_context)
         phase: TaskPhase | None = self._phase

@@ -220,6 +220,8 @@ class _Attempt(Delivered):
                 call.headers,
                 ref(self._scheduler),
                 self._delivery.report_progress,
+                queue=call.queue,
+                receipt_id=self._delivery.id,
             )
         )
         target = self._scheduler.task(
