@@ -145,7 +145,10 @@ async def test_websocket_that_is_closed_already() -> None:
 
     async with overloaded(app):
         answer = await websocket(app, "/", log=[])
-    expected = "A task was refused after the WebSocket had been closed, so the client cannot be informed"
+    expected = (
+        "A task was refused after the WebSocket had been closed, so the client cannot be informed. Schedule it before "
+        "`await websocket.close()`"
+    )
     assert str(answer.error) == expected
     assert answer.error is not None
     assert isinstance(answer.error.__cause__, TaskQueueFullError)

@@ -479,7 +479,10 @@ def test_the_line_that_the_refusal_on_trio_says_runs_the_tasks_of_trio_on_asynci
             {"cut": "everywhere", "restore": reset},
             r'run_durable(cut="everywhere") needs check=: a function that asserts',
         ),
-        ({"cut": "everywhere", "restore": reset, "check": outcome, "times": 2}, "so it takes no times="),
+        (
+            {"cut": "everywhere", "restore": reset, "check": outcome, "times": 2},
+            "times=2) runs each task again after each cut, so it takes no times=",
+        ),
         ({"restore": reset}, 'restore= has a meaning with cut="everywhere" only'),
         ({"check": outcome}, 'check= has a meaning with cut="everywhere" only'),
     ],

@@ -298,7 +298,7 @@ async def test_counting() -> None:
         ):
             recorder.assert_ran("charge")
         with pytest.raises(
-            ValueError, match=r"^times must be 1 or more; to assert that there is none, write assert_not_scheduled\(\)$"
+            ValueError, match=r"^times=0: times must be 1 or more; to assert that there is none, write assert_not_sched"
         ):
             recorder.assert_ran(work, times=0)
 

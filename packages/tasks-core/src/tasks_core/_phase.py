@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._config import Outcome, TaskConfig
 from ._observer import hooks, notify
 from ._schedule import ScheduleTarget, refuse_when
+from ._support.rules import show
 from ._task import PENDING, Task
 from .exceptions import InvalidConfigError
 
@@ -63,7 +64,7 @@ class TaskPhase(ScheduleTarget):
         opened: bool = False,
     ) -> None:
         if not isinstance(name, str) or not name:
-            raise InvalidConfigError('TaskPhase(scheduler, name): name must be a text, such as "after_commit"')
+            raise InvalidConfigError(f'TaskPhase(scheduler, {show(name)}): name must be a text, such as "after_commit"')
         if config is not None and config.key is not None:
             raise InvalidConfigError("TaskPhase(config=...): key is for one call: phase.task(key=...).schedule(...)")
         self._runner = scheduler._runner

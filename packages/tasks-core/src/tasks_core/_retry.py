@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._support.call import check_call
-from ._support.rules import check_fields, is_count, is_finite_seconds, must_be
+from ._support.rules import check_fields, is_count, is_finite_seconds, must_be, show
 from .exceptions import InvalidConfigError, InvalidTaskError
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def retry(
     types = on if isinstance(on, tuple) else (on,)
     if not types or not all(isinstance(t, type) and issubclass(t, Exception) for t in types):
         raise InvalidConfigError(
-            "retry(on=...): on must be an exception class or a tuple of them, as in on=(OSError, TimeoutError)"
+            f"retry(on=({', '.join(t.__qualname__ if isinstance(t, type) else show(t) for t in types)})): on must be a "
+            "subclass of Exception or a tuple of them, as in on=(OSError, TimeoutError)"
         )
     if callable(backoff):
         longest = _UNBOUNDED if max_delay is None else max_delay
@@ -254,4 +255,8 @@ async def ask(handler: Callable[..., Any], task: Task[Any], *args: object) -> ob
 
 def _check_handlers(where: str, handlers: tuple[object, ...]) -> None:
     if not handlers or not all(callable(handler) for handler in handlers):
-        raise InvalidConfigError(f"{where}() takes at least one handler, each a function of (task, exception)")
+        given = ", ".join(getattr(handler, "__qualname__", show(handler)) for handler in handlers)
+        raise InvalidConfigError(
+            f"{where}({given}): it takes at least one handler, each a function of (task, exception), as in "
+            "chain(report, retry(attempts=3)) or by_exception({OSError: retry(attempts=3)})"
+        )

@@ -192,7 +192,7 @@ class TaskScheduler(ScheduleTarget):
                 "Set an event instead, and let the code that entered the scheduler wait for that"
             )
         if self._runner.stage is not Stage.NEW and not self._runner.here():
-            raise RuntimeError(f"{method} was called on another event loop than that of the scheduler")
+            raise _of_another_loop(method)
 
     async def _close_in_a_hurry(self, shutdown: Shutdown) -> None:
         shutdown.hurry()
@@ -429,7 +429,7 @@ class TaskScheduler(ScheduleTarget):
             RuntimeError: called on another event loop than that of the scheduler.
         """
         if self._runner.stage is not Stage.NEW and not self._runner.here():
-            raise RuntimeError("wait_for_capacity() was called on another event loop than that of the scheduler")
+            raise _of_another_loop("wait_for_capacity()")
         await anyio.lowlevel.checkpoint()
         await self._runner.ledger.wait_until(self._runner.ledger.has_capacity)
 
@@ -466,6 +466,13 @@ def current_scheduler() -> TaskScheduler:
             "Enter one first: async with TaskScheduler() as scheduler: ..."
         )
     return scheduler
+
+
+def _of_another_loop(method: str) -> RuntimeError:
+    return RuntimeError(
+        f"{method} was called on another event loop than that of the scheduler. Await it on the event loop that has "
+        f"entered the scheduler; a worker thread of that one writes: anyio.from_thread.run(scheduler.{method[:-2]})"
+    )
 
 
 def mark_as_brief(scheduler: TaskScheduler) -> None:

@@ -400,7 +400,11 @@ class Task(Generic[T]):
             RuntimeError: the caller runs on another event loop than the scheduler, which could not wake it.
         """
         if not self._state.finished and not self._owner.here():
-            raise RuntimeError("task.follow() works on the event loop of the scheduler only")
+            raise RuntimeError(
+                f"{self.name!r} cannot be followed from here: task.follow() works on the event loop of the scheduler "
+                "only. Follow it in a task of that scheduler: scheduler.schedule(follow, task), where `follow` is your "
+                "coroutine function with `async for update in task.follow()`"
+            )
         return TaskFollower(self, self._owner.following.journal_of(self), after)
 
     async def wait(self) -> None:

@@ -54,7 +54,8 @@ def queue_full_handler(retry_after: float) -> Callable[[Any, Exception], Awaitab
         if isinstance(connection, WebSocket):
             if connection.application_state is WebSocketState.DISCONNECTED:
                 raise RuntimeError(
-                    "A task was refused after the WebSocket had been closed, so the client cannot be informed"
+                    "A task was refused after the WebSocket had been closed, so the client cannot be informed. "
+                    "Schedule it before `await websocket.close()`"
                 ) from error
             await connection.close(code=1013, reason=_QUEUE_FULL)
             return None

@@ -104,7 +104,7 @@ class Control(TaskObserver):
         """Add a rule that makes attempts fail."""
         check_target(target)
         if not isinstance(error, BaseException) and not (isinstance(error, type) and issubclass(error, BaseException)):
-            raise TypeError(_refusals.not_an_exception())
+            raise TypeError(_refusals.not_an_exception(error))
         if isinstance(error, type):
             error()  # if the type needs arguments, this raises here and not in the task, where it would look like a bug
         self._fails.append(FailRule(target, error, float("inf") if times is None else times, after_run))
@@ -114,7 +114,7 @@ class Control(TaskObserver):
         """Add a rule that replaces a function; it overrides the earlier rules."""
         check_target(target)
         if replacement is not None and not callable(replacement):
-            raise TypeError(_refusals.not_a_replacement())
+            raise TypeError(_refusals.not_a_replacement(replacement))
         self._stubs.insert(0, StubRule(target, replacement))
         self.observe()
 

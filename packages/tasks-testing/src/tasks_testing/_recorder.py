@@ -538,7 +538,7 @@ class TasksRecorder(TaskView):
         timeout: float | None,
     ) -> CutEverywhere:
         if times != 1:
-            raise ValueError(_refusals.cut_excludes_times())
+            raise ValueError(_refusals.cut_excludes_times(times))
         if restore is None or check is None:
             raise ValueError(_refusals.cut_needs("restore" if restore is None else "check"))
         self._control.observe()

@@ -18,15 +18,18 @@ def not_a_target(value: object) -> str:
     )
 
 
-def not_an_exception() -> str:
+def not_an_exception(value: object) -> str:
     return (
-        "fail(target, error): error must be an exception or an exception type, "
+        f"fail(target, {show(value)}): error must be an exception or an exception type, "
         "as in fail(charge, ConnectionError('down'))"
     )
 
 
-def not_a_replacement() -> str:
-    return "stub(target, replacement): replacement must be a function with the parameters of the task"
+def not_a_replacement(value: object) -> str:
+    return (
+        f"stub(target, {show(value)}): replacement must be a function with the parameters of the task, "
+        "as in stub(charge, lambda order_id: None)"
+    )
 
 
 def no_such_parameter(func: Callable[..., Any], name: str, parameters: Iterable[str]) -> str:
@@ -37,8 +40,8 @@ def no_such_state(method: str, state: object, states: Iterable[str]) -> str:
     return f"{method}({state!r}): a state is one of {', '.join(states)}"
 
 
-def wrong_times() -> str:
-    return "times must be 1 or more; to assert that there is none, write assert_not_scheduled()"
+def wrong_times(times: object) -> str:
+    return f"times={times!r}: times must be 1 or more; to assert that there is none, write assert_not_scheduled()"
 
 
 def not_periodic(func: object) -> str:
@@ -46,7 +49,10 @@ def not_periodic(func: object) -> str:
 
 
 def no_further_occurrence(func: object) -> str:
-    return f"the trigger of {show(func)} has no further occurrence"
+    return (
+        f"the trigger of {show(func)} has no further occurrence. Call the function itself, or set the clock to a "
+        "moment before the last occurrence"
+    )
 
 
 # ---- settings ----
@@ -105,11 +111,14 @@ _CUT_NEEDS = {
 
 
 def only_with_cut(name: str) -> str:
-    return f'{name}= has a meaning with cut="everywhere" only'
+    return f'{name}= has a meaning with cut="everywhere" only: run_durable(cut="everywhere", restore=..., check=...)'
 
 
-def cut_excludes_times() -> str:
-    return 'run_durable(cut="everywhere") runs each task again after each cut, so it takes no times='
+def cut_excludes_times(times: object) -> str:
+    return (
+        f'run_durable(cut="everywhere", times={times!r}) runs each task again after each cut, so it takes no times=. '
+        "Leave it out"
+    )
 
 
 def cut_needs_asyncio() -> str:

@@ -84,7 +84,10 @@ def durable_context() -> DurableContext:
     """
     context = _context.get()
     if context is None:
-        raise LookupError("durable_context() is for durable tasks: no durable task runs this code")
+        raise LookupError(
+            "durable_context() is for durable tasks: no durable task runs this code. Call it in a function with "
+            "@durable that was scheduled"
+        )
     task = current_task()
     if task is not None and task.id == context.task_id:
         return replace(context, attempt=task.attempts)

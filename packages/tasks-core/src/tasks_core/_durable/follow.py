@@ -38,7 +38,10 @@ def make_followed(task: DurableTask, owner: str | None) -> str:
         InvalidTaskError: the call is stored, or on its way.
     """
     if not isinstance(task.engine, (EventEngine, MemoryEngine)):
-        raise EngineCapabilityError(f"{task.name!r} cannot be followed: {task.engine.name} stores no events")
+        raise EngineCapabilityError(
+            f"{task.name!r} cannot be followed: {task.engine.name} stores no events, for which an engine needs the "
+            "methods of EventEngine"
+        )
     if task._state is not PENDING or task.stored:
         raise InvalidTaskError(
             f"{task.name!r} is on its way to {task.engine.name} already: to let a client follow it, call job(task) "

@@ -144,8 +144,9 @@ class DurableFunction(TaskFactory[P, Receipt[R]], Generic[P, T, R]):
         """
         for option in other:
             where = f"; it is said to the target: .task({option}=...).schedule({self.__name__}, ...)"
+            it_takes = ". It takes: idempotency_key, transaction, queue, priority"
             raise TypeError(
-                f"configure() got an unexpected option {option!r}{where if option in _OF_THE_TARGET else ''}"
+                f"configure() got an unexpected option {option!r}{where if option in _OF_THE_TARGET else it_takes}"
             )
         if idempotency_key is not None:
             KEY.check("idempotency_key", idempotency_key)
@@ -330,7 +331,8 @@ def durable(
     """
     if retry is not None and not isinstance(retry, RetryPolicy):
         raise InvalidConfigError(
-            "durable(retry=...): retry must be a RetryPolicy, as in retry=RetryPolicy(attempts=5), or None for never"
+            f"durable(retry={show(retry)}): retry must be a RetryPolicy, as in retry=RetryPolicy(attempts=5), or None "
+            "for never"
         )
     config = TaskConfig(shield=shield, timeout=timeout, on_error=on_error)
 

@@ -99,7 +99,10 @@ class Occurrences:
     def __init__(self, engine: Engine) -> None:
         if periodic_functions() and not isinstance(engine, PeriodicEngine):
             name = periodic_functions()[0].name
-            raise EngineCapabilityError(f"{name!r} has periodic=, and {engine.name} has no periodic tasks")
+            raise EngineCapabilityError(
+                f"{name!r} has periodic=, and {engine.name} has no periodic tasks: an engine needs the methods of "
+                "PeriodicEngine for them"
+            )
         self._engine = engine
 
     async def run(self, stopping: anyio.Event) -> None:

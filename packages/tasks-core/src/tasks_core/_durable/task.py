@@ -400,7 +400,10 @@ def _check_capabilities(function: FunctionInfo, engine: Engine, target: Schedule
     for capability, wanted in needed.items():
         if wanted and capability not in engine.capabilities:
             option = {"dedup": "idempotency_key", "queues": "queue"}.get(capability, capability)
-            raise EngineCapabilityError(f"{function!r} was scheduled with {option}=, which {engine.name} cannot do")
+            raise EngineCapabilityError(
+                f"{function!r} was scheduled with {option}=, which {engine.name} cannot do. Leave it out, or give the "
+                f"scheduler an engine that has the capability {capability!r}"
+            )
 
 
 def _headers(phase: PhaseInfo | None, span: Any) -> dict[str, str]:

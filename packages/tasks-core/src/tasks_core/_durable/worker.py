@@ -102,7 +102,9 @@ class Worker:
     ) -> None:
         Worker.check_options(concurrency=concurrency, queues=queues, **options)
         if queues is not None and "queues" not in engine.capabilities:
-            raise EngineCapabilityError(f"queues= was given, and {engine.name} has one queue only")
+            raise EngineCapabilityError(
+                f"queues= was given, and {engine.name} has one queue only. Write Worker(engine, concurrency=32)"
+            )
         self._engine = engine
         self._slots: Slots = check_slots(concurrency, queues)
         self._provider = provider

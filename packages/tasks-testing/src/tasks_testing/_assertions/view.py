@@ -275,5 +275,5 @@ def _succeeded(task: RecordedTask[Any]) -> bool:
 
 def _positive(times: int | None) -> int | None:
     if times is not None and times < 1:
-        raise ValueError(_refusals.wrong_times())
+        raise ValueError(_refusals.wrong_times(times))
     return times

@@ -269,7 +269,8 @@ class ProcrastinateEngine(Operations):
         """
         if self._thread is not None:
             raise EngineCapabilityError(
-                "transaction=: what this engine could join are connections that run on asyncio, and this is trio"
+                "transaction=: what this engine could join are connections that run on asyncio, and this is trio. "
+                "Schedule the task after the commit, without transaction="
             )
         return join_transaction(transaction, self._statement([call]), wanted, call.name)
 

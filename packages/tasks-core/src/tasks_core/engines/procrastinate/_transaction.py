@@ -88,7 +88,10 @@ def join_transaction(transaction: Any, statement: Statement, wanted: Callable[[]
             case "sqlalchemy.ext.asyncio.engine.AsyncConnection":
                 connection = transaction.sync_connection
                 if connection is None:
-                    raise EngineCapabilityError("transaction= was given a connection that is not open")
+                    raise EngineCapabilityError(
+                        "transaction= was given a connection that is not open. Open it first: "
+                        "async with engine.connect() as connection"
+                    )
                 return _ConnectionTransaction(connection, _greenlet(transaction), statement)
             case "sqlalchemy.engine.base.Connection":
                 return _ConnectionTransaction(transaction, _thread, statement)
