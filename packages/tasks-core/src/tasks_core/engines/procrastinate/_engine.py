@@ -120,6 +120,8 @@ class ProcrastinateEngine(Operations):
 
     name = "procrastinate"
     capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority", "key"))
+    conninfo: str
+    """The address of the database. That of an embedded PostgreSQL is known when the engine has been entered."""
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class ProcrastinateEngine(Operations):
         keep_failed: float = 90 * _DAY,
         keep_cancelled: float = 7 * _DAY,
     ) -> None:
-        self.conninfo: str = conninfo
+        self.conninfo = conninfo
         self.apply_schema: bool = apply_schema
         self._embedded: EmbeddedPostgres | None = None
         self._pool_size = pool_size
