@@ -88,13 +88,16 @@ async def test_a_task_that_blocks_the_event_loop_is_named_once(
 
 async def test_a_task_that_lets_no_other_thread_run_is_named(caplog: pytest.LogCaptureFixture) -> None:
     """Not each time: the watch may get its turn only after the loop has answered."""
+
+    def named() -> list[str]:  # a busy machine keeps other code of this process as well
+        return [line for line in slow_lines(caplog) if line.startswith("Task 'match'")]
+
     async with TaskScheduler(slow_callback_duration=LIMIT, grace_period=60) as scheduler:
         with anyio.fail_after(90):
-            while not slow_lines(caplog):
+            while not named():
                 await scheduler.task(name="match").schedule(keep_the_interpreter).wait()
                 await turn()
-    assert "in keep_the_interpreter" in slow_lines(caplog)[0]
-    assert slow_lines(caplog)[0].startswith("Task 'match'")
+    assert "in keep_the_interpreter" in named()[0]
 
 
 async def test_an_event_loop_that_waits_for_its_own_events_is_not_kept_by_any_code(

@@ -306,7 +306,7 @@ def test_an_attempt_that_waits_for_what_the_one_before_has_open(tasks_recorder: 
     submit(plain_once)
     tasks_recorder.stub(plain_once.name, holds_a_lock)
     with pytest.raises(AssertionError, match="a durable task has not ended") as failure:
-        tasks_recorder.run_durable(cut="everywhere", restore=reset, check=lambda: None, timeout=0.1)
+        tasks_recorder.run_durable(cut="everywhere", restore=reset, check=lambda: None, timeout=2)
     place, hint = failure.value.__notes__
     assert place.startswith("the worker was cut off while it ran cuts_plain_once, at place 1 of 2:\n")
     assert hint == "  hint: what the attempt had open at the cut may block the next one; on_cut= can close it"
