@@ -181,7 +181,10 @@ class ListEngine:
         began, attempt = time.time(), kept.status.attempts + 1
         try:
             with kept.scope:
-                kept.result = await run(Delivery(call, attempt, kept.failures, partial(self._report, kept)))
+                progress = kept.status.progress
+                kept.result = await run(
+                    Delivery(call, attempt, kept.failures, partial(self._report, kept), progress=progress)
+                )
             if kept.scope.cancelled_caught:
                 self.log.append(f"cancelled {call.name}")
                 kept.set(DurableState.CANCELLED)

@@ -117,6 +117,7 @@ class RecordedEngine(InMemoryEngine):
                 counts["failures"],
                 report_progress,
                 open_events=partial(Events, self, number),
+                progress=self._statuses[number].progress,
             )
             began = time.time()
             scope = self._scopes[number] = anyio.CancelScope()

@@ -204,6 +204,7 @@ class InMemoryEngine(InMemoryOperations):
                     report_progress,
                     id=str(number),
                     open_events=partial(Events, self, number),
+                    progress=self._statuses[number].progress,
                 )
                 self._results[number] = await run(delivery)
             self._set_state(

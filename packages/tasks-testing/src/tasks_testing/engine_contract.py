@@ -155,6 +155,17 @@ async def _report(text: str) -> None:
     _record(text)
 
 
+@durable(name="tasks_testing.engine_contract.go_on", retry=RetryPolicy(attempts=3, backoff=0.0))
+async def _go_on(text: str) -> None:
+    context = durable_context()
+    before = context.progress
+    report("a value that the next one replaces")
+    await context.report_progress([text, context.attempt])
+    _record(f"{before} {context.progress}")
+    if context.attempt < 3:
+        raise ConnectionError(text)
+
+
 @durable(name="tasks_testing.engine_contract.emit", retry=RetryPolicy(attempts=2, backoff=0.0))
 async def _emit(text: str, fails: bool) -> None:
     for number in range(3):
@@ -835,6 +846,14 @@ class EngineContract:
             async with self.working(engine):
                 await self.ended(receipt, DurableState.SUCCEEDED)
             assert (await receipt.status()).progress == {"text": "a", "percent": 50}
+
+    async def test_the_next_attempt_reads_what_the_one_before_has_reported(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(_go_on, "a")
+            async with self.working(engine):
+                await self.ended(receipt, DurableState.SUCCEEDED)
+            assert (await receipt.status()).progress == ["a", 3]
+        assert _runs.texts == ["None ['a', 1]", "['a', 1] ['a', 2]", "['a', 2] ['a', 3]"]
 
     async def test_followers_read_what_a_call_emits_and_then_its_end(self, engine: Engine) -> None:
         _needs_events(engine)

@@ -256,9 +256,9 @@ def _serialize(codec: ValueCodec, value: Any) -> tuple[str, str | None]:
     return text, None
 
 
-def check_json(value: object, where: str) -> None:
+def check_json(value: object, where: str) -> str:
     """
-    Raise if *value* is not JSON that PostgreSQL stores unchanged; *where* begins the message.
+    Return *value* as JSON; raise if it is none that PostgreSQL stores unchanged. *where* begins the message.
 
     Raises:
         ArgumentCodecError: it has a value of another type, a number that is not finite, a NUL or a surrogate, or is
@@ -274,6 +274,7 @@ def check_json(value: object, where: str) -> None:
             f"{where}: the value must be JSON of at most 1 MiB: texts without NUL, finite numbers, true, false, null, "
             f"lists, and dicts with texts as keys; it is a {_type_name(value)}"
         )
+    return text
 
 
 def _is_longer_than(limit: int, value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ class DurableContext:
     """The headers that were stored with the call: `traceparent`, `x-request-id`."""
     find_scheduler: Callable[[], TaskScheduler | None] = field(repr=False)
     save_progress: Callable[[Json], Awaitable[None]] | None = field(default=None, repr=False)
+    read_progress: Callable[[], Json] | None = field(default=None, repr=False)
     task_id: int | None = field(default=None, repr=False)
     """The id of the task that counts the attempts, where no engine counts them."""
     queue: str = DEFAULT_QUEUE
@@ -60,16 +62,36 @@ class DurableContext:
             raise LookupError(f"The scheduler that ran {self.name!r} has ended")
         return scheduler
 
+    @property
+    def progress(self) -> Json:
+        """
+        The last value that the task has reported, in this attempt or an earlier one; `None` before the first.
+
+        ```python
+        for page in range(durable_context().progress or 0, pages):
+            await export(page)
+            await durable_context().report_progress(page + 1)
+        ```
+
+        At the start of an attempt it is what the attempt before has stored, whether that failed, was put back, or its
+        worker died.
+        """
+        return None if self.read_progress is None else self.read_progress()
+
     async def report_progress(self, progress: Json) -> None:
         """
-        Store any JSON value as `receipt.status().progress`. Without an engine that stores it, this does nothing.
+        Store any JSON value as `receipt.status().progress`, and for the next attempt as `progress`.
+
+        In memory, it is kept for as long as the task. The value of a worker that has lost the task to another one is
+        not stored.
 
         Raises:
             ArgumentCodecError: *progress* is not JSON of at most 1 MiB.
         """
-        check_json(progress, "report_progress()")
+        text = check_json(progress, "report_progress()")
         if self.save_progress is not None:
-            await self.save_progress(progress)
+            # Not the object of the caller, which may change it later.
+            await self.save_progress(json.loads(text))
 
 
 _context: ContextVar[DurableContext | None] = ContextVar("tasks_core_context", default=None)

@@ -60,6 +60,8 @@ class Delivery:
     Returns where the delivery writes what it emits and reports; called when it does so for the first time. `None`: the
     engine stores no events.
     """
+    progress: Json = None
+    """What earlier deliveries have reported last."""
 
 
 class Redeliver(Exception):  # noqa: N818  a request, not an error

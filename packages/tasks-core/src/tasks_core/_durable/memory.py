@@ -125,7 +125,8 @@ class OneTask:
         if task is None:
             return DurableStatus(DurableState.UNKNOWN, 0)
         between = DurableState.PENDING if task.state is TaskState.RETRYING else DurableState.UNKNOWN
-        return DurableStatus(_STATES.get(task.state, between), task.attempts - (task.state is TaskState.RUNNING))
+        ended = task.attempts - (task.state is TaskState.RUNNING)
+        return DurableStatus(_STATES.get(task.state, between), ended, task.progress)
 
     async def ended(self, receipt_id: str, /) -> DurableEnd:
         """Wait for the task. Its result is restored from JSON, as with every engine."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
+from weakref import ref
 
 import anyio
 
@@ -15,6 +17,7 @@ from tasks_core._config import Outcome, TaskConfig
 from tasks_core._retry import Retry, RetryPolicy, ask
 from tasks_core._run.ledger import log_fields, title
 from tasks_core._support.call import check_provided_call
+from tasks_core._support.jsontext import Json
 from tasks_core._support.log import logger
 from tasks_core._support.provider import ProvidedCall
 from tasks_core._task import PhaseInfo, ProvidedTask, Task, TaskState
@@ -216,12 +219,20 @@ class DurableTask(Task[Receipt[Any]]):
             runner.now(),
         )
         call = self.call
+        find = ref(task)  # the task refers to its context
+
+        async def save_progress(progress: Json) -> None:
+            if (task := find()) is not None:
+                runner.following.report(task, json.dumps(progress, ensure_ascii=False).encode())
+
         run_context = DurableContext(
             call.name,
             call.idempotency_key,
             1,
             call.headers,
             runner.find_scheduler,
+            save_progress,
+            lambda: None if (task := find()) is None else task.progress,
             task_id=task.id,
             queue=call.queue,
         )

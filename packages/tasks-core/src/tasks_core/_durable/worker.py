@@ -14,6 +14,7 @@ from tasks_core._options import ShutdownOptions, complete
 from tasks_core._retry import Retry, ask
 from tasks_core._run.ledger import CANCEL_CALLED, label, log_fields, title
 from tasks_core._scheduler import TaskScheduler
+from tasks_core._support.jsontext import Json
 from tasks_core._support.log import logger, message_of, shows_traceback
 from tasks_core._support.provider import Provider
 from tasks_core._task import Task, TaskState
@@ -194,10 +195,27 @@ class Worker:
             )
 
 
+class _Progress:
+    """What a delivery, or an earlier one of its call, has reported last. A context that is kept keeps nothing else."""
+
+    __slots__ = ("_report", "value")
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._report = delivery.report_progress
+        self.value: Json = delivery.progress
+
+    def read(self) -> Json:
+        return self.value
+
+    async def save(self, progress: Json) -> None:
+        await self._report(progress)
+        self.value = progress
+
+
 class _Attempt(Delivered):
     """One delivery, as a task of the scheduler."""
 
-    __slots__ = ("_again", "_delivery", "_engine_name", "_events", "_function", "_scheduler")
+    __slots__ = ("_again", "_delivery", "_engine_name", "_events", "_function", "_scheduler", "progress")
 
     def __init__(
         self, engine: str, scheduler: TaskScheduler, function: DurableFunction[..., Any, Any], delivery: Delivery
@@ -208,6 +226,7 @@ class _Attempt(Delivered):
         self._delivery = delivery
         self._again: float | None = None
         self._events: EventSink | None = None
+        self.progress = _Progress(delivery)
 
     async def run(self) -> StoredResult | None:
         call, function = self._delivery.call, self._function
@@ -221,7 +240,8 @@ class _Attempt(Delivered):
                 self._delivery.attempt,
                 call.headers,
                 ref(self._scheduler),
-                self._delivery.report_progress,
+                self.progress.save,
+                self.progress.read,
                 queue=call.queue,
                 receipt_id=self._delivery.id,
             )
@@ -344,21 +364,23 @@ class _Forward:
     __slots__ = ()
 
     def emitted(self, task: Task[Any], event: EmittedEvent) -> None:
-        events = _events_of(task)
-        if events is not None:
-            events.emit(event.json)
+        attempt = _attempt_of(task)
+        if attempt is not None and attempt.events is not None:
+            attempt.events.emit(event.json)
 
     def reported(self, task: Task[Any], progress: bytes) -> None:
-        events = _events_of(task)
-        if events is not None:
-            check_json(json.loads(progress), "report()")
-            events.report(progress)
+        attempt = _attempt_of(task)
+        if attempt is not None and attempt.events is not None:
+            value = json.loads(progress)
+            check_json(value, "report()")
+            attempt.events.report(progress)
+            attempt.progress.value = value
 
 
-def _events_of(task: Task[Any]) -> EventSink | None:
+def _attempt_of(task: Task[Any]) -> _Attempt | None:
     # By its handler, which only the task of a delivery has: one more reference for each task would be for nothing.
     attempt = getattr(task.config.on_error, "__self__", None)
-    return attempt.events if isinstance(attempt, _Attempt) else None
+    return attempt if isinstance(attempt, _Attempt) else None
 
 
 async def _raise(error: Exception) -> None:

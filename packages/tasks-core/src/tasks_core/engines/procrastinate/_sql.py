@@ -662,8 +662,10 @@ What the row remembers about earlier deliveries is replaced by *note*, if there 
 """
 
 PROGRESS: LiteralString = """
-UPDATE procrastinate_jobs SET args = jsonb_set(args, '{progress}', (%(progress)s)::jsonb) WHERE id = %(id)s
+UPDATE procrastinate_jobs SET args = jsonb_set(args, '{progress}', (%(progress)s)::jsonb)
+ WHERE id = %(id)s AND status = 'doing' AND attempts = %(attempts)s
 """
+"""A worker that has lost the call changes nothing: the next attempt goes on from the progress of its own."""
 
 # ---- events ----
 

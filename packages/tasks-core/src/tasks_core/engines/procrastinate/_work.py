@@ -313,7 +313,7 @@ class _Work:
             return self._misfit(row, error)
 
         async def report_progress(progress: Json) -> None:
-            await self._save_progress(row.id, progress)
+            await self._save_progress(row, progress)
 
         delivery = Delivery(
             call,
@@ -323,6 +323,7 @@ class _Work:
             row.history.given_up,
             id=str(row.id),
             open_events=partial(self._events.sink, row),
+            progress=row.fields.get("progress"),
         )
         try:
             result = await self._run(delivery)
@@ -386,11 +387,12 @@ class _Work:
         )
         return Report(row, "todo", pause, -1 if history.misfits == 1 else 0, history.as_json())
 
-    async def _save_progress(self, job_id: int, progress: Json) -> None:
+    async def _save_progress(self, row: Row, progress: Json) -> None:
         text = json.dumps(progress)
+        await self._events.flush(row)  # what was reported before must not be stored after this
         while True:
             try:
-                await self._progress.fetch(PROGRESS, {"id": job_id, "progress": text})
+                await self._progress.fetch(PROGRESS, {"id": row.id, "attempts": row.attempts, "progress": text})
                 return
             except Exception as error:
                 if not is_outage(error):
