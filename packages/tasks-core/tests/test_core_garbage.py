@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from core_support import fail, noop, quiet
-from tasks_core import Task, TaskObserver, TaskPhase, TaskScheduler, observe, retry
+from tasks_core import Cancel, Snooze, Task, TaskObserver, TaskPhase, TaskScheduler, observe, retry
 from tasks_core.types import RunAttempt
 
 pytestmark = pytest.mark.anyio
@@ -59,6 +59,19 @@ async def exit_with(argument: Argument) -> None:
     raise SystemExit
 
 
+async def snooze_once_with(argument: Argument) -> None:
+    if not hasattr(argument, "snoozed"):
+        argument.snoozed = True  # type: ignore[attr-defined]  # for the next attempt
+        try:
+            raise ValueError
+        except ValueError as error:
+            raise Snooze(0) from error
+
+
+async def cancel_with(argument: Argument) -> None:
+    raise Cancel("it has a traceback")
+
+
 async def handle_badly(task: Task[Any], error: Exception) -> None:
     raise RuntimeError
 
@@ -84,6 +97,8 @@ def handle_plainly(task: Task[Any], error: Exception) -> None: ...
         (fail_with, {"on_error": retry(attempts=2, backoff=0.001)}),
         (fail_with, {"on_error": handle_badly}),
         (fail_with, {"on_error": handle_plainly}),
+        (snooze_once_with, {}),
+        (cancel_with, {}),
         (hang, {"timeout": 0.001}),
         (hang, {"timeout": 0.001, "on_error": retry(attempts=2, backoff=0)}),
     ],

@@ -3,18 +3,21 @@
 from typing import assert_type
 
 from tasks_core import (
+    Cancel,
     DurableFunction,
     Receipt,
     RetryPolicy,
+    Snooze,
     Task,
     TaskPhase,
     TaskScheduler,
     Worker,
     cron,
     durable,
+    durable_context,
     every,
 )
-from tasks_core.engines import Engine
+from tasks_core.engines import Engine, Json
 
 
 @durable
@@ -39,6 +42,23 @@ def refund(order: int) -> None:
 async def report(pages: int = 1) -> bool:
     return pages > 0
 
+
+@durable
+async def fetch(order: int) -> str | Snooze | Cancel:
+    if order < 0:
+        raise Cancel("there is no such order")
+    return Snooze(60) if order else "fetched"
+
+
+@durable(retry=None, on_error=lambda task, error: Snooze(60))
+def sweep(order: int) -> Snooze | None:
+    return Snooze(delay=1.5) if order else None
+
+
+Snooze()  # type: ignore[call-arg]
+Snooze("60")  # type: ignore[arg-type]
+Cancel()  # type: ignore[call-arg]
+Cancel(reason=17)  # type: ignore[arg-type]
 
 assert_type(durable(periodic=every(hours=6))(still), DurableFunction[[], None, None])
 durable(periodic="0 3 * * *")  # type: ignore[call-overload]
@@ -81,6 +101,8 @@ async def receipts(scheduler: TaskScheduler) -> None:
     assert_type(receipt.replaced, tuple[str, ...])
     assert_type(await receipt.result(timeout=1.0), bool)
     assert_type(await (await scheduler.schedule(render, 1, 2.0)).result(), bytes)
+    assert_type(await (await scheduler.schedule(fetch, 1)).result(), str)
+    await (await scheduler.schedule(sweep, 1)).result()
     await receipt.result("1")  # type: ignore[arg-type]
     other: Receipt[str] = receipt  # type: ignore[assignment]
     assert_type(other, Receipt[str])
@@ -93,3 +115,10 @@ async def receipts(scheduler: TaskScheduler) -> None:
 def without_an_engine() -> None:
     TaskScheduler(engine=None, without_engine="memory")
     TaskScheduler(without_engine="sqlite")  # type: ignore[arg-type]
+
+
+def progress() -> None:
+    context = durable_context()
+    start: Json = context.progress
+    assert start is None
+    context.progress = 1  # type: ignore[misc]

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import StatusCode
 from starlette.background import BackgroundTask
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tasks_core import TaskScheduler, every
+from tasks_core import Cancel, Snooze, TaskScheduler, every
 from tasks_core.exceptions import InvalidConfigError
 from tasks_fastapi import TaskConfig, Tasks, TelemetryConfig, add_tasks, get_scheduler, retry
 
@@ -376,6 +376,24 @@ async def test_retry_that_is_cancelled_while_it_waits(telemetry: Telemetry) -> N
     assert telemetry.outcomes() == ["retrying"]
     assert telemetry.numbers("tasks.running") == {frozenset({"charge"}): 0}
     assert telemetry.numbers("tasks.duration") == {frozenset({"charge", "retrying", "ValueError"}): 1}
+
+
+async def test_a_task_that_snoozes_or_cancels_itself_has_no_error(telemetry: Telemetry) -> None:
+    left: list[Snooze | Cancel] = [Snooze(0), Cancel("it was withdrawn")]
+
+    async def decide() -> None:
+        raise left.pop(0)
+
+    app = make_app(telemetry)
+    async with running(app):
+        await get_scheduler(app).task(name="decide").schedule(decide).wait()
+    assert telemetry.outcomes() == ["snoozed", "cancelled"]
+    assert {span.status.status_code for span in telemetry.spans} == {StatusCode.UNSET}
+    assert telemetry.numbers("tasks.duration") == {
+        frozenset({"decide", "snoozed"}): 1,
+        frozenset({"decide", "cancelled"}): 1,
+    }
+    assert (telemetry.numbers("tasks.failures"), telemetry.numbers("tasks.losses")) == ({}, {})
 
 
 async def test_only_the_tasks_of_this_application(telemetry: Telemetry) -> None:

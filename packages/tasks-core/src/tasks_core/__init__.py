@@ -5,7 +5,7 @@ Start reading at `_scheduler.py` (what is entered and left) and `_schedule.py` (
 takes a task from there to its end. Imports go one way:
 
 ```text
-exceptions ── _support ── _config ── _journal ── _task ── _observer ── _clock ── _retry
+exceptions ── _support ── _config ── _journal ── _task ── _observer ── _clock ── _decision ── _retry
 _loop ── _run ── _schedule ── _phase, _scheduler ── _telemetry
 _durable ── engines
 ```
@@ -17,6 +17,7 @@ Types that are named rarely are in `types/`.
 
 from ._clock import Clock
 from ._config import Outcome, TaskConfig, TaskErrorHandler, When
+from ._decision import Cancel, Snooze
 from ._durable.calls import Receipt
 from ._durable.context import DurableContext, durable_context
 from ._durable.function import DurableFunction, durable
@@ -37,6 +38,7 @@ from ._task import PhaseInfo, Task, TaskState, current_task, emit, report
 from .exceptions import SchedulerClosedError, TaskQueueFullError, TasksError
 
 __all__ = (
+    "Cancel",
     "Clock",
     "DurableContext",
     "DurableFunction",
@@ -55,6 +57,7 @@ __all__ = (
     "Service",
     "ShutdownOptions",
     "ShutdownReport",
+    "Snooze",
     "Task",
     "TaskConfig",
     "TaskErrorHandler",

@@ -21,6 +21,8 @@ TaskErrorHandler: TypeAlias = Callable[["Task[Any]", Exception], Any]
 What it returns (or what the returned coroutine returns) decides what happens next:
 
 - a `Retry`: the task runs again after `Retry.delay` seconds;
+- a `Snooze`: the same, and the failure does not count as an attempt;
+- a `Cancel`: the task ends as cancelled, with a reason;
 - `True`: the failure is handled, and is not logged (as `__exit__` suppresses an exception by returning true);
 - anything else: the failure is final, and is logged.
 

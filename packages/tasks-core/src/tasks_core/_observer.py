@@ -41,7 +41,12 @@ class TaskObserver:
         """An attempt begins; `task.attempts` is its number."""
 
     def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
-        """An attempt failed with *exception*, and the task runs again after *delay* seconds."""
+        """
+        An attempt failed with *exception*, and the task runs again after *delay* seconds.
+
+        Or the task, or its error handler, has decided to run later: then *exception* is the `Snooze`. If that is a
+        durable task, which its engine delivers again, `task_finished` follows.
+        """
 
     def task_finished(self, task: Task[Any]) -> None:
         """The task reached its terminal state; called exactly once for each task that was scheduled."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ._decision import Decision
 from ._support.call import check_call
 from ._support.rules import check_fields, is_count, is_finite_seconds, must_be, show
 from .exceptions import InvalidConfigError, InvalidTaskError
@@ -204,7 +205,7 @@ class _RetryHandler:
 
 def chain(*handlers: TaskErrorHandler) -> TaskErrorHandler:
     """
-    Ask several handlers in a row; the first answer that is a `Retry` or `True` counts and ends the row.
+    Ask several handlers in a row; the first `Retry`, `Snooze`, `Cancel` or `True` counts and ends the row.
 
     `chain(count_failure, retry(attempts=3), report)` counts every failed attempt, and reports only the last.
     """
@@ -213,7 +214,7 @@ def chain(*handlers: TaskErrorHandler) -> TaskErrorHandler:
     async def ask_in_turn(task: Task[Any], exception: Exception) -> object:
         for handler in handlers:
             answer = await ask(handler, task, exception)
-            if answer is True or isinstance(answer, Retry):
+            if answer is True or isinstance(answer, Retry | Decision):
                 return answer
         return None
 

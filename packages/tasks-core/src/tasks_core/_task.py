@@ -202,7 +202,7 @@ class Task(Generic[T]):
     config: TaskConfig
     """The configuration in force: the options of `.task(...)`, merged over the inherited ones."""
     attempts: int
-    """How many attempts have started."""
+    """How many attempts have started; one that ended in `Snooze` does not count."""
     exception: BaseException | None
     """What the last failed attempt raised; it is kept when a later attempt succeeds or is cancelled."""
     scheduled_at: float

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from tasks_core import Receipt
+from tasks_core import Cancel, Receipt
 from tasks_core.engines import (
     AttemptRecord,
     Capability,
@@ -191,6 +191,12 @@ class ListEngine:
             else:
                 self.log.append(f"done {call.name}")
                 kept.set(DurableState.SUCCEEDED, attempts=1)
+        except Cancel as cancel:
+            self.log.append(f"cancelled {call.name}")
+            if cancel.__cause__ is not None:
+                kept.note_error(cancel.__cause__, attempt, began)
+            kept.status = replace(kept.status, reason=cancel.reason)
+            kept.set(DurableState.CANCELLED, attempts=1)
         except Redeliver as again:
             self.log.append(f"again {call.name} in {again.delay:g}{' failed' if again.failed else ''}")
             if again.failed:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import anyio
-from tasks_core import Receipt, Worker, current_task
+from tasks_core import Cancel, Receipt, Worker, current_task
 from tasks_core.engines import (
     Delivery,
     DurableCall,
@@ -46,6 +46,7 @@ class RecordedEngine(InMemoryEngine):
         super().__init__()
         self._recording = recording
         self._put_back: set[int] = set()
+        self._snoozed: dict[int, DurableRun] = {}
         self._times = 1
         self._provider: Provider | None = None
         self.cut_for: Callable[[int], Cut | None] = _no_cut
@@ -102,8 +103,10 @@ class RecordedEngine(InMemoryEngine):
         async def report_progress(progress: Json) -> None:
             self._statuses[number] = replace(self._statuses[number], progress=progress)
 
-        counts: Counter[str] = Counter()
-        recorded = DurableRun(self._places[number])
+        attempt, failures = self._attempts.pop(number, (1, 0))
+        counts = Counter(attempts=attempt - 1, failures=failures)
+        recorded = self._snoozed.pop(number, None) or DurableRun(self._places[number])
+        first = attempt
         cut = self.cut_for(len(self.deliveries))
         self.deliveries.append(recorded)
         self._lines.started.add(number)
@@ -122,7 +125,7 @@ class RecordedEngine(InMemoryEngine):
             began = time.time()
             scope = self._scopes[number] = anyio.CancelScope()
             try:
-                with _attempt(recorded, cut if counts["attempts"] == 1 else None), scope:
+                with _attempt(recorded, cut if counts["attempts"] == first else None), scope:
                     self._results[number] = await run(delivery)
             except WorkerKilled:
                 self._recording.worker_killed(recorded)
@@ -139,9 +142,13 @@ class RecordedEngine(InMemoryEngine):
                     self._note_error(number, counts["attempts"], began, again.__cause__ or again)
                     self._recording.attempt_failed(recorded, again.delay)
                     continue
+                self._attempts[number] = (counts["attempts"], counts["failures"])
                 counts["attempts"] -= 1
                 state = DurableState.PENDING
                 self._put_back.add(number)
+            except Cancel as cancel:
+                self._note_cancel(number, counts["attempts"], began, cancel)
+                state = DurableState.CANCELLED
             except Exception as error:
                 self._note_error(number, counts["attempts"], began, error)
                 state = DurableState.FAILED
@@ -149,13 +156,20 @@ class RecordedEngine(InMemoryEngine):
                 state = DurableState.CANCELLED if scope.cancelled_caught else DurableState.SUCCEEDED
             break
         del self._scopes[number]
+        if self._recording.is_snoozed(recorded):
+            self._snoozed[number] = recorded
         self._recording.run_ended(recorded)
         self._set_state(number, state, counts["attempts"])
 
     def snapshot(self) -> EngineSnapshot:
         """Return which calls are stored, and how far they are."""
         return EngineSnapshot(
-            len(self.calls), tuple(self._statuses), dict(self._ids), self._lines.copy(), self._recording.mark()
+            len(self.calls),
+            tuple(self._statuses),
+            dict(self._ids),
+            dict(self._attempts),
+            self._lines.copy(),
+            self._recording.mark(),
         )
 
     def rewind(self, snapshot: EngineSnapshot) -> None:
@@ -163,6 +177,8 @@ class RecordedEngine(InMemoryEngine):
         del self.calls[snapshot.calls :], self._places[snapshot.calls :]
         self._statuses[:] = snapshot.statuses
         self._ids = dict(snapshot.ids)
+        self._attempts = dict(snapshot.attempts)
+        self._snoozed.clear()  # each run is recorded by itself
         self._lines = snapshot.lines.copy()
         waiting = (number for number, status in enumerate(self._statuses) if status.state is DurableState.PENDING)
         self._due = dict.fromkeys(waiting, 0.0)
@@ -176,6 +192,7 @@ class EngineSnapshot:
     calls: int
     statuses: tuple[DurableStatus, ...]
     ids: dict[tuple[str, str, str], int]
+    attempts: dict[int, tuple[int, int]]
     lines: Lines
     mark: RecordMark
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from tasks_core import Receipt, current_task
+from tasks_core import Cancel, Receipt, current_task
 from tasks_core.engines import (
     EVENTS_AT_ONCE,
     AttemptRecord,
@@ -220,6 +220,9 @@ class InMemoryEngine(InMemoryOperations):
                 state = DurableState.PENDING
                 self._due[number] = time.time() + again.delay
             self._set_state(number, state, attempt - 1 + again.failed)
+        except Cancel as cancel:
+            self._note_cancel(number, attempt, began, cancel)
+            self._set_state(number, DurableState.CANCELLED, attempt)
         except Exception as error:
             self._note_error(number, attempt, began, error)
             self._set_state(number, DurableState.FAILED, attempt)
@@ -234,6 +237,11 @@ class InMemoryEngine(InMemoryOperations):
         self._statuses[number] = replace(status, errors=record.added_to(status.errors))
         kept = StoredTaskError(attempt, datetime.now(UTC), type(error).__name__, record.traceback)
         self._errors.setdefault(number, []).append(kept)
+
+    def _note_cancel(self, number: int, attempt: int, began: float, cancel: Cancel) -> None:
+        if cancel.__cause__ is not None:
+            self._note_error(number, attempt, began, cancel.__cause__)
+        self._statuses[number] = replace(self._statuses[number], reason=cancel.reason)
 
     def _set_state(self, number: int, state: DurableState, attempts: int) -> None:
         super()._set_state(number, state, attempts)

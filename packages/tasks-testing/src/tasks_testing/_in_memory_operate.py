@@ -179,6 +179,7 @@ class InMemoryOperations:
             events=tuple(self._events[number]),
             errors=tuple(self._errors.get(number, ())),
             progress=self._statuses[number].progress,
+            reason=self._statuses[number].reason,
             headers=call.headers,
             arguments=call.args if arguments else None,
         )
@@ -220,6 +221,7 @@ class InMemoryOperations:
                 return False
         elif not dry_run:
             self._attempts[number] = (status.attempts + 1, 0)
+            self._statuses[number] = replace(status, reason=None)
             self._set_state(number, DurableState.PENDING, status.attempts)
         if not dry_run:
             self._due[number] = time.time()

@@ -34,9 +34,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 from tasks_core import (
+    Cancel,
     DurableTask,
     Receipt,
     RetryPolicy,
+    Snooze,
+    Task,
     TaskScheduler,
     TaskState,
     Worker,
@@ -87,6 +90,7 @@ class _Runs:
         self.most_running = 0
         self.gate = anyio.Event()
         self.failures = 0
+        self.snoozes = 0
 
 
 _runs = _Runs()
@@ -104,6 +108,37 @@ async def _fail(text: str, times: int) -> None:
     if _runs.failures < times:
         _runs.failures += 1
         raise ConnectionError(text)
+
+
+@durable(name="tasks_testing.engine_contract.snooze", retry=RetryPolicy(attempts=2, backoff=0.0))
+async def _snooze(text: str, times: int, delay: float) -> Snooze | None:
+    _record(text)
+    if _runs.snoozes < times:
+        _runs.snoozes += 1
+        if _runs.snoozes % 2:
+            return Snooze(delay)
+        raise Snooze(delay)
+    if _runs.failures < 1:
+        _runs.failures += 1
+        raise ConnectionError(text)
+    return None
+
+
+@durable(name="tasks_testing.engine_contract.cancel_itself")
+async def _cancel_itself(text: str) -> None:
+    _record(text)
+    if _runs.texts.count(text) == 1:
+        raise Cancel("it was withdrawn")
+
+
+def _decide(_task: Task[Any], _error: Exception) -> Snooze | Cancel:
+    return Snooze(0.0) if len(_runs.texts) < 3 else Cancel("it is hopeless")
+
+
+@durable(name="tasks_testing.engine_contract.fail_and_decide", retry=None, on_error=_decide)
+async def _fail_and_decide(text: str) -> None:
+    _record(text)
+    raise ConnectionError(text)
 
 
 @dataclass
@@ -756,6 +791,49 @@ class EngineContract:
         assert "SECRET" not in str(kept) + first.traceback
         assert [record.attempt for record in kept] == [1, 2, *range(5, 13)]
 
+    # ---- what a task decides: to run later, or never again ----
+
+    async def test_a_task_that_snoozes_runs_again_and_no_attempt_is_counted(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.schedule(_snooze, "a", 3, 0.0)
+            await self.ended(receipt, DurableState.SUCCEEDED)
+            status = await receipt.status()
+        assert _runs.attempts == [("a", 1)] * 4 + [("a", 2)]
+        assert status.attempts == 2
+        assert [record.attempt for record in status.errors] == [1]
+
+    async def test_a_task_that_snoozes_waits_for_its_time_and_holds_nothing_up(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine, concurrency=1):
+            receipt = await scheduler.schedule(_snooze, "a", 1, 3600)
+            await self.until(lambda: _runs.texts == ["a"])
+            await self.ended(await scheduler.schedule(record_run, "b"), DurableState.SUCCEEDED)
+            await self.ended(receipt, DurableState.PENDING)
+            status = await receipt.status()
+            assert (status.attempts, status.errors) == (0, ())
+            assert await receipt.cancel()
+        assert _runs.texts == ["a", "b"]
+
+    async def test_a_task_that_cancels_itself_ends_with_its_reason(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.schedule(_cancel_itself, "a")
+            with pytest.raises(TaskCancelledError, match="it was withdrawn"):
+                await receipt.result(timeout=self.patience)
+            status = await receipt.status()
+            assert not await receipt.cancel(), "it has ended"
+            await self.ended(await scheduler.schedule(record_run, "b"), DurableState.SUCCEEDED)
+        assert (status.state, status.attempts, status.errors) == (DurableState.CANCELLED, 1, ())
+        assert status.reason == "it was withdrawn"
+        assert _runs.texts == ["a", "b"], "it is not delivered again"
+
+    async def test_an_error_handler_decides_what_becomes_of_a_task(self, engine: Engine) -> None:
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.schedule(_fail_and_decide, "a")
+            await self.ended(receipt, DurableState.CANCELLED)
+            status = await receipt.status()
+        assert _runs.attempts == [("a", 1)] * 3, "a failure after which a task snoozes does not count"
+        assert (status.attempts, status.reason) == (1, "it is hopeless")
+        assert [record.error for record in status.errors] == ["ConnectionError"]
+
     async def test_a_name_that_is_not_registered_holds_nothing_up_and_runs_nothing(self, engine: Engine) -> None:
         """Another worker may have it: in a rolling deploy, the releases of the workers differ."""
         async with TaskScheduler(engine=engine) as scheduler:
@@ -1107,6 +1185,21 @@ class OperableEngineContract(EngineContract):
             async with self.working(engine):
                 await self.ended(waiting, DurableState.SUCCEEDED)
         assert _runs.texts == ["a", "b"]
+
+    async def test_a_task_that_has_cancelled_itself_says_why_until_it_is_retried(self, engine: Engine) -> None:
+        operated = _operable(engine)
+        async with TaskScheduler(engine=engine) as scheduler, self.working(engine):
+            receipt = await scheduler.schedule(_cancel_itself, "a")
+            await self.ended(receipt, DurableState.CANCELLED)
+            shown = await operated.show(receipt.id)
+            assert shown is not None
+            assert shown.reason == "it was withdrawn"
+            assert await operated.retry(receipt.id) == 1
+            await self.ended(receipt, DurableState.SUCCEEDED)
+            shown = await operated.show(receipt.id)
+            assert shown is not None
+            assert (shown.reason, (await receipt.status()).reason) == (None, None)
+        assert _runs.attempts == [("a", 1), ("a", 2)]
 
     async def test_the_key_of_a_discarded_task_is_free(self, engine: Engine) -> None:
         self._needs(engine, "dedup")

@@ -14,6 +14,7 @@ from datetime import datetime
 from types import UnionType
 from typing import Any, NoReturn, Protocol, get_type_hints
 
+from tasks_core._decision import Decision
 from tasks_core._support.jsontext import Json
 from tasks_core._support.provider import Provided
 from tasks_core.exceptions import ArgumentCodecError
@@ -204,8 +205,8 @@ class ResultCodec:
         self._problem: str | None = None
         if "return" not in getattr(func, "__annotations__", ()):
             return
-        annotation = _hints(func).get("return", Any)
-        if annotation in (type(None), NoReturn):
+        annotation = _without_decisions(_hints(func).get("return", Any))
+        if annotation in (None, type(None), NoReturn):
             return
         try:
             self._codec = _codec_maker()(annotation)
@@ -239,6 +240,17 @@ class ResultCodec:
             with suppress(Exception):
                 return self._codec.load(json.dumps(stored.value))
         raise ArgumentCodecError(f"{self._name}: its return annotation does not allow the result that is stored")
+
+
+def _without_decisions(annotation: Any) -> Any:
+    """Return what a task that succeeds returns: without `Snooze` and `Cancel` of `str | Snooze`."""
+    members = (
+        typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, UnionType) else (annotation,)
+    )
+    kept = tuple(member for member in members if not (isinstance(member, type) and issubclass(member, Decision)))
+    if len(kept) == len(members):
+        return annotation
+    return typing.Union[kept] if kept else None  # noqa: UP007  made at run time
 
 
 def _serialize(codec: ValueCodec, value: Any) -> tuple[str, str | None]:

@@ -118,6 +118,7 @@ def details(shown: StoredTaskDetails) -> str:
         "key": task.key,
         "queue": task.queue,
         "attempts": str(task.attempts),
+        "reason": shown.reason,
         "due": None if task.due_at is None else _moment(task.due_at),
         "progress": None if shown.progress is None else _json(shown.progress),
         "result": None if shown.result is None else _json(shown.result),

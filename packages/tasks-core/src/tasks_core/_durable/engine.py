@@ -89,7 +89,8 @@ class NotUnderstood(Redeliver):
 RunDelivery: TypeAlias = Callable[[Delivery], Awaitable[StoredResult | None]]
 """
 What an engine calls: returns when the task has succeeded, with the result that is to be stored, if there is one; raises
-`Redeliver`, or the error of the last attempt.
+`Redeliver`, or `tasks_core.Cancel` if the task ends as cancelled, with a reason, or the error of the last attempt. If
+the attempt before the `Cancel` has failed, `__cause__` is what it raised.
 """
 
 

@@ -11,6 +11,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, Protocol, TypeVar, overload
 
 from tasks_core._config import TaskConfig, TaskErrorHandler
+from tasks_core._decision import Cancel, Snooze
 from tasks_core._phase import TaskPhase
 from tasks_core._retry import RetryPolicy
 from tasks_core._schedule import TaskFactory
@@ -228,19 +229,21 @@ class DurableDecorator(Protocol):
 
     @overload
     def __call__(
-        self, func: Callable[P, Coroutine[Any, Any, R]], /
+        self, func: Callable[P, Coroutine[Any, Any, R | Snooze | Cancel]], /
     ) -> DurableFunction[P, Coroutine[object, Never, R], R]: ...
 
     @overload
-    def __call__(self, func: Callable[P, T], /) -> DurableFunction[P, T, T]: ...
+    def __call__(self, func: Callable[P, R | Snooze | Cancel], /) -> DurableFunction[P, R, R]: ...
 
 
 @overload
-def durable(func: Callable[P, Coroutine[Any, Any, R]], /) -> DurableFunction[P, Coroutine[object, Never, R], R]: ...
+def durable(
+    func: Callable[P, Coroutine[Any, Any, R | Snooze | Cancel]], /
+) -> DurableFunction[P, Coroutine[object, Never, R], R]: ...
 
 
 @overload
-def durable(func: Callable[P, T], /) -> DurableFunction[P, T, T]: ...
+def durable(func: Callable[P, R | Snooze | Cancel], /) -> DurableFunction[P, R, R]: ...
 
 
 @overload

@@ -126,7 +126,9 @@ class OneTask:
             return DurableStatus(DurableState.UNKNOWN, 0)
         between = DurableState.PENDING if task.state is TaskState.RETRYING else DurableState.UNKNOWN
         ended = task.attempts - (task.state is TaskState.RUNNING)
-        return DurableStatus(_STATES.get(task.state, between), ended, task.progress)
+        state = _STATES.get(task.state, between)
+        reason = task.reason if state is DurableState.CANCELLED else None
+        return DurableStatus(state, ended, task.progress, reason)
 
     async def ended(self, receipt_id: str, /) -> DurableEnd:
         """Wait for the task. Its result is restored from JSON, as with every engine."""
@@ -134,8 +136,10 @@ class OneTask:
         if task is None:
             return DurableEnd(DurableStatus(DurableState.UNKNOWN, 0))
         await task.wait()
-        why = task.reason if task.exception is None else type(task.exception).__qualname__
-        status = replace(await self.status(receipt_id), reason=why)
+        status = await self.status(receipt_id)
+        if status.reason is None:
+            why = task.reason if task.exception is None else type(task.exception).__qualname__
+            status = replace(status, reason=why)
         if task.state is not TaskState.SUCCEEDED:
             return DurableEnd(status, self._name)
         return DurableEnd(status, self._name, registry.get(self._name).result_codec.encode(task.result()))

@@ -121,6 +121,8 @@ class StoredTaskDetails:
     """Those of the attempts that failed, in order, as far as the engine keeps them."""
     progress: Json = None
     result: Json = None
+    reason: str | None = None
+    """Why it was cancelled, or is not run any more, as far as that was said."""
     headers: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, Json] | None = field(default=None, repr=False)
     """`None` unless they were asked for."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from tasks_core._support.rules import Rule, is_count, show
+from tasks_core._support.rules import Rule, is_count, is_stored_text, show
 from tasks_core.exceptions import InvalidConfigError
 
 DEFAULT_QUEUE = "default"
@@ -31,15 +31,7 @@ PRIORITY = Rule(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) <= HIGHEST_PRIORITY,
     f"a whole number from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}, of which higher ones run first, as in priority=10",
 )
-
-
-def _is_key(value: object) -> bool:
-    if not isinstance(value, str) or not 1 <= len(value) <= 500 or "\0" in value:
-        return False
-    return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-KEY = Rule(_is_key, "a text of 1 to 500 characters without NUL and surrogates, as in 'welcome-17'")
+KEY = Rule(is_stored_text, "a text of 1 to 500 characters without NUL and surrogates, as in 'welcome-17'")
 _COUNT = Rule(is_count, "a whole number, 1 or more")
 
 

@@ -9,6 +9,7 @@ from weakref import ref
 
 import anyio
 
+from tasks_core._decision import Cancel, Snooze
 from tasks_core._journal import EmittedEvent
 from tasks_core._options import ShutdownOptions, complete
 from tasks_core._retry import Retry, ask
@@ -280,7 +281,8 @@ class _Attempt(Delivered):
     def outcome(self, task: Task[Any]) -> str:
         if task.state is TaskState.FAILED and self._again is not None:
             return "retrying"
-        if task.state is TaskState.CANCELLED and task.reason != CANCEL_CALLED and self._scheduler.stopping.is_set():
+        stopped = task.state is TaskState.CANCELLED and task.reason != CANCEL_CALLED
+        if stopped and not isinstance(task._result, Cancel) and self._scheduler.stopping.is_set():
             return "redelivered"
         return str(task.state)
 
@@ -309,6 +311,10 @@ class _Attempt(Delivered):
             case TaskState.FAILED:
                 if self._again is not None:
                     raise Redeliver(self._again, failed=True) from task.exception
+            case TaskState.CANCELLED if isinstance(task._result, Snooze):
+                raise Redeliver(task._result.delay, failed=False)
+            case TaskState.CANCELLED if isinstance(task._result, Cancel):
+                raise Cancel(task._result.reason) from task.exception
             case _ if self._scheduler.stopping.is_set():
                 raise Redeliver(0.0, failed=False)
         task.result()  # raises

@@ -16,12 +16,13 @@ import anyio
 
 from tasks_core._clock import Clock, clock_in_force, steady
 from tasks_core._current import CURRENT
+from tasks_core._decision import Cancel, Decision, Snooze, decision_in
 from tasks_core._loop.awaits import function_in_thread
 from tasks_core._loop.loop import Loop
 from tasks_core._observer import RunAttempt, hooks, notify
 from tasks_core._retry import Retry, ask
 from tasks_core._support.call import check_provided_call, function_name
-from tasks_core._support.log import logger, traceback_of
+from tasks_core._support.log import logger, message_of, traceback_of
 from tasks_core._support.provider import ProvidedCall, Provisions
 from tasks_core._task import RUNNING, SUCCEEDED, Task, TaskState
 from tasks_core.exceptions import InvalidTaskError
@@ -42,12 +43,15 @@ class AttemptOwner(Protocol):
 
     def start_all(self, tasks: list[Task[Any]]) -> None: ...
     def release_limits(self, task: Task[Any]) -> None: ...
-    def run_again(self, task: Task[Any], error: BaseException, delay: float) -> bool: ...
+    def run_again(self, task: Task[Any], error: BaseException | None, answer: Retry | Snooze) -> bool: ...
+    def too_late(self, task: Task[Any]) -> str | None: ...
     def end_anyhow(self, task: Task[Any], error: BaseException) -> None: ...
 
 
 # Seconds that an error handler may take; longer if the task has a longer `timeout`.
 HANDLER_TIMEOUT = 60.0
+
+_CANCELLED_OUTSIDE = "what it waited for was cancelled, or it was cancelled through the event loop"
 
 
 class Attempts:
@@ -99,7 +103,11 @@ class Attempts:
                 # The native task has no parent: whatever the function raises, SystemExit included, has to end here.
                 await self._end_badly(task, error)
             else:
-                self._end(task, SUCCEEDED)
+                # Not isinstance(), which asks the object for its class: a proxy may raise anything.
+                if task._result is not None and issubclass(type(task._result), Decision):
+                    self._decide(task, task._result)
+                else:
+                    self._end(task, SUCCEEDED)
         except BaseException as error:
             # A step on the way to the end has raised: without this, the task would be running for as long as the
             # process does.
@@ -223,6 +231,8 @@ class Attempts:
         failure = _failure_in(error, self._cancelled)
         if failure is None:
             self._cancel(task)
+        elif (decision := decision_in(failure)) is not None:
+            self._decide(task, decision)
         else:
             # Not `failure.__traceback__ = ...`, which asks the class of the exception: a frozen dataclass refuses.
             BaseException.with_traceback(failure, _without_own_frames(failure, task._traceback))
@@ -235,8 +245,31 @@ class Attempts:
         if isinstance(error, KeyboardInterrupt):
             self._runner.loop.interrupt(error)
 
-    def _cancel(self, task: Task[Any]) -> None:
-        reason = task._cancel_reason or "what it waited for was cancelled, or it was cancelled through the event loop"
+    def _decide(self, task: Task[Any], decision: Decision, error: BaseException | None = None) -> None:
+        """Do what an attempt, or the error handler that was given *error*, has decided."""
+        runner, elsewhere = self._runner, hasattr(task, "_label")
+        task._result = None
+        if isinstance(decision, Snooze) and not elsewhere:
+            if not runner.run_again(task, error, decision):
+                self._cancel(task, runner.too_late(task))
+            return
+        runner.release_limits(task)
+        if task._state.finished:  # shutdown may have abandoned it meanwhile
+            return
+        if isinstance(decision, Snooze):
+            announce_snooze(task, decision, error)
+            # Read by the code that has set the label. A new object, because the other one has frames in its traceback.
+            task._result = Snooze(decision.delay)
+            runner.ledger.settle(task, TaskState.CANCELLED, str(decision))
+        else:
+            assert isinstance(decision, Cancel)
+            if elsewhere:
+                task._result = Cancel(decision.reason)
+            runner.ledger.settle(task, TaskState.CANCELLED, decision.reason)
+            _log_decision(task, f"has cancelled itself in attempt {task.attempts}", decision.reason, error)
+
+    def _cancel(self, task: Task[Any], reason: str | None = None) -> None:
+        reason = task._cancel_reason or reason or _CANCELLED_OUTSIDE
         self._runner.release_limits(task)
         if not task._state.finished:
             self._runner.ledger.record_loss(task, TaskState.CANCELLED, reason)
@@ -255,7 +288,10 @@ class Attempts:
         except self._cancelled:
             self._cancel(task)
             return
-        if isinstance(answer, Retry) and self._runner.run_again(task, error, answer.delay):
+        if isinstance(answer, Decision):
+            self._decide(task, answer, error)
+            return
+        if isinstance(answer, Retry) and self._runner.run_again(task, error, answer):
             return
         if answer is not True:
             self._log_failure(task, error)
@@ -279,6 +315,8 @@ class Attempts:
             return await self._ask_in_time(task, error)
         except self._cancelled:
             raise
+        except Decision as decision:
+            return decision
         except BaseException as handler_error:
             logger.error("The error handler of %s raised", title(task), exc_info=handler_error, extra=log_fields(task))
             if isinstance(handler_error, KeyboardInterrupt):
@@ -300,6 +338,18 @@ class Attempts:
         async with self._handler_limiter:  # not max_threads: hanging tasks must not keep failures from being handled
             call = ThreadCall(self._runner.loop, task, func, self._thread_ended)
             return await self._run_in_thread(task, call, "its error handler, a plain function,")
+
+
+def announce_snooze(task: Task[Any], snooze: Snooze, error: BaseException | None) -> None:
+    """Log, and tell observers, that an attempt is followed by another one, although it has not failed."""
+    _log_decision(task, f"is snoozed in attempt {task.attempts}", str(snooze), error)
+    if hooks.task_retrying:
+        notify(hooks.task_retrying, task, snooze, snooze.delay)
+
+
+def _log_decision(task: Task[Any], what: str, why: str, error: BaseException | None) -> None:
+    after = "" if error is None else f" (after {message_of(error)})"
+    logger.info("%s %s%s: %s", title(task), what, after, why, extra=log_fields(task))
 
 
 def _surround(

@@ -364,7 +364,9 @@ class LossReport:
 
 def unstarted(task: Task[Any]) -> TaskState:
     """Return the state of a task that shutdown keeps from running: cancelled after an attempt, otherwise discarded."""
-    return TaskState.CANCELLED if task.attempts else TaskState.DISCARDED
+    # An attempt that ended in `Snooze` does not count.
+    began = task.attempts or task._state is TaskState.RETRYING
+    return TaskState.CANCELLED if began else TaskState.DISCARDED
 
 
 def phase_name(task: Task[Any]) -> str | None:

@@ -14,16 +14,18 @@ import anyio
 
 from tasks_core._clock import Clock, clock_in_force, steady
 from tasks_core._current import CURRENT, AfterShutdown, current
+from tasks_core._decision import Snooze
 from tasks_core._loop.backend import for_another_thread
 from tasks_core._loop.loop import Loop
 from tasks_core._observer import hooks, is_held, notify
+from tasks_core._retry import Retry
 from tasks_core._support.call import function_name
 from tasks_core._support.log import logger, message_of, shows_traceback
 from tasks_core._support.provider import Provisions
 from tasks_core._task import PENDING, Task, TaskState
 from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError, WrongEventLoopError
 
-from .attempt import Attempts
+from .attempt import Attempts, announce_snooze
 from .endings import Endings
 from .extension import Extension
 from .following import Following
@@ -286,14 +288,14 @@ class Runner:
         caller = current()  # a task or a request that has not finished may schedule more
         if getattr(caller, "finished", True) or caller.scheduler is not self.scheduler:
             raise _closed(task)
-        if not isinstance(caller, Task) and self._too_late(task):
+        if not isinstance(caller, Task) and self.too_late(task):
             raise _closed(task)
 
     def ready(self, task: Task[Any]) -> None:
         """Start a task whose phase is open, when the limits and its delay allow it. Call on the loop."""
         if task._state is not PENDING:
             return  # cancelled, or ended by shutdown, before its turn
-        if self.stage is not _OPEN and (reason := self._too_late(task)):
+        if self.stage is not _OPEN and (reason := self.too_late(task)):
             self.ledger.record_loss(task, TaskState.DISCARDED, reason)
         elif task._perform is not None:
             self.start(task)
@@ -310,7 +312,7 @@ class Runner:
             task._tickets |= HELD
         return held or task._state.finished  # an observer that was asked may have cancelled it
 
-    def _too_late(self, task: Task[Any]) -> str | None:
+    def too_late(self, task: Task[Any]) -> str | None:
         """Return why shutdown leaves no time for another attempt of the task; `None` if it does."""
         if self.stage >= Stage.ENDING:
             return SHIELD_OVER
@@ -427,18 +429,23 @@ class Runner:
             reason = f"waiting for its delay or its limiter raised {type(error).__name__}"
         self.ledger.record_loss(task, unstarted(task), reason)
 
-    def run_again(self, task: Task[Any], error: BaseException, delay: float) -> bool:
-        """Run a task whose attempt failed once more, *delay* seconds from now; return whether it will run."""
-        if task._state.finished or task._cancel_reason is not None or self._too_late(task):
+    def run_again(self, task: Task[Any], error: BaseException | None, answer: Retry | Snooze) -> bool:
+        """Run a task once more whose attempt failed with *error*, or was snoozed; return whether it will run."""
+        if task._state.finished or task._cancel_reason is not None or self.too_late(task):
             return False
         self.release_limits(task)
         task._native = None
         task._state = TaskState.RETRYING
-        self._log_retry(task, error, delay)
-        if hooks.task_retrying:
-            notify(hooks.task_retrying, task, error, delay)
+        if isinstance(answer, Snooze):
+            announce_snooze(task, answer, error)
+            task.attempts -= 1
+        else:
+            assert error is not None
+            self._log_retry(task, error, answer.delay)
+            if hooks.task_retrying:
+                notify(hooks.task_retrying, task, error, answer.delay)
         if not task._state.finished:  # an observer may have cancelled it
-            self._wait_or_start(task, delay)
+            self._wait_or_start(task, answer.delay)
         return True
 
     def _log_retry(self, task: Task[Any], error: BaseException, delay: float) -> None:

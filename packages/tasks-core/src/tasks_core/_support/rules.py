@@ -88,6 +88,13 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
+def is_stored_text(value: object) -> bool:
+    """Return whether *value* is a text of 1 to 500 characters that PostgreSQL can store."""
+    if not isinstance(value, str) or not 1 <= len(value) <= 500 or "\0" in value:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def is_handler(value: object) -> bool:
     """Return whether *value* can be called with a task; `retry` in place of `retry()` cannot."""
     if type(value) is FunctionType:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import Meter
 
+from tasks_core._decision import Snooze
 from tasks_core._observer import TaskObserver
 from tasks_core._scheduler import TaskScheduler
 from tasks_core._task import Task
@@ -69,7 +70,10 @@ class TaskMetrics(TaskObserver):
 
     def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
         """Record an attempt that is followed by another one."""
-        self._attempt_ended(task, {"task.outcome": "retrying", "error.type": error_type(exception)})
+        if isinstance(exception, Snooze):
+            self._attempt_ended(task, {"task.outcome": "snoozed"})
+        else:
+            self._attempt_ended(task, {"task.outcome": "retrying", "error.type": error_type(exception)})
 
     def task_finished(self, task: Task[Any]) -> None:
         """Record the last attempt, if there was one, and count a failure or a loss."""

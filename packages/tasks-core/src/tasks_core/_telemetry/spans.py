@@ -8,6 +8,7 @@ from typing import Any
 
 from opentelemetry.trace import Span, StatusCode, Tracer, use_span
 
+from tasks_core._decision import Snooze
 from tasks_core._observer import RunAttempt, TaskObserver
 from tasks_core._scheduler import TaskScheduler
 from tasks_core._support.log import logger
@@ -47,7 +48,7 @@ class TaskSpans(TaskObserver):
 
     def task_retrying(self, task: Task[Any], exception: Exception, delay: float) -> None:
         """End the span of an attempt that is followed by another one."""
-        self._end(task, ("retrying", exception))
+        self._end(task, ("snoozed", None) if isinstance(exception, Snooze) else ("retrying", exception))
 
     def task_finished(self, task: Task[Any]) -> None:
         """End the span of the last attempt. A task that never started has none."""

@@ -233,6 +233,8 @@ def _stored_row(task: StoredTask, query: dict[str, str]) -> tuple[Child, ...]:
 def _details(shown: StoredTaskDetails) -> Html:
     task = shown.task
     fields: dict[str, Child] = {"key": task.key, "queue": task.queue, "attempts": task.attempts}
+    if shown.reason is not None:
+        fields["reason"] = shown.reason
     for name in ("progress", "result", "arguments"):
         value = getattr(shown, name)
         if value is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks_core.testing import event_loop_runs
 
+from tasks_testing._recording.durable_run import PHASE
 from tasks_testing._recording.record import RecordedTask, code_for
 from tasks_testing._recording.recording import Recording
 from tasks_testing._text import number_of, shorten, show_where
@@ -50,6 +51,8 @@ def list_unsettled(recording: Recording, tasks: Sequence[RecordedTask[Any]]) -> 
 
 def waits_for(recording: Recording, task: RecordedTask[Any]) -> str:
     """Return the event that the task waits for and that needs the test; "" if there is none."""
+    if task.phase == PHASE and task.state == "retrying":
+        return "it is snoozed: the next tasks_recorder.run_durable() runs it again"
     if not event_loop_runs(task.task):
         return (
             "the event loop of its scheduler does not run: start the scheduler on the event loop of the test, "

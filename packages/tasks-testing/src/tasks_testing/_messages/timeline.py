@@ -77,7 +77,7 @@ def _detail(event: TaskEvent) -> str:
             return shorten(show_where(event.task.where), 50)
         case "started":
             return f"attempt {event.attempt}" if event.attempt > 1 else ""
-        case "retrying":
+        case "retrying" if event.error is not None:
             return f"{event.detail}, after {show_error(event.error, 28)}"
         case "failed":
             return show_error(event.error, 50)

@@ -11,7 +11,7 @@ from itertools import count
 from math import inf
 from typing import Any, cast
 
-from tasks_core import Outcome, PhaseInfo, Service, Task, TaskObserver, TaskState, observe
+from tasks_core import Outcome, PhaseInfo, Service, Snooze, Task, TaskObserver, TaskState, observe
 from tasks_core.testing import override_clock, release_task
 from tasks_core.types import EmittedEvent
 
@@ -318,8 +318,12 @@ class Recording(TaskObserver, routing.Routed):
         if recorded is not None:
             with self.monitor.lock:
                 recorded._state = "retrying"
-                recorded.error = exception
-                self._note("retrying", recorded, error=exception, detail=f"in {delay:g} s{self._virtually}")
+                snoozed = isinstance(exception, Snooze)
+                if not snoozed:
+                    recorded.error = exception
+                when = f"in {delay:g} s{self._virtually}"
+                detail = when if recorded._run is None else f"by the next run_durable(), {delay:g} s skipped"
+                self._note("retrying", recorded, error=None if snoozed else exception, detail=detail)
 
     def task_finished(self, task: Task[Any]) -> None:
         recorded = self.find(task)
@@ -330,6 +334,8 @@ class Recording(TaskObserver, routing.Routed):
                 recorded._lost = task.lost and not held and recorded._run is None
                 if recorded._run is not None and task.state is TaskState.FAILED:
                     pass  # the engine decides whether there is another attempt
+                elif recorded._run is not None and recorded.state == "retrying":
+                    self.live.remove(task)  # snoozed: it waits for the next run_durable()
                 elif held and task.state is TaskState.DISCARDED:
                     self._end(recorded, "discarded", _refusals.HELD_UNTIL_TEST_END)
                 elif task in self._too_late:
@@ -362,10 +368,14 @@ class Recording(TaskObserver, routing.Routed):
         self._check_allowed(recorded)
         self.monitor.changed()
 
+    def is_snoozed(self, run: DurableRun) -> bool:
+        """Return whether the last attempt of a durable task ended in `Snooze`."""
+        return run.task is not None and run.task.state == "retrying"
+
     def run_ended(self, run: DurableRun) -> None:
         """Record that a durable task is not delivered again; if its last attempt failed, so did the task."""
         with self.monitor.lock:
-            if run.task is not None and not run.task.terminal:
+            if run.task is not None and not run.task.terminal and not self.is_snoozed(run):
                 self._end(run.task, "failed", None)
 
     def _end(self, task: RecordedTask[Any], state: State, reason: str | None) -> None:

@@ -190,6 +190,7 @@ class Operations(ABC):
             events=tuple(StoredTaskEvent(type_, _moment(at)) for type_, at in events or ()),
             errors=_errors(fields.get("errors")),
             progress=fields.get("progress"),
+            reason=_reason(STATES[task[4]], fields),
             result=None if (result := read_result(fields.get("result"))) is None else result.value,
             headers=headers if isinstance(headers := fields.get("headers"), dict) else {},
             arguments=fields.get("args") if arguments else None,
@@ -363,6 +364,12 @@ def _named(name: str | None) -> str:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(float(seconds), UTC)
+
+
+def _reason(state: DurableState, fields: dict[str, Any]) -> str | None:
+    name = {DurableState.CANCELLED: "reason", DurableState.FAILED: "given_up"}.get(state)
+    reason = None if name is None else fields.get(name)
+    return reason if isinstance(reason, str) else None
 
 
 def _errors(stored: Any) -> tuple[StoredTaskError, ...]:

@@ -98,14 +98,16 @@ class History:
     errors: tuple[AttemptRecord, ...] = ()
     """The attempts that have failed, as far as they are kept."""
 
-    def as_json(self, result: StoredResult | None = None) -> str:
-        """Return what takes the place of the history in the row, and the result of the task."""
+    def as_json(self, result: StoredResult | None = None, reason: str | None = None) -> str:
+        """Return what takes the place of the history in the row, and the result of the task, or why it is cancelled."""
         fields = ("failures", "returns", "deaths", "misfits", "misfit_since", "given_up")
         note: dict[str, Any] = {name: value for name in fields if (value := getattr(self, name))}
         if self.errors:
             note["errors"] = [record.as_json() for record in self.errors]
         if result is not None:
             note["result"] = {"value": result.value} if result.problem is None else {"problem": result.problem}
+        if reason is not None:
+            note["reason"] = reason
         return json.dumps(note)
 
     def after_failure(self) -> History:

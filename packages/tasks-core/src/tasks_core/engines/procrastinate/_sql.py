@@ -636,7 +636,7 @@ WITH reported AS (
                WHEN 'todo' THEN clock_timestamp() + make_interval(secs => accepted.delay) ELSE job.scheduled_at END,
            priority = job.priority + accepted.priority,
            args = CASE WHEN accepted.note IS NULL THEN job.args ELSE accepted.note || (job.args
-               - '{failures,returns,deaths,misfit_since,misfits,given_up,result,errors}'::text[]) END
+               - '{failures,returns,deaths,misfit_since,misfits,given_up,result,errors,reason}'::text[]) END
       FROM accepted WHERE job.id = accepted.id
     RETURNING job.id, job.status::text, job.queue_name
 ), woken AS (
@@ -1016,7 +1016,7 @@ WITH chosen AS MATERIALIZED (
     UPDATE procrastinate_jobs AS job
        SET status = 'todo', scheduled_at = now(), abort_requested = false, worker_id = NULL,
            args = CASE chosen.status WHEN 'todo' THEN job.args
-               ELSE job.args - '{{failures,deaths,misfits,misfit_since,given_up,returns}}'::text[]
+               ELSE job.args - '{{failures,deaths,misfits,misfit_since,given_up,returns,reason}}'::text[]
                    || jsonb_build_object('returns', greatest(0, coalesce(jsonb_path_query_first(
                        job.args, '$.returns ? (@ > 0 && @ < 1000000)'), '0')::int
                        - CASE chosen.status WHEN 'failed' THEN 1 ELSE 0 END)) END

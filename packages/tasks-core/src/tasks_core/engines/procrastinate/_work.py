@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 from psycopg.sql import SQL, Identifier
 
-from tasks_core import TasksError
+from tasks_core import Cancel, TasksError
 from tasks_core.engines import Delivery, Json, NotUnderstood, Redeliver, RunDelivery, Slots, registered_names
 
 from . import _reports
@@ -336,9 +336,13 @@ class _Work:
                 history = replace(history, failures=history.failures + 1, errors=errors)
             else:
                 history = replace(history, returns=history.returns + 1)
-                logger.info("%s is back in the queue", row.label, extra=row.label.fields)
+                if not again.delay:
+                    logger.info("%s is back in the queue", row.label, extra=row.label.fields)
             # A pause of nothing is no time at all: the call is at its place in the queue, and workers are notified.
             return Report(row, "todo", again.delay or None, 0, history.as_json())
+        except Cancel as cancel:
+            history = row.history.when_understood() if cancel.__cause__ is None else row.failed(cancel.__cause__)
+            return Report(row, "aborted", note=history.as_json(reason=cancel.reason))
         return Report(row, "succeeded", note=None if result is None else row.history.as_json(result))
 
     def _report_of_error(self, row: Row, error: BaseException) -> Report:
