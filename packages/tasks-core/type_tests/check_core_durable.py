@@ -17,7 +17,7 @@ from tasks_core import (
     durable_context,
     every,
 )
-from tasks_core.engines import Engine, Json
+from tasks_core.engines import Engine
 
 
 @durable
@@ -117,8 +117,12 @@ def without_an_engine() -> None:
     TaskScheduler(without_engine="sqlite")  # type: ignore[arg-type]
 
 
-def progress() -> None:
+async def progress() -> None:
     context = durable_context()
-    start: Json = context.progress
-    assert start is None
+    for page in range(context.progress or 0, 10):
+        await context.checkpoint({"page": page})
+    context.checkpoint_from_thread([1, 2.5, None])
+    await context.checkpoint()  # type: ignore[call-arg]
+    await context.checkpoint(object())  # type: ignore[arg-type]
+    context.checkpoint_from_thread({1})  # type: ignore[arg-type]
     context.progress = 1  # type: ignore[misc]

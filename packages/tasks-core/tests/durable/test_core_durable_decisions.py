@@ -70,7 +70,6 @@ async def test_each_decision_has_one_line(engine: ProcrastinateEngine, caplog: p
         f"{where} is snoozed in attempt 1: it runs again in 0.01 s",
         f"{where} has cancelled itself in attempt 1: it was withdrawn",
     ]
-    assert messages(caplog, logging.WARNING) == []
 
 
 async def test_a_snoozed_task_is_delayed_in_the_database(engine: ProcrastinateEngine, postgres: str) -> None:

@@ -429,7 +429,8 @@ class TasksRecorder(TaskView):
 
         The recorder replaces the engine of every app, so that no server is needed: it stores the calls as an engine
         does, with arguments as JSON. The runs are recorded as `durable_runs`. Retries take no pause, and `hold()` does
-        not hold runs. Exceptions of tasks are not raised here, but reported at the end of the test.
+        not hold runs. A task that ends in `Snooze` waits, in the state `retrying`, until this is called again, which
+        takes no pause either. Exceptions of tasks are not raised here, but reported at the end of the test.
 
         With `cut="everywhere"`, all of this happens many times. First without a cut; then once for each suspension of
         each task (each `await` that really waits), where its first attempt ends as by `kill -9`: nothing of it runs any

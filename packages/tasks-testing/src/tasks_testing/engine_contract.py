@@ -31,10 +31,12 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
+import anyio.from_thread
 import anyio.lowlevel
 import pytest
 from tasks_core import (
     Cancel,
+    DurableFunction,
     DurableTask,
     Receipt,
     RetryPolicy,
@@ -139,6 +141,28 @@ def _decide(_task: Task[Any], _error: Exception) -> Snooze | Cancel:
 async def _fail_and_decide(text: str) -> None:
     _record(text)
     raise ConnectionError(text)
+
+
+@durable(name="tasks_testing.engine_contract.count", retry=None, shield=True)
+async def _count(text: str, to: int) -> None:
+    context = durable_context()
+    for number in range(context.progress or 0, to):
+        if number == 2 and not _runs.gate.is_set():
+            _runs.running += 1
+            await context.scheduler.stopping.wait()
+        _record(f"{text}{number}")
+        await context.checkpoint(number + 1)
+
+
+@durable(name="tasks_testing.engine_contract.count_plainly", retry=None, shield=True)
+def _count_plainly(text: str, to: int) -> None:
+    context = durable_context()
+    for number in range(context.progress or 0, to):
+        if number == 2 and not _runs.gate.is_set():
+            _runs.running += 1
+            anyio.from_thread.run(context.scheduler.stopping.wait)
+        _record(f"{text}{number}")
+        context.checkpoint_from_thread(number + 1)
 
 
 @dataclass
@@ -932,6 +956,25 @@ class EngineContract:
                 await self.ended(receipt, DurableState.SUCCEEDED)
             assert (await receipt.status()).progress == ["a", 3]
         assert _runs.texts == ["None ['a', 1]", "['a', 1] ['a', 2]", "['a', 2] ['a', 3]"]
+
+    @pytest.mark.parametrize("function", [_count, _count_plainly])
+    async def test_a_task_at_a_checkpoint_goes_on_with_the_next_worker(
+        self, engine: Engine, function: DurableFunction[[str, int], Any, None]
+    ) -> None:
+        async with TaskScheduler(engine=engine) as scheduler:
+            receipt = await scheduler.schedule(function, "a", 5)
+            async with self.working(engine, shield_timeout=self.patience) as stop:
+                await self.until(lambda: _runs.running == 1)
+                stop.set()
+                await self.ended(receipt, DurableState.PENDING)
+            status = await receipt.status()
+            assert (status.state, status.attempts, status.progress) == (DurableState.PENDING, 0, 3)
+            _runs.gate.set()
+            async with self.working(engine):
+                await self.ended(receipt, DurableState.SUCCEEDED)
+            status = await receipt.status()
+            assert (status.attempts, status.progress, status.errors) == (1, 5, ())
+        assert _runs.attempts == [(f"a{number}", 1) for number in range(5)], "each step is done once"
 
     async def test_followers_read_what_a_call_emits_and_then_its_end(self, engine: Engine) -> None:
         _needs_events(engine)

@@ -6,8 +6,12 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anyio.from_thread
+import anyio.lowlevel
+
+from tasks_core._decision import AttemptEnded
 from tasks_core._support.jsontext import Json
 from tasks_core._task import current_task
 
@@ -38,6 +42,8 @@ class DurableContext:
     """The queue of the call."""
     receipt_id: str = ""
     """The id of the receipt of the call, by which operators find it; empty where no engine has the call."""
+    continues: bool = field(default=False, repr=False)
+    """Whether an engine delivers the call again, so that the attempt may end at a checkpoint."""
 
     @property
     def scheduler(self) -> TaskScheduler:
@@ -63,9 +69,9 @@ class DurableContext:
         return scheduler
 
     @property
-    def progress(self) -> Json:
+    def progress(self) -> Any:
         """
-        The last value that the task has reported, in this attempt or an earlier one; `None` before the first.
+        The last JSON value that the task has reported, in this attempt or an earlier one; `None` before the first.
 
         ```python
         for page in range(durable_context().progress or 0, pages):
@@ -88,10 +94,70 @@ class DurableContext:
         Raises:
             ArgumentCodecError: *progress* is not JSON of at most 1 MiB.
         """
-        text = check_json(progress, "report_progress()")
+        await self._save(progress, "report_progress()")
+
+    async def checkpoint(self, progress: Json) -> None:
+        """
+        Store any JSON value as `report_progress()` does, and end the attempt here if the worker is stopping.
+
+        ```python
+        context = durable_context()
+        for page in range(context.progress or 0, pages):
+            await export(page)
+            await context.checkpoint(page + 1)
+        ```
+
+        The attempt ends after the value is stored, whether the task is shielded or not. That is no failure: the task
+        is back in the queue at once, and the next worker begins the same attempt with this `progress`. So a long task
+        does not keep a deploy waiting, and loses nothing that it has done. If the worker dies, the next attempt has the
+        value of the last checkpoint too. In memory, the value is stored, and the task goes on.
+
+        The attempt ends by an exception that is no `Exception`, as by a cancellation: `finally` blocks run, and a
+        transaction that is open is rolled back. So commit before a checkpoint what it says is done.
+
+        Raises:
+            ArgumentCodecError: *progress* is not JSON of at most 1 MiB.
+        """
+        await self._save(progress, "checkpoint()")
+        await anyio.lowlevel.checkpoint()
+        if self.continues and self.scheduler.stopping.is_set():
+            raise AttemptEnded("the worker is stopping, and the task goes on after its checkpoint")
+
+    def checkpoint_from_thread(self, progress: Json) -> None:
+        """
+        Do what `checkpoint()` does, and block until it is done: for plain functions, and functions in other threads.
+
+        A plain function cannot be cancelled. If it was cancelled all the same, or took longer than `timeout`, it ends
+        here, and nothing is stored.
+
+        Raises:
+            ArgumentCodecError: *progress* is not JSON of at most 1 MiB.
+            RuntimeError: the caller runs on an event loop, which this would block, or in a thread that neither the
+                scheduler nor anyio has started.
+        """
+        if _on_event_loop():
+            raise RuntimeError(
+                "checkpoint_from_thread() would block the event loop. In a coroutine function, write: "
+                "await durable_context().checkpoint(...)"
+            )
+        task = current_task()
+        if task is not None and task.cancel_requested:
+            raise AttemptEnded("the task was cancelled, or took longer than its timeout")
+        anyio.from_thread.run(self.checkpoint, progress)
+
+    async def _save(self, progress: Json, where: str) -> None:
+        text = check_json(progress, where)
         if self.save_progress is not None:
             # Not the object of the caller, which may change it later.
             await self.save_progress(json.loads(text))
+
+
+def _on_event_loop() -> bool:
+    try:
+        anyio.lowlevel.current_token()
+    except Exception:  # which one depends on the release of anyio
+        return False
+    return True
 
 
 _context: ContextVar[DurableContext | None] = ContextVar("tasks_core_context", default=None)

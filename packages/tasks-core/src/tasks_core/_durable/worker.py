@@ -67,7 +67,8 @@ class Worker:
     shutdown as any other task; follow-up tasks are scheduled into `durable_context().scheduler`. A worker that is
     stopped accepts no more calls. Tasks that run have `grace_period` seconds. Then those without `shield` are cancelled
     and put back into the queue, and shielded ones have `shield_timeout` more seconds. A plain function cannot be
-    cancelled: its call is put back into the queue although the function may still run.
+    cancelled: its call is put back into the queue although the function may still run. A task that is at a checkpoint
+    (`durable_context().checkpoint(...)`) is put back there, without waiting.
 
     Args:
         engine: The engine that delivers the calls. The caller has entered it.
@@ -245,6 +246,7 @@ class _Attempt(Delivered):
                 self.progress.read,
                 queue=call.queue,
                 receipt_id=self._delivery.id,
+                continues=True,
             )
         )
         target = self._scheduler.task(

@@ -16,7 +16,7 @@ import anyio
 
 from tasks_core._clock import Clock, clock_in_force, steady
 from tasks_core._current import CURRENT
-from tasks_core._decision import Cancel, Decision, Snooze, decision_in
+from tasks_core._decision import AttemptEnded, Cancel, Decision, Snooze, decision_in
 from tasks_core._loop.awaits import function_in_thread
 from tasks_core._loop.loop import Loop
 from tasks_core._observer import RunAttempt, hooks, notify
@@ -228,9 +228,9 @@ class Attempts:
     # ---- what the end means ----
 
     async def _end_badly(self, task: Task[Any], error: BaseException) -> None:
-        failure = _failure_in(error, self._cancelled)
+        failure = _failure_in(error, (self._cancelled, AttemptEnded))
         if failure is None:
-            self._cancel(task)
+            self._cancel(task, str(error) if isinstance(error, AttemptEnded) else None)
         elif (decision := decision_in(failure)) is not None:
             self._decide(task, decision)
         else:
@@ -364,9 +364,9 @@ def _surround(
     return run
 
 
-def _failure_in(error: BaseException, cancelled: type[BaseException]) -> BaseException | None:
+def _failure_in(error: BaseException, cancelled: tuple[type[BaseException], ...]) -> BaseException | None:
     """Return the failure that *error* is besides a cancellation: itself, what is left of a group, or `None`."""
-    if isinstance(error, (cancelled, GeneratorExit)):
+    if isinstance(error, (*cancelled, GeneratorExit)):
         return None
     if isinstance(error, BaseExceptionGroup):
         try:
