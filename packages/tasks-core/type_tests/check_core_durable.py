@@ -1,5 +1,6 @@
 """What a type checker knows about durable functions: read by mypy, pyright, ty and pyrefly, never run."""
 
+from collections.abc import Sequence
 from typing import assert_type
 
 from tasks_core import (
@@ -17,7 +18,7 @@ from tasks_core import (
     durable_context,
     every,
 )
-from tasks_core.engines import Engine
+from tasks_core.engines import Engine, MeteredEngine, QueueStatistics
 
 
 @durable
@@ -72,6 +73,20 @@ def workers(engine: Engine) -> None:
     Worker(engine, concurrency=4)
     Worker(engine, queues={"payments": "4"})  # type: ignore[dict-item]
     Worker(engine, queues=["payments"])  # type: ignore[arg-type]
+    Worker(engine, telemetry={"tracing": False, "queue_interval": 60.0})
+    Worker(engine, telemetry={"trace": False})  # type: ignore[arg-type]
+    Worker(engine, telemetry={"queue_interval": "often"})  # type: ignore[arg-type]
+
+
+async def measured(engine: MeteredEngine) -> None:
+    assert_type(await engine.statistics_in_turn(30.0), Sequence[QueueStatistics])
+    await engine.statistics_in_turn()  # type: ignore[call-arg]
+
+
+def running() -> None:
+    context = durable_context()
+    assert_type((context.queue, context.receipt_id), tuple[str, str])
+    context.queue = "mail"  # type: ignore[misc]
 
 
 async def still_a_function() -> None:
