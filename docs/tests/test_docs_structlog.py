@@ -64,7 +64,7 @@ def test_lines_of_a_task_and_about_it_are_json(example: Callable[[], Example]) -
     assert (failed["task_name"], failed["task_phase"]) == ("send_receipt", "after_response")
     [exception] = failed["exception"]
     assert exception["exc_value"] == "mail server is down"
-    assert all("locals" not in frame for frame in exception["frames"]), "arguments are not logged"
+    assert not any(frame.get("locals") for frame in exception["frames"]), "arguments are not logged"
 
 
 async def test_lines_of_a_durable_task_name_its_call(example: Callable[[], Example]) -> None:
