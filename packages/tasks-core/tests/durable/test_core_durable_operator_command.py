@@ -20,12 +20,12 @@ from tasks_core import TaskScheduler
 from tasks_core._durable import console
 from tasks_core._durable.command import main
 from tasks_core.engines import (
+    AttemptRecord,
     Delivery,
     DurableCall,
     DurableState,
     EngineHealth,
     EngineUnavailableError,
-    StoredTaskError,
 )
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_testing import InMemoryEngine
@@ -361,14 +361,18 @@ def test_details_show_what_there_is() -> None:
         await engine.submit(DurableCall("mail", {"to": "ann"}, "k", not_before=4102444800.0))
         shown = await engine.show("0", arguments=True)
         assert shown is not None
-        error = replace(StoredTaskError(None, None, "KeyError\x07"), traceback='File "x", line 1\n  raise KeyError\x1b')
+        error = AttemptRecord(3, 86390.0, 86400.0, "KeyError\x07", 'File "x", line 1\n  raise KeyError\x1b')
         return console.details(replace(shown, errors=(error,), progress={"percent": 5}, result="é"))
 
     lines = anyio.run(look).splitlines()
     assert "  due       2100-01-01 00:00:00 UTC" in lines
     assert '  progress  {"percent": 5}' in lines
     assert '  result    "é"' in lines
-    assert lines[-3:] == ["  attempt ?: KeyError\\x07", '    File "x", line 1', "      raise KeyError\\x1b"]
+    assert lines[-3:] == [
+        "  attempt 3, 1970-01-02 00:00:00 UTC: KeyError\\x07",
+        '    File "x", line 1',
+        "      raise KeyError\\x1b",
+    ]
 
 
 def test_long_errors_are_cut_in_tables() -> None:

@@ -29,7 +29,6 @@ from tasks_core.engines import (
     Slots,
     StoredEvents,
     StoredResult,
-    StoredTaskError,
 )
 from tasks_core.types import EmittedEvent
 
@@ -235,8 +234,6 @@ class InMemoryEngine(InMemoryOperations):
         record = AttemptRecord.of(error, attempt=attempt, began=began, ended=time.time())
         status = self._statuses[number]
         self._statuses[number] = replace(status, errors=record.added_to(status.errors))
-        kept = StoredTaskError(attempt, datetime.now(UTC), type(error).__name__, record.traceback)
-        self._errors.setdefault(number, []).append(kept)
 
     def _note_cancel(self, number: int, attempt: int, began: float, cancel: Cancel) -> None:
         if cancel.__cause__ is not None:

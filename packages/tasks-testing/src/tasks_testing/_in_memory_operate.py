@@ -22,7 +22,6 @@ from tasks_core.engines import (
     Slots,
     StoredTask,
     StoredTaskDetails,
-    StoredTaskError,
     StoredTaskEvent,
     StoredTaskPage,
     TaskFilter,
@@ -69,7 +68,6 @@ class InMemoryOperations:
         self._due: dict[int, float] = {}  # of calls that wait for a worker: when, in seconds since the epoch
         self._changed = anyio.Event()
         self._events: dict[int, list[StoredTaskEvent]] = {}
-        self._errors: dict[int, list[StoredTaskError]] = {}
         self._scopes: dict[int, anyio.CancelScope] = {}  # of the deliveries that run
         self._pauses: dict[tuple[str, str | None], datetime] = {}  # by queue and name; `None`: all of the queue
         self._workers: list[WorkerSlots] = []
@@ -154,7 +152,7 @@ class InMemoryOperations:
 
     def _stored(self, number: int) -> StoredTask:
         call, status, events = self.calls[number], self._statuses[number], self._events[number]
-        errors, due = self._errors.get(number), self._due.get(number, 0.0)
+        errors, due = status.errors, self._due.get(number, 0.0)
         return StoredTask(
             id=str(number),
             key=call.idempotency_key,
@@ -177,7 +175,7 @@ class InMemoryOperations:
         return StoredTaskDetails(
             task=self._stored(number),
             events=tuple(self._events[number]),
-            errors=tuple(self._errors.get(number, ())),
+            errors=self._statuses[number].errors,
             progress=self._statuses[number].progress,
             reason=self._statuses[number].reason,
             headers=call.headers,

@@ -1183,6 +1183,12 @@ class OperableEngineContract(EngineContract):
         operated = _operable(engine)
         async with TaskScheduler(engine=engine) as scheduler:
             one, other = await self._failed(engine, scheduler, "a", "b")
+            shown = await operated.show(one.id)
+            assert shown is not None
+            assert [(error.attempt, error.error) for error in shown.errors] == [
+                (number, "ConnectionError") for number in (1, 2, 3)
+            ]
+            assert shown.errors == (await one.status()).errors
             assert await operated.retry(one.id, dry_run=True) == 1
             assert (await one.status()).state is DurableState.FAILED
             assert await operated.retry(one.id) == 1

@@ -21,7 +21,7 @@ def write(text: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Print as JSON: dataclasses as objects, times in ISO 8601."""
+    """Print as JSON: dataclasses as objects, moments in ISO 8601."""
     write(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
 
 
@@ -129,10 +129,9 @@ def details(shown: StoredTaskDetails) -> str:
     lines += [f"  {name:<9} {visible(text)}" for name, text in fields.items() if text is not None]
     lines += [f"  {_moment(event.at)} {event.type}" for event in shown.events]
     for error in shown.errors:
-        attempt = "?" if error.attempt is None else str(error.attempt)
-        moment = "" if error.at is None else f", {_moment(error.at)}"
-        lines.append(f"  attempt {attempt}{moment}: {visible(error.error)}")
-        lines += [f"    {visible(line)}" for line in (error.traceback or "").splitlines()]
+        ended = datetime.fromtimestamp(error.ended, UTC)
+        lines.append(f"  attempt {error.attempt}, {_moment(ended)}: {visible(error.error)}")
+        lines += [f"    {visible(line)}" for line in error.traceback.splitlines()]
     return "\n".join(lines)
 
 

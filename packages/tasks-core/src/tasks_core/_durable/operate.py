@@ -11,6 +11,7 @@ from tasks_core._support.jsontext import Json
 from tasks_core._support.rules import Rule, is_count, is_finite_seconds, is_text
 from tasks_core.exceptions import InvalidConfigError
 
+from .attempts import AttemptRecord
 from .calls import DurableState
 
 COUNT_BOUND: Final = 100_000
@@ -100,24 +101,13 @@ class StoredTaskEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTaskError:
-    """How an attempt failed."""
-
-    attempt: int | None
-    at: datetime | None
-    error: str
-    traceback: str | None = None
-    """Without the values of variables."""
-
-
-@dataclass(frozen=True, slots=True)
 class StoredTaskDetails:
     """All that an engine knows of a task."""
 
     task: StoredTask
     events: tuple[StoredTaskEvent, ...] = ()
     """In order."""
-    errors: tuple[StoredTaskError, ...] = ()
+    errors: tuple[AttemptRecord, ...] = ()
     """Those of the attempts that failed, in order, as far as the engine keeps them."""
     progress: Json = None
     result: Json = None

@@ -243,7 +243,7 @@ def _details(shown: StoredTaskDetails) -> Html:
     errors = [
         tag(
             "details",
-            tag("summary", f"Attempt {one.attempt or '?'}: {one.error}"),
+            tag("summary", f"Attempt {one.attempt}: {one.error}"),
             tag("pre", one.traceback or "No traceback"),
         )
         for one in shown.errors

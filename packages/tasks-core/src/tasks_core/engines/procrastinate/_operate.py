@@ -20,7 +20,6 @@ from tasks_core.engines import (
     QueueStatistics,
     StoredTask,
     StoredTaskDetails,
-    StoredTaskError,
     StoredTaskEvent,
     StoredTaskPage,
     TaskFilter,
@@ -33,7 +32,7 @@ from tasks_core.engines import (
 
 from ._liveness import MISSED
 from ._options import WorkOptions
-from ._rows import STATES, is_job_id, read_result
+from ._rows import STATES, is_job_id, read_errors, read_result
 from ._sql import (
     CANCEL,
     COUNT_CANCEL,
@@ -188,7 +187,7 @@ class Operations(ABC):
         return StoredTaskDetails(
             task=self._task(task),
             events=tuple(StoredTaskEvent(type_, _moment(at)) for type_, at in events or ()),
-            errors=_errors(fields.get("errors")),
+            errors=read_errors(fields.get("errors")),
             progress=fields.get("progress"),
             reason=_reason(STATES[task[4]], fields),
             result=None if (result := read_result(fields.get("result"))) is None else result.value,
@@ -370,17 +369,3 @@ def _reason(state: DurableState, fields: dict[str, Any]) -> str | None:
     name = {DurableState.CANCELLED: "reason", DurableState.FAILED: "given_up"}.get(state)
     reason = None if name is None else fields.get(name)
     return reason if isinstance(reason, str) else None
-
-
-def _errors(stored: Any) -> tuple[StoredTaskError, ...]:
-    """Read what workers have stored of failed attempts; other releases may have stored something else."""
-    errors = [one for one in stored if isinstance(one, dict)] if isinstance(stored, list) else []
-    return tuple(
-        StoredTaskError(
-            attempt=one.get("attempt"),
-            at=_moment(at) if isinstance(at := one.get("ended", one.get("at")), float | int) else None,
-            error=str(one.get("error")),
-            traceback=one.get("traceback"),
-        )
-        for one in errors
-    )
