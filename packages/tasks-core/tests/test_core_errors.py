@@ -449,7 +449,7 @@ async def test_the_first_and_every_tenth_failure_that_is_tried_again_have_their_
     assert [str(record.exc_info[1])[:16] for record in details if record.exc_info] == [
         f"the answer is {number}\n"[:16] for number in range(1, 21) if number not in (1, 10, 20)
     ]
-    assert details[0].getMessage().startswith("The traceback of attempt 2 of Task 'attempts_of.run'")
+    assert details[0].getMessage().startswith("The traceback of attempt 2 of task 'attempts_of.run'")
     assert details[0].__dict__["task_attempt"] == 2
 
 

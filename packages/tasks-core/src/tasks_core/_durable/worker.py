@@ -13,10 +13,10 @@ from tasks_core._decision import Cancel, Snooze
 from tasks_core._journal import EmittedEvent
 from tasks_core._options import ShutdownOptions, complete
 from tasks_core._retry import Retry, ask
-from tasks_core._run.ledger import CANCEL_CALLED, label, log_fields, title
+from tasks_core._run.ledger import CANCEL_CALLED, label, log_retry
 from tasks_core._scheduler import TaskScheduler
 from tasks_core._support.jsontext import Json
-from tasks_core._support.log import logger, message_of, shows_traceback
+from tasks_core._support.log import logger
 from tasks_core._support.provider import Provider
 from tasks_core._task import Task, TaskState
 from tasks_core._telemetry.config import TelemetryConfig
@@ -333,33 +333,12 @@ class _Attempt(Delivered):
         if pause is None:
             return answer
         self._again = pause
-        self._log_retry(task, exception, pause)
+        log_retry(task, exception, f"is delivered again in {pause:g} s", self._delivery.failures + 1)
         return True
 
     def _label(self) -> CallLabel:
         call = self._delivery.call
         return CallLabel(call.name, call.idempotency_key, self._delivery.id, call.queue, self._delivery.attempt)
-
-    def _log_retry(self, task: Task[Any], exception: Exception, pause: float) -> None:
-        whole, extra = shows_traceback(self._delivery.failures + 1), log_fields(task)
-        logger.warning(
-            "%s failed in attempt %d (%s) and is delivered again in %g s",
-            title(task),
-            task.attempts,
-            message_of(exception),
-            pause,
-            exc_info=exception if whole else None,
-            extra=extra,
-        )
-        if not whole:
-            logger.debug(
-                "The traceback of attempt %d of task %r, %s",
-                task.attempts,
-                task.name,
-                self._label().where,
-                exc_info=exception,
-                extra=extra,
-            )
 
 
 def _show(slots: Slots) -> str:

@@ -15,7 +15,7 @@ import anyio
 
 from tasks_core._journal import Journal
 from tasks_core._observer import hooks, notify
-from tasks_core._support.log import logger
+from tasks_core._support.log import logger, message_of, shows_traceback
 from tasks_core._task import Task, TaskState
 from tasks_core.exceptions import TaskQueueFullError
 
@@ -397,3 +397,21 @@ def title(task: Task[Any]) -> str:
         return f"Task {task.name!r}, {task._label.where},"
     phase = "" if task.phase is None else f"{task.phase.name}, "
     return f"Task {task.name!r} #{task.id} ({phase}scheduled at {task.where})"
+
+
+def log_retry(task: Task[Any], error: BaseException, what: str, failures: int) -> None:
+    """Log that an attempt, the *failures*-th that failed, is followed by another, and *what* that one does."""
+    whole, extra = shows_traceback(failures), log_fields(task)
+    logger.warning(
+        "%s failed in attempt %d (%s) and %s",
+        title(task),
+        task.attempts,
+        message_of(error),
+        what,
+        exc_info=error if whole else None,
+        extra=extra,
+    )
+    if not whole:
+        # The title begins or ends a sentence elsewhere.
+        name = title(task).removeprefix("Task ").removesuffix(",")
+        logger.debug("The traceback of attempt %d of task %s", task.attempts, name, exc_info=error, extra=extra)

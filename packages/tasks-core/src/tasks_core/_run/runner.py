@@ -20,7 +20,7 @@ from tasks_core._loop.loop import Loop
 from tasks_core._observer import hooks, is_held, notify
 from tasks_core._retry import Retry
 from tasks_core._support.call import function_name
-from tasks_core._support.log import logger, message_of, shows_traceback
+from tasks_core._support.log import logger
 from tasks_core._support.provider import Provisions
 from tasks_core._task import PENDING, Task, TaskState
 from tasks_core.exceptions import SchedulerClosedError, SchedulerNotStartedError, WrongEventLoopError
@@ -30,7 +30,7 @@ from .endings import Endings
 from .extension import Extension
 from .following import Following
 from .keys import Joined, Keys
-from .ledger import CANCEL_CALLED, HELD, LIMITER, Ledger, log_fields, title, unstarted
+from .ledger import CANCEL_CALLED, HELD, LIMITER, Ledger, log_fields, log_retry, title, unstarted
 from .limits import Limits
 from .services import Services
 
@@ -441,26 +441,12 @@ class Runner:
             task.attempts -= 1
         else:
             assert error is not None
-            self._log_retry(task, error, answer.delay)
+            log_retry(task, error, f"runs again in {answer.delay:g} s", task.attempts)
             if hooks.task_retrying:
                 notify(hooks.task_retrying, task, error, answer.delay)
         if not task._state.finished:  # an observer may have cancelled it
             self._wait_or_start(task, answer.delay)
         return True
-
-    def _log_retry(self, task: Task[Any], error: BaseException, delay: float) -> None:
-        whole, extra = shows_traceback(task.attempts), log_fields(task)
-        logger.warning(
-            "%s failed in attempt %d (%s) and runs again in %g s",
-            title(task),
-            task.attempts,
-            message_of(error),
-            delay,
-            exc_info=error if whole else None,
-            extra=extra,
-        )
-        if not whole:
-            logger.debug("The traceback of attempt %d of %s", task.attempts, title(task), exc_info=error, extra=extra)
 
     # ---- cancelling ----
 
