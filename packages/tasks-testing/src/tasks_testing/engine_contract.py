@@ -1189,6 +1189,7 @@ class OperableEngineContract(EngineContract):
                 (number, "ConnectionError") for number in (1, 2, 3)
             ]
             assert shown.errors == (await one.status()).errors
+            assert shown.task.attempts == (await one.status()).attempts == 3
             assert await operated.retry(one.id, dry_run=True) == 1
             assert (await one.status()).state is DurableState.FAILED
             assert await operated.retry(one.id) == 1

@@ -72,7 +72,7 @@ class StoredTask:
     queue: str
     state: DurableState
     attempts: int
-    """How many deliveries have ended."""
+    """How many attempts have ended; see `DurableStatus.attempts`."""
     submitted_at: datetime | None
     changed_at: datetime | None
     """When its state changed for the last time."""

@@ -32,7 +32,7 @@ from tasks_core.engines import (
 
 from ._liveness import MISSED
 from ._options import WorkOptions
-from ._rows import STATES, is_job_id, read_errors, read_result
+from ._rows import STATES, ended_attempts, is_job_id, read_errors, read_result
 from ._sql import (
     CANCEL,
     COUNT_CANCEL,
@@ -159,7 +159,7 @@ class Operations(ABC):
             look = min(look * 10, _LOOK_MOST - looked_at)
 
     def _task(self, row: Sequence[Any]) -> StoredTask:
-        id_, key, name, queue, state, attempts, submitted_at, changed_at, due_at, error = row
+        id_, key, name, queue, state, attempts, returns, given_up, failed, submitted_at, changed_at, due_at, error = row
         submitted_at, changed_at, due_at = (
             None if moment is None else moment.astimezone(UTC) for moment in (submitted_at, changed_at, due_at)
         )
@@ -169,7 +169,7 @@ class Operations(ABC):
             name=str(name),
             queue=self._work_options.queue_of(queue),
             state=STATES[state],
-            attempts=attempts,
+            attempts=ended_attempts(STATES[state], attempts, returns, given_up, failed),
             submitted_at=submitted_at,
             changed_at=changed_at,
             due_at=due_at,

@@ -521,6 +521,12 @@ status::text, attempts, args->'progress' AS progress, args->>'reason' AS reason,
 args->'returns' AS returns, args->>'given_up' AS given_up
 """
 
+# What `ended_attempts()` takes, without the records of the attempts, which are long.
+_ENDED: LiteralString = """
+job.status::text, job.attempts, job.args->'returns' AS returns, job.args->>'given_up' AS given_up,
+job.args#>'{errors,-1,attempt}' AS failed
+"""
+
 STATUS: LiteralString = f"SELECT {_STATUS} FROM procrastinate_jobs WHERE id = %(id)s"
 
 WAIT_FOR: LiteralString = f"""
@@ -735,10 +741,8 @@ SELECT job.id, job.args->>'key',
  WHERE follower.token = %(token)s
 """
 
-READ_EVENTS: LiteralString = """
-SELECT wanted.job_id, wanted.after, job.status::text, job.attempts, job.args->'returns' AS returns,
-       job.args->>'given_up' AS given_up, job.args#>'{errors,-1,attempt}' AS failed,
-       job.args->'progress' AS progress, event.number, event.event
+READ_EVENTS: LiteralString = f"""
+SELECT wanted.job_id, wanted.after, {_ENDED}, job.args->'progress' AS progress, event.number, event.event
   FROM unnest((%(ids)s)::bigint[], (%(afters)s)::bigint[]) AS wanted (job_id, after)
   JOIN procrastinate_jobs AS job ON job.id = wanted.job_id
   LEFT JOIN LATERAL (
@@ -978,7 +982,7 @@ How much is read is bounded by *look*, whatever the filter; the caller goes on w
 """
 
 _DETAILS: LiteralString = f"""
-SELECT job.id, job.args->>'key', job.args->>'name', job.queue_name, job.status::text, job.attempts,
+SELECT job.id, job.args->>'key', job.args->>'name', job.queue_name, {_ENDED},
        events.submitted_at, events.changed_at,
        CASE WHEN job.status = 'todo' AND job.scheduled_at > now() THEN job.scheduled_at END, {_ERROR}
 """
