@@ -58,6 +58,7 @@ async def test_a_key_belongs_to_its_queue_as_in_an_engine() -> None:
         for queue in ("payments", "mail", "mail"):
             await scheduler.schedule(note.configure(idempotency_key="k", queue=queue, priority=3), queue)
     assert functions.ran == ["payments", "mail"]
+    assert [(context.queue, context.receipt_id) for context in functions.contexts] == [("payments", ""), ("mail", "")]
 
 
 async def test_an_engine_is_used_where_there_is_one(caplog: pytest.LogCaptureFixture) -> None:
