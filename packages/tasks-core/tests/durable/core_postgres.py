@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,7 +118,8 @@ class Wire:
         self._folder = TemporaryDirectory(prefix="tasks-")
         self._socket = f"{self._folder.name}/.s.PGSQL.5432"
         self.address = make_conninfo(address, host=self._folder.name)
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
+        self._is_cut = True
         self._ends: set[asyncio.StreamWriter] = set()
         self._leading: set[asyncio.Task[Any] | None] = set()
         self._text: bytes | None = None
@@ -141,16 +142,20 @@ class Wire:
     ) -> None:
         self.released.set()
         await self.cut()
-        # A connection that is accepted in the moment of the cut would stay open after the event loop.
+        # A connection that is accepted in the moment of the cut would stay open after the event loop. And a listener
+        # that is closed before asyncio has made the transport of such a connection leaves its socket open.
         for _ in range(5):
             await asyncio.sleep(0)
+        for listener in self._listeners:
+            listener.close()
         while self._leading:
             await asyncio.sleep(0)
         self._folder.cleanup()
 
     async def mend(self) -> None:
         """Let everybody through."""
-        self._listener = await asyncio.start_unix_server(self._lead, self._socket)
+        self._listeners.append(await asyncio.start_unix_server(self._lead, self._socket))
+        self._is_cut = False
 
     async def cut(self) -> None:
         """Break all connections, and refuse new ones."""
@@ -158,11 +163,9 @@ class Wire:
         await asyncio.sleep(0)
 
     def _cut(self, *kept: asyncio.BaseTransport) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
-            with suppress(FileNotFoundError):  # Python 3.13 does so itself
-                os.unlink(self._socket)  # noqa: PTH108  nothing that could block a loop
+        if not self._is_cut:
+            self._is_cut = True
+            os.unlink(self._socket)  # noqa: PTH108  nothing that could block a loop
         for end in [end for end in self._ends if end.transport not in kept]:
             self._ends.discard(end)
             end.transport.abort()
@@ -190,7 +193,7 @@ class Wire:
         try:
             of_server, to_server = await asyncio.open_unix_connection(self._server)
             self._ends |= {writer, to_server}
-            if self._listener is None:  # cut meanwhile
+            if self._is_cut:
                 writer.transport.abort()
                 to_server.transport.abort()
             await asyncio.gather(
