@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -25,7 +26,5 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish() -> None:
     """Save what coverage has seen: xdist kills a process that has not ended ten seconds after its last test."""
-    coverage = sys.modules.get("coverage")
-    running = None if coverage is None else coverage.Coverage.current()
-    if running is not None:
-        running.save()
+    if "PYTEST_XDIST_WORKER" in os.environ and (coverage := sys.modules.get("coverage")) is not None:
+        coverage.Coverage.current().save()

@@ -337,10 +337,11 @@ async def test_pauses_and_resumes_are_logged(engine: ProcrastinateEngine, caplog
 
 
 async def test_purge_without_an_age_keeps_what_the_engine_keeps(postgres: str, queue: str) -> None:
-    engine = ProcrastinateEngine(postgres, queue=queue, heartbeat=0.2, keep_finished=0.0)
+    engine = ProcrastinateEngine(postgres, queue=queue, keep_finished=0.0)
+    keeping = ProcrastinateEngine(postgres, queue=queue)  # its worker deletes nothing by itself
     async with TaskScheduler(engine=engine) as scheduler:
         done, failed = await scheduler.schedule(note, "a"), await scheduler.schedule(flaky, 9, "KeyError")
-        async with working(engine):
+        async with working(keeping):
             await ends(failed, DurableState.FAILED)
             await ends(done, DurableState.SUCCEEDED)
         await engine.purge()
