@@ -9,6 +9,7 @@ import pytest
 from core_durable_functions import forget
 from core_plans import Asked, insert_failed
 from core_postgres import execute, new_database, postgres
+from tasks_core import durable
 from tasks_core.engines import DEFAULT_QUEUE, DurableState
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
@@ -18,6 +19,11 @@ pytestmark = pytest.mark.anyio
 
 MANY = 100_000
 PAGE = 50
+
+
+@durable(name="many failed: none of it", queue="without-failures")
+async def never() -> None:
+    """Has a queue without rows: to find that out must not read the rows of the other queues."""
 
 
 class Stored(NamedTuple):
@@ -63,6 +69,18 @@ async def test_each_page_is_read_by_its_key(stored: Stored, asked: Asked, pages_
     assert reads.whole == set()
     # A look at a hundred rows; then, for each task of the page, its row and its three events.
     assert reads.rows <= 100 + 4 * PAGE
+
+
+@pytest.mark.parametrize("state", sorted({*DurableState} - {DurableState.FAILED, DurableState.UNKNOWN}))
+async def test_states_without_rows_are_not_looked_for_in_all_rows(
+    stored: Stored, asked: Asked, state: DurableState
+) -> None:
+    async with ProcrastinateEngine(stored.address) as engine:
+        assert (await engine.find(state=state, limit=PAGE)).tasks == ()
+    reads = await asked.reads(stored.address)
+    assert reads.whole == set()
+    # Those that succeeded are found in the order of their ids: a bounded number of rows is looked at.
+    assert reads.rows <= (10_000 if state is DurableState.SUCCEEDED else 0)
 
 
 async def test_filter_that_fits_nothing_reads_a_bounded_part(stored: Stored, asked: Asked) -> None:

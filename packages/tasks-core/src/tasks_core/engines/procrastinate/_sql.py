@@ -49,9 +49,10 @@ procrastinate_jobs (queue_name, worker_id) WHERE status = 'doing' AND {_TASK}
     "tasks_followed_v1": f"""
 procrastinate_jobs ((args->'headers'->>'follow')) WHERE {_FOLLOWED}
 """,
-    # What operators look at: those that failed or were cancelled, the last first.
-    "tasks_ended_v1": f"""
-procrastinate_jobs (queue_name, status, id) WHERE status IN ('failed', 'cancelled', 'aborted') AND {_TASK}
+    # What operators look at: those that failed or were cancelled, the last first. The order is `id + 0`, which the
+    # primary key does not have: for a queue without such rows, PostgreSQL would read that, with the rows of all others.
+    "tasks_ended_v2": f"""
+procrastinate_jobs (queue_name, status, (id + 0)) WHERE status IN ('failed', 'cancelled', 'aborted') AND {_TASK}
 """,
 }
 """Partial indexes by name: what follows `CREATE INDEX name ON`."""
@@ -809,9 +810,13 @@ Nothing in a row can make the statement fail: what is read from `args` is read b
 
 OPERATOR_SETTINGS: LiteralString = """
 SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;
-SET LOCAL jit = off; SET LOCAL statement_timeout = '60s'
+SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off; SET LOCAL statement_timeout = '60s'
 """
-"""The statements of this section find rows by indexes as well, also in tables without statistics."""
+"""
+The statements of this section find rows by indexes as well, also in tables without statistics.
+
+They read an index in its order, and stop. A bitmap has no order, so that all of its rows would be read.
+"""
 
 _WAITING_GROUPS: LiteralString = f"""
 WITH RECURSIVE groups (name, priority) AS (
@@ -932,7 +937,7 @@ SELECT job.id, job.queue_name = ANY(%(queues)s) AND job.{_TASK}
 """
 
 _BEFORE: LiteralString = (
-    "job.id < (SELECT least(%(after)s, (SELECT tasks_first_id_v1(now() - make_interval(secs => %(older_than)s)) "
+    "(SELECT least(%(after)s, (SELECT tasks_first_id_v1(now() - make_interval(secs => %(older_than)s)) "
     "WHERE %(older_than)s::float IS NOT NULL)))"
 )
 
@@ -941,7 +946,7 @@ def _in_order_of_id(state: LiteralString, where: LiteralString = "true") -> Lite
     """Look at rows by an index whose order is that of `id`."""
     return (
         f"{_LOOKED} AND {state} AS fits FROM procrastinate_jobs AS job"
-        f" WHERE {where} AND {_BEFORE} ORDER BY job.id DESC LIMIT %(look)s"
+        f" WHERE {where} AND job.id < {_BEFORE} ORDER BY job.id DESC LIMIT %(look)s"
     )
 
 
@@ -950,7 +955,7 @@ def _by_queue(status: LiteralString) -> LiteralString:
     return (
         f"SELECT last.* FROM unnest((%(queues)s)::text[]) AS queue (name) CROSS JOIN LATERAL ({_LOOKED} AS fits"
         f" FROM procrastinate_jobs AS job WHERE job.status = '{status}' AND job.{_TASK}"
-        f" AND job.queue_name = queue.name AND {_BEFORE} ORDER BY job.id DESC LIMIT %(look)s) AS last"
+        f" AND job.queue_name = queue.name AND job.id + 0 < {_BEFORE} ORDER BY job.id + 0 DESC LIMIT %(look)s) AS last"
         f" ORDER BY last.id DESC LIMIT %(look)s"
     )
 
