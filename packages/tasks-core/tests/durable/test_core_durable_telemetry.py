@@ -19,7 +19,7 @@ from core_engine import ListEngine
 from core_telemetry import Exported, attributes, exceptions, ids, links, parent
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
-from tasks_core import TaskPhase, TaskScheduler, Worker
+from tasks_core import Cancel, Snooze, TaskPhase, TaskScheduler, Worker, durable
 from tasks_core.engines import DurableCall, EngineUnavailableError, RunDelivery, Slots
 from tasks_core.exceptions import InvalidConfigError
 from tasks_core.frameworks import Telemetry
@@ -168,6 +168,31 @@ async def test_last_failure_is_counted(exported: Exported) -> None:
     assert run.status.status_code is StatusCode.ERROR
     labels = {"task.name": flaky.name, "task.queue": "default", "error.type": "KeyError"}
     assert exported.metrics()["tasks.failures"] == [(labels, 1)]
+
+
+@durable(name="telemetry: decides")
+async def decides(*, cancels: bool) -> None:
+    functions.ran.append("decided")
+    if cancels:
+        raise Cancel("it was withdrawn")
+    if len(functions.ran) == 1:
+        raise Snooze(0.0)
+
+
+@pytest.mark.parametrize("cancels, outcomes", [(False, ["snoozed", "succeeded"]), (True, ["cancelled"])])
+async def test_what_a_task_decides_itself_is_no_error(exported: Exported, cancels: bool, outcomes: list[str]) -> None:
+    engine = ListEngine()
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.schedule(decides, cancels=cancels)
+    async with working(engine, telemetry=exported.config):
+        await receipt.source.ended(receipt.id)  # type: ignore[union-attr]  # the engine
+    runs = exported.named(f"run {decides.name}")
+    assert [attributes(run)["task.outcome"] for run in runs] == outcomes
+    assert {run.status.status_code for run in runs} == {StatusCode.UNSET}
+    assert [exceptions(run) for run in runs] == [[]] * len(outcomes)
+    metrics = exported.metrics()
+    assert [labels["task.outcome"] for labels, _ in metrics["tasks.duration"]] == outcomes
+    assert not {"tasks.failures", "tasks.losses"} & metrics.keys()
 
 
 async def test_what_a_deploy_puts_back_is_no_error(exported: Exported) -> None:

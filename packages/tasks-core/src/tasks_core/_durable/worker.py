@@ -281,11 +281,13 @@ class _Attempt(Delivered):
         return self._engine_name
 
     def outcome(self, task: Task[Any]) -> str:
-        if task.state is TaskState.FAILED and self._again is not None:
-            return "retrying"
-        stopped = task.state is TaskState.CANCELLED and task.reason != CANCEL_CALLED
-        if stopped and not isinstance(task._result, Cancel) and self._scheduler.stopping.is_set():
-            return "redelivered"
+        match task.state:
+            case TaskState.FAILED if self._again is not None:
+                return "retrying"
+            case TaskState.CANCELLED if isinstance(task._result, Cancel) or task.reason == CANCEL_CALLED:
+                return "cancelled"
+            case TaskState.CANCELLED if self._scheduler.stopping.is_set():
+                return "redelivered"
         return str(task.state)
 
     @property

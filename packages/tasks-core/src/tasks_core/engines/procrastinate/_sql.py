@@ -881,7 +881,7 @@ WITH lately AS MATERIALIZED (
 ), span AS (
     SELECT CASE count(*) WHEN 2000 THEN greatest(extract(epoch FROM now() - min(at))::float, 1) ELSE 60 END AS seconds
       FROM lately
-), ends AS (
+), ends AS MATERIALIZED (
     SELECT job.queue_name, count(*) AS count FROM lately JOIN procrastinate_jobs AS job ON job.id = lately.job_id
      WHERE lately.type IN ('succeeded', 'failed', 'cancelled', 'aborted') GROUP BY job.queue_name
 )
