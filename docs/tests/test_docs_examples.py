@@ -57,11 +57,13 @@ def name(example: CodeExample) -> str:
 @pytest.fixture(autouse=True)
 def logging_of_its_own() -> Iterator[None]:
     """A block may configure logging; the next one starts afresh."""
-    loggers = {logger: (logger.handlers[:], logger.level) for logger in map(logging.getLogger, (None, "tasks_core"))}
+    names = (None, "tasks_core", "tasks_fastapi", "shop")
+    loggers = {one: (one.handlers[:], one.level, one.propagate) for one in map(logging.getLogger, names)}
     yield
-    for logger, (handlers, level) in loggers.items():
+    for logger, (handlers, level, propagate) in loggers.items():
         logger.handlers[:] = handlers
         logger.setLevel(level)
+        logger.propagate = propagate
 
 
 @pytest.fixture(autouse=True)
