@@ -141,3 +141,27 @@ async def progress() -> None:
     await context.checkpoint(object())  # type: ignore[arg-type]
     context.checkpoint_from_thread({1})  # type: ignore[arg-type]
     context.progress = 1  # type: ignore[misc]
+
+
+class AsyncSession:
+    async def commit(self) -> None: ...
+
+
+class Session:
+    def commit(self) -> None: ...
+
+
+async def completed(session: AsyncSession, plain: Session) -> None:
+    context = durable_context()
+    assert_type(await context.complete(session), None)
+    await context.complete(session, result={"pages": 17})
+    await context.complete(plain)  # type: ignore[misc]
+    await context.complete(object())  # type: ignore[call-overload]
+    await context.complete(session, 17)  # type: ignore[call-overload]
+
+
+def completed_by_a_plain_function(session: Session) -> None:
+    context = durable_context()
+    context.complete(session)
+    context.complete(session, result=17)
+    context.complete("session")  # type: ignore[call-overload]

@@ -20,6 +20,7 @@ TasksError
 ├── ResultNotStoredError    (RuntimeError)  `receipt.result()` of a task whose result JSON cannot carry
 ├── UnknownReceiptError     (LookupError)   `receipt.result()` of a task that the engine has not, or no longer
 ├── DurableTaskGivenUpError (RuntimeError)  what `on_error` gets for a call that is not run any more
+├── DurableTaskTakenOverError (RuntimeError) `complete()` of a task that another worker has by now
 └── EngineError
     ├── EngineNotConfiguredError (RuntimeError) a durable task was scheduled without an engine
     ├── EngineCapabilityError (ValueError)      the engine has not the capability that the call needs
@@ -34,6 +35,7 @@ __all__ = (
     "ArgumentCodecError",
     "DurableTaskFailedError",
     "DurableTaskGivenUpError",
+    "DurableTaskTakenOverError",
     "EngineCapabilityError",
     "EngineError",
     "EngineNotConfiguredError",
@@ -123,6 +125,15 @@ class UnknownTaskError(TasksError, LookupError):
 
 class DurableTaskGivenUpError(TasksError, RuntimeError):
     """Passed to `on_error` on a worker when a call is not run any more: its workers died, or did not understand it."""
+
+
+class DurableTaskTakenOverError(TasksError, RuntimeError):
+    """
+    Raised by `durable_context().complete(session)` when the call no longer belongs to this attempt: roll back.
+
+    The worker seemed dead, so that another one has the call by now; or the attempt is over, or its end is stored
+    already.
+    """
 
 
 class DurableTaskFailedError(TasksError, RuntimeError):

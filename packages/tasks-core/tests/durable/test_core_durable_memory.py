@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -17,11 +17,12 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
-from tasks_core import DurablePhase, TaskScheduler, TaskState, Worker
+from tasks_core import DurablePhase, RetryPolicy, TaskScheduler, TaskState, Worker, durable, durable_context
 from tasks_core.engines import (
     DurableCall,
     DurableState,
     DurableStatus,
+    DurableTaskTakenOverError,
     EngineCapabilityError,
     EngineNotConfiguredError,
     engine_of,
@@ -58,7 +59,6 @@ async def test_a_key_belongs_to_its_queue_as_in_an_engine() -> None:
         for queue in ("payments", "mail", "mail"):
             await scheduler.schedule(note.configure(idempotency_key="k", queue=queue, priority=3), queue)
     assert functions.ran == ["payments", "mail"]
-    assert [(context.queue, context.receipt_id) for context in functions.contexts] == [("payments", ""), ("mail", "")]
 
 
 async def test_an_engine_is_used_where_there_is_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -337,3 +337,68 @@ async def test_what_has_no_commit_to_wait_for_is_refused(transaction: Any) -> No
             EngineCapabilityError, match=r"for whose commit a task in memory cannot wait\. Pass the SQLAlchemy"
         ):
             scheduler.schedule(note.configure(transaction=transaction), "x")
+
+
+# ---- complete() ----
+
+with_session: Callable[[], str]
+
+
+@durable(name="memory.complete", retry=RetryPolicy(attempts=3, backoff=0.0))
+def complete() -> str:
+    functions.ran.append(durable_context().attempt)
+    return with_session()
+
+
+async def test_a_task_that_has_ended_with_its_commit_is_not_retried(
+    session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    global with_session
+
+    def commit() -> str:
+        durable_context().complete(session, result="given")
+        session.commit()
+        raise ValueError("after the commit")
+
+    with_session = commit
+    async with scheduler_without_engine() as scheduler:
+        receipt = await scheduler.schedule(complete)
+        assert await receipt.result(timeout=30) == "given"
+        assert (await receipt.status()).state is DurableState.SUCCEEDED
+    assert functions.ran == [1]
+    assert "raised after complete() had stored its end: it has succeeded, and is not run again" in caplog.text
+
+
+async def test_a_rollback_leaves_the_end_to_the_function(session: Session) -> None:
+    global with_session
+
+    def roll_back() -> str:
+        session.execute(text("SELECT 1"))
+        durable_context().complete(session)
+        with pytest.raises(DurableTaskTakenOverError, match="the end of the task is stored already"):
+            durable_context().complete(session)
+        session.rollback()
+        if durable_context().attempt == 1:
+            raise ConnectionError
+        return "returned"
+
+    with_session = roll_back
+    async with scheduler_without_engine() as scheduler:
+        receipt = await scheduler.schedule(complete)
+        assert await receipt.result(timeout=30) == "returned"
+    assert functions.ran == [1, 2]
+
+
+async def test_the_end_of_a_connection_is_not_announced(session: Session) -> None:
+    global with_session
+
+    def use_connection() -> str:
+        with pytest.raises(
+            EngineCapabilityError, match=r"complete\(\) was given a sqlalchemy\.engine\.base\.Connection"
+        ):
+            durable_context().complete(session.connection())
+        return "refused"
+
+    with_session = use_connection
+    async with scheduler_without_engine() as scheduler:
+        assert await (await scheduler.schedule(complete)).result(timeout=30) == "refused"

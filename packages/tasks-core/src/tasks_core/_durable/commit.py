@@ -11,9 +11,14 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
 
-def commit_of(transaction: Any) -> SessionCommit:
+def commit_of(transaction: Any, parameter: str = "transaction=") -> SessionCommit:
     """
     Return the commit of a `Session` or an `AsyncSession`; no library is imported that the caller has not imported.
+
+    Args:
+        transaction: The session.
+
+        parameter: What an error calls it.
 
     Raises:
         EngineCapabilityError: *transaction* is neither.
@@ -25,7 +30,7 @@ def commit_of(transaction: Any) -> SessionCommit:
             case "sqlalchemy.orm.session.Session":
                 return SessionCommit(transaction)
     raise EngineCapabilityError(
-        f"transaction= was given a {type(transaction).__module__}.{type(transaction).__qualname__}, for whose commit a "
+        f"{parameter} was given a {type(transaction).__module__}.{type(transaction).__qualname__}, for whose commit a "
         "task in memory cannot wait. Pass the SQLAlchemy Session or AsyncSession, or give the scheduler an engine"
     )
 
@@ -37,7 +42,7 @@ class SessionCommit:
     A rollback of a savepoint that is open now counts as the rollback of the transaction.
     """
 
-    __slots__ = ("_callbacks", "_committed", "_root", "_savepoints", "_session", "dropped")
+    __slots__ = ("_begun", "_callbacks", "_committed", "_root", "_savepoints", "_session", "dropped")
 
     dropped: bool
     """Whether a savepoint was rolled back that was open at the beginning."""
@@ -47,6 +52,7 @@ class SessionCommit:
 
         self._session = session
         self._callbacks: list[Callable[[bool], object]] = []
+        self._begun = False
         self._committed: bool | None = None
         self.dropped = False
         self._root: SessionTransaction | None = session.get_transaction()
@@ -55,6 +61,7 @@ class SessionCommit:
         while savepoint is not None and savepoint.nested:
             self._savepoints.append(savepoint)
             savepoint = savepoint.parent
+        event.listen(session, "before_commit", self._before_commit)
         event.listen(session, "after_commit", self._after_commit)
         event.listen(session, "after_soft_rollback", self._after_rollback)
 
@@ -62,6 +69,11 @@ class SessionCommit:
     def stored(self) -> bool:
         """Whether the transaction is committed, so that the task runs whatever becomes of its phase."""
         return bool(self._committed)
+
+    @property
+    def committing(self) -> bool:
+        """Whether the commit has begun, and not ended."""
+        return self._begun and self._committed is None
 
     @property
     def over(self) -> bool:
@@ -78,6 +90,10 @@ class SessionCommit:
             callback(self._committed)
 
     # ---- what the session reports; also for each savepoint ----
+
+    def _before_commit(self, session: Session) -> None:
+        if session.get_nested_transaction() is None:
+            self._begun = True
 
     def _after_commit(self, session: Session) -> None:
         if session.get_nested_transaction() is None:

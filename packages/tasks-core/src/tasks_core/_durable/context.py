@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import anyio.from_thread
 import anyio.lowlevel
 
 from tasks_core._decision import AttemptEnded
+from tasks_core._loop.backend import is_on_a_loop
 from tasks_core._support.jsontext import Json
 from tasks_core._task import current_task
+from tasks_core.exceptions import EngineCapabilityError
 
 from .codec import check_json
+from .completion import AsyncTransaction, Completing, SyncTransaction, complete
 from .queues import DEFAULT_QUEUE
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ class DurableContext:
     """The id of the receipt of the call, by which operators find it; empty where no engine has the call."""
     continues: bool = field(default=False, repr=False)
     """Whether an engine delivers the call again, so that the attempt may end at a checkpoint."""
+    completing: Completing | None = field(default=None, repr=False)
 
     @property
     def scheduler(self) -> TaskScheduler:
@@ -135,7 +139,7 @@ class DurableContext:
             RuntimeError: the caller runs on an event loop, which this would block, or in a thread that neither the
                 scheduler nor anyio has started.
         """
-        if _on_event_loop():
+        if is_on_a_loop():
             raise RuntimeError(
                 "checkpoint_from_thread() would block the event loop. In a coroutine function, write: "
                 "await durable_context().checkpoint(...)"
@@ -151,13 +155,52 @@ class DurableContext:
             # Not the object of the caller, which may change it later.
             await self.save_progress(json.loads(text))
 
+    @overload
+    def complete(self, transaction: SyncTransaction, /, *, result: object = None) -> None: ...
 
-def _on_event_loop() -> bool:
-    try:
-        anyio.lowlevel.current_token()
-    except Exception:  # which one depends on the release of anyio
-        return False
-    return True
+    @overload
+    def complete(self, transaction: AsyncTransaction, /, *, result: object = None) -> Coroutine[Any, Any, None]: ...
+
+    def complete(self, transaction: Any, /, *, result: object = None) -> Coroutine[Any, Any, None] | None:
+        """
+        Store the success of the task within *transaction*, so that its end and its rows are committed together.
+
+        ```python
+        async with make_session() as session, session.begin():
+            session.add(Invoice(order_id=order_id))
+            await durable_context().complete(session)
+        ```
+
+        Whenever the worker is killed, the rows are written exactly once: either both are committed, and the task has
+        succeeded, or neither is, and the task is delivered again. What the function does after the commit, or raises,
+        changes nothing: it is not run again. If the transaction is rolled back, or a savepoint in which this was
+        called, the attempt is what its function does, as without this call; it may be called again then.
+
+        Call it last in the transaction: until that ends, `receipt.cancel()` waits for it, and so do submits with the
+        `key` of the task. What the task emits and reports after this call is stored only if it is rolled back.
+
+        Args:
+            transaction: The `AsyncSession` or `AsyncConnection` of SQLAlchemy (sqlmodel), or the `AsyncConnection` of
+                psycopg, connected to the database of the engine. In a plain function (`def`), the `Session`,
+                `Connection`, or `Connection` of psycopg: then there is nothing to await.
+
+            result: What `receipt.result()` returns, by the return annotation of the function. What the function
+                returns after the commit is not stored.
+
+        Raises:
+            DurableTaskTakenOverError: this attempt does not have the task any more, because another worker has it, or
+                because its end is stored already. Let it pass, so that the transaction is rolled back; the worker
+                reports nothing then, and calls no error handler.
+            EngineCapabilityError: the engine cannot do it (that for PostgreSQL cannot on trio), or not with this
+                transaction. In memory (`without_engine="memory"`) it has to be a session of SQLAlchemy.
+            ArgumentCodecError: *result* cannot be stored.
+        """
+        if self.completing is None:
+            raise EngineCapabilityError(
+                f"complete(): what runs {self.name!r} cannot store its end in a transaction. ProcrastinateEngine can, "
+                "on asyncio"
+            )
+        return complete(self.completing, transaction, result)
 
 
 _context: ContextVar[DurableContext | None] = ContextVar("tasks_core_context", default=None)

@@ -14,15 +14,17 @@ from tasks_core._support.jsontext import Json
 
 from .calls import DurableCall, DurableState, DurableStatus, Receipt
 from .codec import StoredResult
+from .completion import Completion
 from .queues import Slots
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-Capability: TypeAlias = Literal["transaction", "delay", "dedup", "queues", "priority", "key"]
+Capability: TypeAlias = Literal["transaction", "delay", "dedup", "queues", "priority", "key", "complete"]
 """
 What an engine may be able to do: join a transaction of the caller, delay a task, accept an idempotency key only
-once, keep calls in several queues, deliver those with a higher priority first, and run one task of a key at a time.
+once, keep calls in several queues, deliver those with a higher priority first, run one task of a key at a time, and
+store the end of a task in a transaction of the task.
 """
 
 EngineFallback: TypeAlias = Literal["error", "memory"]
@@ -62,6 +64,11 @@ class Delivery:
     """
     progress: Json = None
     """What earlier deliveries have reported last."""
+    completion: Completion | None = None
+    """
+    Stores the end of the call in a transaction of its task. Where it was used, `Completion.outcome()` decides what the
+    engine does when the `RunDelivery` returns or raises. `None`: the engine cannot do it.
+    """
 
 
 class Redeliver(Exception):  # noqa: N818  a request, not an error

@@ -8,15 +8,17 @@ from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import anyio
 
 from tasks_core._task import Task, TaskState, current_task
-from tasks_core.exceptions import EngineCapabilityError, EngineNotConfiguredError
+from tasks_core.exceptions import DurableTaskTakenOverError, EngineCapabilityError, EngineNotConfiguredError
 
 from .calls import DurableCall, DurableEnd, DurableState, DurableStatus, Receipt
+from .codec import StoredResult
 from .commit import SessionCommit, commit_of
+from .completion import CompletionOutcome
 from .engine import Capability, RunDelivery
 from .queues import Slots
 from .registry import registry
@@ -55,11 +57,14 @@ class MemoryEngine:
     No call waits for a slot of its queue, so that each runs at once, whatever its priority.
 
     A call with an idempotency key of a call before it makes no second task. In a transaction of SQLAlchemy, the task
-    starts after the commit, and is discarded by a rollback.
+    starts after the commit, and is discarded by a rollback. A task that calls `complete()` with a session is not
+    retried after its commit.
     """
 
     name = "memory"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority", "key"))
+    capabilities: frozenset[Capability] = frozenset(
+        ("transaction", "delay", "dedup", "queues", "priority", "key", "complete")
+    )
 
     def __init__(self) -> None:
         self._accepted: OrderedDict[tuple[str, str, str], Receipt[Any]] = OrderedDict()
@@ -109,6 +114,53 @@ class MemoryEngine:
         await stopping.wait()
 
 
+# The results of tasks that have ended with the commit of a session, whatever their functions did afterwards.
+_ended: WeakKeyDictionary[Task[Any], StoredResult | None] = WeakKeyDictionary()
+
+
+class MemoryCompletion:
+    """The end of a task in memory, which comes with the commit of a session of SQLAlchemy."""
+
+    def __init__(self) -> None:
+        self.used = False
+        self.find_task: Callable[[], Task[Any] | None] = _no_task
+        """Returns the task whose receipt shows the end, if it is one of this process."""
+        self.result: StoredResult | None = None
+        """What `complete()` was given last."""
+        self._commit: SessionCommit | None = None
+
+    @property
+    def committed(self) -> bool:
+        """Whether the task has ended with the transaction."""
+        return self._commit is not None and self._commit.stored
+
+    @property
+    def committing(self) -> bool:
+        """Whether the transaction is being committed, so that it is not known whether the task has ended."""
+        return self._commit is not None and self._commit.committing
+
+    async def store(self, transaction: Any, result: StoredResult | None) -> None:
+        """End the task when the session is committed."""
+        if self._commit is not None and not self._commit.over:
+            raise DurableTaskTakenOverError("complete(): the end of the task is stored already")
+        self._commit = commit = commit_of(transaction, "complete()")
+        self.used = True
+        self.result = result
+        commit.when_ended(self._note)
+
+    def _note(self, committed: bool) -> None:
+        task = self.find_task()
+        if committed and task is not None:
+            _ended[task] = self.result
+
+    async def outcome(self) -> CompletionOutcome:
+        """Return what became of the call. A transaction that is still open counts as rolled back."""
+        return CompletionOutcome.ENDED if self.committed else CompletionOutcome.ROLLED_BACK
+
+
+def _no_task() -> None: ...
+
+
 _STATES = {state: DurableState(state.value) for state in TaskState if state.value in set(DurableState)}
 
 
@@ -124,6 +176,8 @@ class OneTask:
         task = self.find()
         if task is None:
             return DurableStatus(DurableState.UNKNOWN, 0)
+        if task in _ended:
+            return DurableStatus(DurableState.SUCCEEDED, task.attempts, task.progress)
         between = DurableState.PENDING if task.state is TaskState.RETRYING else DurableState.UNKNOWN
         ended = task.attempts - (task.state is TaskState.RUNNING)
         state = _STATES.get(task.state, between)
@@ -137,6 +191,8 @@ class OneTask:
             return DurableEnd(DurableStatus(DurableState.UNKNOWN, 0))
         await task.wait()
         status = await self.status(receipt_id)
+        if task in _ended:
+            return DurableEnd(status, self._name, _ended[task])
         if status.reason is None:
             why = task.reason if task.exception is None else type(task.exception).__qualname__
             status = replace(status, reason=why)

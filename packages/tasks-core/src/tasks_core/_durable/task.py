@@ -24,11 +24,12 @@ from tasks_core._task import PhaseInfo, ProvidedTask, Task, TaskState
 from tasks_core.exceptions import EngineCapabilityError, EngineError, EngineNotConfiguredError, EngineUnavailableError
 
 from .calls import DurableCall, Receipt
-from .codec import ArgumentCodec
+from .codec import ArgumentCodec, ResultCodec
+from .completion import Completing, CompletionOutcome, log_uncounted
 from .context import DurableContext, set_context
 from .engine import BatchEngine, Engine, EngineFallback
 from .host import engine_in_force, host_of
-from .memory import OneTask
+from .memory import MemoryCompletion, OneTask
 from .queues import DEFAULT_QUEUE, KEY
 from .trace import submit_span, trace_headers
 
@@ -59,6 +60,9 @@ class FunctionInfo(Protocol):
 
     @property
     def codec(self) -> ArgumentCodec: ...
+
+    @property
+    def result_codec(self) -> ResultCodec: ...
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -198,7 +202,8 @@ class DurableTask(Task[Receipt[Any]]):
         function: FunctionInfo = self.func  # type: ignore[assignment]  # submit_call() has put it there
         runner: Runner = self._owner  # type: ignore[assignment]  # who else owns a task that was scheduled
         # What is acknowledged runs, whatever becomes of the request.
-        always = TaskConfig(on_error=_handler(function), when="always")
+        completion = MemoryCompletion()
+        always = TaskConfig(on_error=_handler(function, completion), when="always")
         config = self.config.merge(function.config).merge(always)
         if self.call.key is not None:  # in memory, a key does not belong to a function
             config = replace(config, key=f"{function.name}:{self.call.key}", on_conflict=self.call.on_conflict)
@@ -219,7 +224,7 @@ class DurableTask(Task[Receipt[Any]]):
             runner.now(),
         )
         call = self.call
-        find = ref(task)  # the task refers to its context
+        find = completion.find_task = ref(task)  # the task refers to its context
 
         async def save_progress(progress: Json) -> None:
             if (task := find()) is not None:
@@ -235,6 +240,7 @@ class DurableTask(Task[Receipt[Any]]):
             lambda: None if (task := find()) is None else task.progress,
             task_id=task.id,
             queue=call.queue,
+            completing=Completing(call.name, function.result_codec, completion),
         )
         context.run(set_context, run_context)
         phase: TaskPhase | None = self._phase
@@ -308,11 +314,14 @@ class SubmitBatch:
         self._receipts = {task.id: receipt for task, receipt in zip(tasks, receipts, strict=True)}
 
 
-def _handler(function: FunctionInfo) -> Callable[[Task[Any], Exception], Any]:
+def _handler(function: FunctionInfo, completion: MemoryCompletion) -> Callable[[Task[Any], Exception], Any]:
     """Make the error handler for a durable function that runs in memory after all."""
     policy = function.retry or RetryPolicy(attempts=1)
 
     async def handle(task: Task[Any], exception: Exception) -> object:
+        if completion.committed:
+            log_uncounted(task, exception, CompletionOutcome.ENDED)
+            return True
         pause = policy.pause(exception, task.attempts)
         if pause is not None:
             return Retry(pause)

@@ -29,6 +29,7 @@ from tasks_core.exceptions import (
 )
 
 from .codec import StoredResult, check_json
+from .completion import Completing, CompletionOutcome, log_uncounted
 from .context import DurableContext, set_context
 from .delivered import Delivered
 from .engine import Delivery, Engine, EventSink, NotUnderstood, Redeliver
@@ -176,9 +177,10 @@ class Worker:
         except UnknownTaskError as error:
             self._log_unknown_once(error)
             raise NotUnderstood(_UNKNOWN, failed=False) from error
-        result = await _Attempt(self._engine.name, self._scheduler, function, delivery).run()
-        if result is not None and result.problem is not None:
-            self._log_result_once(call.name, result.problem)
+        attempt = _Attempt(self._engine.name, self._scheduler, function, delivery)
+        result = await attempt.run()
+        if result is not None and (problem := result.problem or await attempt.result_is_late()) is not None:
+            self._log_result_once(call.name, problem)
         return result
 
     def _log_unknown_once(self, error: UnknownTaskError) -> None:
@@ -217,7 +219,17 @@ class _Progress:
 class _Attempt(Delivered):
     """One delivery, as a task of the scheduler."""
 
-    __slots__ = ("_again", "_delivery", "_engine_name", "_events", "_function", "_scheduler", "progress")
+    __slots__ = (
+        "_again",
+        "_completing",
+        "_delivery",
+        "_engine_name",
+        "_events",
+        "_function",
+        "_scheduler",
+        "_settled",
+        "progress",
+    )
 
     def __init__(
         self, engine: str, scheduler: TaskScheduler, function: DurableFunction[..., Any, Any], delivery: Delivery
@@ -229,6 +241,10 @@ class _Attempt(Delivered):
         self._again: float | None = None
         self._events: EventSink | None = None
         self.progress = _Progress(delivery)
+        completion = delivery.completion
+        codec = function.result_codec
+        self._completing = None if completion is None else Completing(delivery.call.name, codec, completion)
+        self._settled = CompletionOutcome.ROLLED_BACK
 
     async def run(self) -> StoredResult | None:
         call, function = self._delivery.call, self._function
@@ -247,6 +263,7 @@ class _Attempt(Delivered):
                 queue=call.queue,
                 receipt_id=self._delivery.id,
                 continues=True,
+                completing=self._completing,
             )
         )
         target = self._scheduler.task(
@@ -272,6 +289,21 @@ class _Attempt(Delivered):
         self._raise_outcome(task)
         return function.result_codec.encode(task.result())
 
+    async def _settle(self) -> CompletionOutcome:
+        """Return whether what the function did counts, because `complete()` has not ended the call: `ROLLED_BACK`."""
+        completion = self._delivery.completion
+        if completion is None or not completion.used:
+            return CompletionOutcome.ROLLED_BACK
+        self._settled = await completion.outcome()
+        return self._settled
+
+    async def result_is_late(self) -> str | None:
+        """Return what is wrong with a result that was returned when the end was stored already, without one."""
+        if self._completing is None or self._completing.gave_result:
+            return None
+        late = await self._settle() is CompletionOutcome.ENDED
+        return "the function returned it after complete(). Write complete(session, result=...)" if late else None
+
     @property
     def delivery(self) -> Delivery:
         return self._delivery
@@ -281,6 +313,8 @@ class _Attempt(Delivered):
         return self._engine_name
 
     def outcome(self, task: Task[Any]) -> str:
+        if self._settled is not CompletionOutcome.ROLLED_BACK:
+            return "succeeded" if self._settled is CompletionOutcome.ENDED else "redelivered"
         match task.state:
             case TaskState.FAILED if self._again is not None:
                 return "retrying"
@@ -325,6 +359,9 @@ class _Attempt(Delivered):
 
     async def _on_error(self, task: Task[Any], exception: Exception) -> object:
         """Decide whether there is another attempt, which the engine delivers: never retry here."""
+        if (outcome := await self._settle()) is not CompletionOutcome.ROLLED_BACK:
+            log_uncounted(task, exception, outcome)
+            return True
         policy = self._delivery.call.retry
         given_up = self._delivery.give_up is not None
         pause = None if policy is None or given_up else policy.pause(exception, self._delivery.failures + 1)

@@ -8,6 +8,7 @@ The seam between durable tasks and an engine, and the engines, each behind an ex
 from tasks_core._durable.attempts import AttemptRecord
 from tasks_core._durable.calls import DEFAULT_RETRY, DurableCall, DurableEnd, DurableState, DurableStatus, ReceiptSource
 from tasks_core._durable.codec import StoredResult
+from tasks_core._durable.completion import Completion, CompletionOutcome
 from tasks_core._durable.engine import (
     EVENTS_AT_ONCE,
     BatchEngine,
@@ -51,6 +52,7 @@ from tasks_core._journal import MOST_EVENTS
 from tasks_core._support.jsontext import Json
 from tasks_core.exceptions import (
     DurableTaskGivenUpError,
+    DurableTaskTakenOverError,
     EngineCapabilityError,
     EngineError,
     EngineNotConfiguredError,
@@ -71,12 +73,15 @@ __all__ = (
     "BatchEngine",
     "CallLabel",
     "Capability",
+    "Completion",
+    "CompletionOutcome",
     "Delivery",
     "DurableCall",
     "DurableEnd",
     "DurableState",
     "DurableStatus",
     "DurableTaskGivenUpError",
+    "DurableTaskTakenOverError",
     "Engine",
     "EngineCapabilityError",
     "EngineError",

@@ -1,5 +1,6 @@
 """Types that applications see more often than they name them: what functions return and observers are given."""
 
+from tasks_core._durable.completion import AsyncTransaction, SyncTransaction
 from tasks_core._journal import EmittedEvent, TaskFollower, TaskUpdate
 from tasks_core._observer import RunAttempt
 from tasks_core._run.following import KeptTask
@@ -8,6 +9,7 @@ from tasks_core._support.overrides import Subscription
 from tasks_core._telemetry.config import TelemetryConfig
 
 __all__ = (
+    "AsyncTransaction",
     "EmittedEvent",
     "KeptTask",
     "LostTask",
@@ -15,6 +17,7 @@ __all__ = (
     "RunAttempt",
     "SchedulerStatistics",
     "Subscription",
+    "SyncTransaction",
     "TaskFollower",
     "TaskUpdate",
     "TelemetryConfig",

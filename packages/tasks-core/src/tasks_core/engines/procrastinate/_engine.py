@@ -48,9 +48,10 @@ from ._sql import (
     SUBMIT_OCCURRENCE,
     WAIT_FOR,
 )
-from ._transaction import Row, Statement, Transaction, join_transaction
+from ._transaction import Row, Transaction, join_transaction
 from ._trio import AsyncioThread, runs_asyncio, work_in_thread
 from ._waits import Waits
+from ._ways import Statement
 from ._work import work
 
 logger = logging.getLogger("tasks_core")
@@ -119,7 +120,9 @@ class ProcrastinateEngine(Operations):
     )
 
     name = "procrastinate"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority", "key"))
+    capabilities: frozenset[Capability] = frozenset(
+        ("transaction", "delay", "dedup", "queues", "priority", "key", "complete")
+    )
     conninfo: str
     """The address of the database. That of an embedded PostgreSQL is known when the engine has been entered."""
 

@@ -86,6 +86,7 @@ class EventWriter:
         self._hurry = asyncio.Event()
         self._stored = asyncio.Event()
         self._dirty: dict[int, EventSink] = {}
+        self._held: dict[int, EventSink | None] = {}
         self._woken = False
         self._gives_up_at: float | None = None
 
@@ -96,6 +97,9 @@ class EventWriter:
     def mark(self, sink: EventSink) -> None:
         """Note that something waits; from any thread."""
         with self.lock:
+            if sink.row.id in self._held:
+                self._held[sink.row.id] = sink
+                return
             self._dirty[sink.row.id] = sink
             woken, self._woken = self._woken, True
         if not woken:
@@ -108,6 +112,22 @@ class EventWriter:
             self._hurry.set()
             self._wake.set()
             await self._stored.wait()
+
+    async def hold(self, row: Row) -> None:
+        """Do what `flush()` does; from then on nothing of the delivery is stored, because its row is locked."""
+        while True:
+            await self.flush(row)
+            with self.lock:
+                if row.id not in self._dirty:  # a thread may emit in between
+                    self._held.setdefault(row.id, None)
+                    return
+
+    def release(self, row: Row, *, store: bool) -> None:
+        """Store what was held back, or drop it."""
+        with self.lock:
+            sink = self._held.pop(row.id, None)
+        if sink is not None and store:
+            self.mark(sink)
 
     async def run(self) -> None:
         """Write until cancelled."""

@@ -41,6 +41,8 @@ class Report:
     """What is added to the priority of a call that is put back."""
     note: str | None = None
     """The history of the call as JSON; `None`: it remains as it is."""
+    strict: bool = False
+    """Whether a success counts only if the call is still that of this delivery."""
 
 
 class Reports:
@@ -114,6 +116,7 @@ class Reports:
                 "delays": [report.delay for report in batch],
                 "priorities": [report.priority for report in batch],
                 "notes": [report.note for report in batch],
+                "strict": [report.strict for report in batch],
             },
         )
 

@@ -623,13 +623,13 @@ REPORT: LiteralString = """
 WITH reported AS (
     SELECT * FROM unnest(
         (%(ids)s)::bigint[], (%(attempts)s)::int[], (%(states)s)::text[],
-        (%(delays)s)::float[], (%(priorities)s)::int[], (%(notes)s)::jsonb[]
-    ) AS report (id, attempts, state, delay, priority, note)
+        (%(delays)s)::float[], (%(priorities)s)::int[], (%(notes)s)::jsonb[], (%(strict)s)::bool[]
+    ) AS report (id, attempts, state, delay, priority, note, strict)
 ), accepted AS MATERIALIZED (
     SELECT job.id, reported.state, reported.delay, reported.priority, reported.note
       FROM reported JOIN procrastinate_jobs AS job ON job.id = reported.id
      WHERE job.status = 'doing' AND job.attempts = reported.attempts
-        OR reported.state = 'succeeded' AND (job.status = 'todo' OR job.status = 'doing'
+        OR reported.state = 'succeeded' AND NOT reported.strict AND (job.status = 'todo' OR job.status = 'doing'
             OR job.status = 'failed' AND job.args ? 'given_up')
      ORDER BY job.id FOR UPDATE OF job
 ), stored AS (
@@ -658,7 +658,8 @@ Store how deliveries ended.
 The answer may be lost with the connection, so that each report may come twice; and the call may have been taken from a
 worker that seemed dead. A delivery is identified by the number of those before it: once the row has another number, its
 report changes nothing. The exception is a success, which spares the other workers the call, and wins over the
-presumption that workers died of it.
+presumption that workers died of it; unless it is *strict*, because the task has called complete(): then its rows were
+rolled back, and those of another worker have to be written.
 
 Workers are notified of what is put back, also with a delay: those that sleep until the next call is due look again.
 
@@ -667,6 +668,47 @@ moment would wait for the worker's row, in a circle.
 
 What the row remembers about earlier deliveries is replaced by *note*, if there is one.
 """
+
+# ---- complete() ----
+
+BEGIN_COMPLETE: LiteralString = """
+SELECT set_config('tasks_core.completes', ((%(id)s)::bigint)::text, true)
+"""
+"""
+Set what the next statement looks for. It is gone with the transaction: in autocommit mode, before the next statement.
+"""
+
+COMPLETE: LiteralString = """
+WITH ended AS (
+    UPDATE procrastinate_jobs
+       SET status = 'succeeded', attempts = attempts + 1, worker_id = NULL, abort_requested = false,
+           args = CASE WHEN (%(note)s)::jsonb IS NULL THEN args ELSE (%(note)s)::jsonb || (args
+               - '{failures,returns,deaths,misfit_since,misfits,given_up,result,errors,reason}'::text[]) END
+     WHERE id = (%(id)s)::bigint AND status = 'doing' AND attempts = (%(attempts)s)::int
+       AND args->>'key' = (%(key)s)::text
+       AND current_setting('tasks_core.completes', true) = ((%(id)s)::bigint)::text
+    RETURNING id
+)
+SELECT EXISTS (SELECT FROM ended),
+       coalesce(current_setting('tasks_core.completes', true) = ((%(id)s)::bigint)::text, false)
+"""
+"""
+Do what REPORT does for a success, in a transaction of the task, and say whether there is such a transaction.
+
+The row stays locked until the transaction ends, so no statement of a worker may wait for the row: all that are not
+about the delivery itself skip it, and those about the delivery wait until SETTLED has answered. The key is compared as
+well, because the connection may lead to another database, where the row with this id is another task.
+"""
+
+SETTLED: LiteralString = """
+WITH unlocked AS (
+    SELECT status::text, attempts FROM procrastinate_jobs WHERE id = %(id)s FOR SHARE SKIP LOCKED
+)
+SELECT status, attempts FROM unlocked
+ UNION ALL
+SELECT 'gone', 0 WHERE NOT EXISTS (SELECT FROM procrastinate_jobs WHERE id = %(id)s)
+"""
+"""What became of a row that a transaction of the task may have locked; no row while it is locked."""
 
 PROGRESS: LiteralString = """
 UPDATE procrastinate_jobs SET args = jsonb_set(args, '{progress}', (%(progress)s)::jsonb)
@@ -1147,7 +1189,9 @@ meanwhile; or by an operator who switched triggers off.
 FORGET_WORKERS: LiteralString = """
 DELETE FROM procrastinate_workers AS worker WHERE last_heartbeat < now() - interval '1 day'
    AND id IN (SELECT id FROM tasks_workers_v2)
+   AND NOT EXISTS (SELECT FROM procrastinate_jobs WHERE worker_id = worker.id AND status = 'doing')
 """
+"""One that has a call is kept: to forget it would change the row of the call, which an open transaction may lock."""
 
 UNKNOWN: LiteralString = f"""
 WITH RECURSIVE ready (name) AS (

@@ -106,7 +106,8 @@ class _Bridge:
         async def report_progress(progress: Json) -> None:
             await self._thread.call(delivery.report_progress, progress)
 
-        return await self._run(replace(delivery, report_progress=report_progress))
+        # The transactions of tasks that run on trio are not those of the event loop of the worker.
+        return await self._run(replace(delivery, report_progress=report_progress, completion=None))
 
     # ---- on asyncio ----
 

@@ -7,7 +7,6 @@ import json
 import logging
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -15,9 +14,19 @@ import anyio
 from psycopg.sql import SQL, Identifier
 
 from tasks_core import Cancel, TasksError
-from tasks_core.engines import Delivery, Json, NotUnderstood, Redeliver, RunDelivery, Slots, registered_names
+from tasks_core.engines import (
+    CompletionOutcome,
+    Delivery,
+    Json,
+    NotUnderstood,
+    Redeliver,
+    RunDelivery,
+    Slots,
+    registered_names,
+)
 
 from . import _reports
+from ._completing import Completing, Unreported
 from ._connection import WorkerConnection, address_of_worker
 from ._errors import is_outage
 from ._events import EventWriter
@@ -63,6 +72,7 @@ class _Work:
         self._writes = WorkerConnection(conninfo)
         self._progress = WorkerConnection(conninfo)
         self._of_events = WorkerConnection(conninfo)
+        self._settling = WorkerConnection(conninfo)
         self._events = EventWriter(self._of_events, stopping)
         self._reports = Reports(self._writes, self._when_stored, stopping)
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -118,7 +128,7 @@ class _Work:
         if numbers and not self._reports.abandoned:
             with suppress(Exception):
                 await self._claims.fetch(UNREGISTER, {"ids": numbers})
-        for connection in (self._claims, self._writes, self._progress, self._of_events):
+        for connection in (self._claims, self._writes, self._progress, self._of_events, self._settling):
             await connection.close()
 
     async def _wake_when_stopped(self) -> None:
@@ -284,17 +294,24 @@ class _Work:
         self._wake.set()
 
     def _when_stored(self, report: Report) -> None:
-        id_ = report.row.id
+        self._forget(report.row.id)
+
+    def _forget(self, id_: int) -> None:
         self._held.pop(id_, None)
         if self._suspect == id_:
             self._suspect = None
             self._wake.set()
 
     async def _deliver(self, row: Row) -> None:
+        completing = Completing(row, self._settling, self._events, self._stopping)
         try:
             if row.id in self._aborted:
                 raise asyncio.CancelledError
-            report = await self._report_of(row)
+            report = await self._report_of(row, completing)
+        except Unreported as unreported:
+            self._aborted.discard(row.id)
+            self._when_unreported(row, unreported.outcome)
+            return
         except BaseException as error:
             report = self._report_of_error(row, error)
             if not isinstance(error, Exception | asyncio.CancelledError):  # pragma: no cover  # the process ends
@@ -304,16 +321,22 @@ class _Work:
         try:
             await self._events.flush(row)  # before the report, which tells followers that there are no more events
         finally:
-            self._reports.add(report)
+            self._reports.add(replace(report, strict=completing.used))
 
-    async def _report_of(self, row: Row) -> Report:
+    def _when_unreported(self, row: Row, outcome: CompletionOutcome) -> None:
+        if outcome is CompletionOutcome.OPEN:
+            self._reports.abandoned += 1  # other workers have to miss this one for the call
+        else:
+            self._forget(row.id)
+
+    async def _report_of(self, row: Row, completing: Completing) -> Report:
         try:
             call = row.call()
         except Exception as error:
             return self._misfit(row, error)
 
         async def report_progress(progress: Json) -> None:
-            await self._save_progress(row, progress)
+            await completing.save_progress(progress, self._save_progress)
 
         delivery = Delivery(
             call,
@@ -322,11 +345,12 @@ class _Work:
             report_progress,
             row.history.given_up,
             id=str(row.id),
-            open_events=partial(self._events.sink, row),
+            open_events=completing.open_sink,
             progress=row.fields.get("progress"),
+            completion=completing,
         )
         try:
-            result = await self._run(delivery)
+            result = await completing.run(self._run, delivery)
         except NotUnderstood as error:
             return self._misfit(row, error.__cause__ or error)
         except Redeliver as again:
