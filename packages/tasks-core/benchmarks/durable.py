@@ -11,6 +11,7 @@ Durable tasks with real processes, a real PostgreSQL and a real `kill -9`; and w
   come back by themselves.
 - two: two workers share 5,000 tasks: each is done once.
 - periodic: four workers, one of them with a wrong clock, are killed again and again: each occurrence is run once.
+- complete: workers are killed at each step of tasks that end in the transaction of their row: each row is written once.
 - overhead: handing over, against procrastinate's own `defer_async`: at most 1.2 times the time.
 
 Exits non-zero when one of these does not hold.
@@ -22,6 +23,7 @@ import argparse
 import asyncio
 import http.client
 import os
+import random
 import signal
 import socket
 import statistics
@@ -35,6 +37,8 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
+
+import psycopg
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -279,6 +283,40 @@ def periodic(postgres: Postgres, *, short: bool) -> bool:
     return len(stored) > seconds / 4 and not twice and not wrong and gap <= 30
 
 
+def complete(postgres: Postgres, *, short: bool) -> bool:
+    rounds, number = (8, 6) if short else (100, 20)
+    setting = Setting(postgres)
+    with psycopg.connect(postgres.address, autocommit=True) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS effects (name text)")
+    chance = random.Random(17)
+    usual = {"DURABLE_HEARTBEAT": "0.5", "DURABLE_MAX_DEATHS": "1000"}
+    names: list[str] = []
+    with ExitStack() as stack:
+        workers = [stack.enter_context(setting.worker(**usual)) for _ in range(2)]
+        for round_ in range(rounds):
+            more = [f"{setting.queue}-{round_}-{n}" for n in range(number)]
+            names += more
+            # The words come by turns, so that workers die at each step; the number of the task is by chance.
+            word, reached = ("began", "stored", "committed", "done")[round_ % 4], chance.randint(1, number)
+            asyncio.run(setting.hand_over(more, "take_effect"))
+            wait(lambda: len([1 for [name, *_] in setting.lines(word) if name in more]) >= reached, "a step")  # noqa: B023
+            victim = next(int(pid) for name, pid in reversed(setting.lines(word)) if name in more)
+            [index] = [index for index, worker in enumerate(workers) if worker.pid == victim]
+            workers[index].kill()
+            workers[index].wait()
+            workers[index] = stack.enter_context(setting.worker(**usual))
+        unfinished = f"SELECT id FROM procrastinate_jobs WHERE queue_name = '{setting.queue}' AND status <> 'succeeded'"
+        wait(lambda: not postgres.query(unfinished), "all tasks", 300)
+    rows = Counter(name for [name] in postgres.query("SELECT name FROM effects"))
+    lost, twice = len([1 for name in names if not rows[name]]), len([1 for name in names if rows[name] > 1])
+    again = len([1 for times in Counter(name for name, _ in setting.lines("began")).values() if times > 1])
+    print(
+        f"complete(), {len(names)} tasks, {rounds} workers killed: {again} delivered again, {lost} rows lost, {twice} "
+        "rows written twice"
+    )
+    return not lost and not twice and again > 0
+
+
 def overhead(postgres: Postgres, *, short: bool) -> bool:
     ratio = asyncio.run(_overhead(postgres, 3 if short else 15, 100))
     print(f"handing over, against defer_async: {ratio:.2f}")
@@ -312,7 +350,15 @@ async def _overhead(postgres: Postgres, rounds: int, number: int) -> float:
     return statistics.median(ratios)
 
 
-TESTS = {"web": web, "worker": worker, "postgres": postgres, "two": two, "periodic": periodic, "overhead": overhead}
+TESTS = {
+    "web": web,
+    "worker": worker,
+    "postgres": postgres,
+    "two": two,
+    "periodic": periodic,
+    "complete": complete,
+    "overhead": overhead,
+}
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import os
+import random
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ if os.environ.get("DURABLE_CLOCK") == "wrong":  # before anything else has a ref
 
     datetime.datetime = _Wrong  # type: ignore[misc]  # for the modules that are imported from here on
 
+import psycopg
 from fastapi import FastAPI
 from tasks_core import RetryPolicy, durable, durable_context, every
 from tasks_core.engines.procrastinate import ProcrastinateEngine
@@ -30,6 +32,7 @@ engine = ProcrastinateEngine(
     os.environ.get("DURABLE_ADDRESS", ""),
     queue=os.environ.get("DURABLE_QUEUE", "tasks"),
     heartbeat=float(os.environ.get("DURABLE_HEARTBEAT", "4")),
+    max_deaths=int(os.environ.get("DURABLE_MAX_DEATHS", "5")),
 )
 
 
@@ -51,6 +54,20 @@ async def hang_at_first(name: str) -> None:
     if attempt == 1:
         await asyncio.sleep(3600)
     write("done", name, os.getpid(), attempt)
+
+
+@durable(retry=None)
+async def take_effect(name: str) -> None:
+    """Write a row, and end with it; say at each step how far it is, so that a test can kill the worker there."""
+    write("began", name, os.getpid())
+    async with await psycopg.AsyncConnection.connect(engine.conninfo) as connection:
+        await connection.execute("INSERT INTO effects VALUES (%s)", [name])
+        await durable_context().complete(connection)
+        write("stored", name, os.getpid())
+        await asyncio.sleep(random.uniform(0, 0.02))
+    write("committed", name, os.getpid())
+    await asyncio.sleep(random.uniform(0, 0.02))
+    write("done", name, os.getpid())
 
 
 if "DURABLE_PERIODIC" in os.environ:

@@ -10,7 +10,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "durable.py"
 
 
 @pytest.mark.timeout(300)  # starts up to five processes and a server, and waits for a worker to be missed
-@pytest.mark.parametrize("test", ["web", "worker", "postgres", "two"])
+@pytest.mark.parametrize("test", ["web", "worker", "postgres", "two", "complete"])
 def test_nothing_acknowledged_is_lost(test: str) -> None:
     ended = subprocess.run(
         [sys.executable, BENCHMARK, "--short", test], capture_output=True, text=True, check=False, timeout=280
