@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from core_postgres import postgres
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
-from tasks_core import TaskScheduler, durable
+from tasks_core import TaskScheduler, durable, durable_context
 from tasks_testing import TasksRecorder, cut_connections, record_tasks, restore_savepoint
 
 FIXTURES = (postgres,)
@@ -45,6 +46,23 @@ async def count_in_two_transactions() -> None:
             await session.commit()
             await session.execute(text("UPDATE orders SET paid = 1"))
             await session.commit()
+
+
+@durable(name="savepoint_complete")
+def complete() -> None:
+    with make_session() as session:
+        session.execute(text("UPDATE orders SET charged = charged + 1"))
+        durable_context().complete(session)
+        session.commit()
+
+
+@durable(name="savepoint_complete_async")
+async def complete_async() -> None:
+    async with make_async_session() as session:
+        await session.execute(text("UPDATE orders SET charged = charged + 1"))
+        await durable_context().complete(session)
+        await session.commit()
+    await anyio.lowlevel.checkpoint()
 
 
 def use_real_transactions(engine: Engine) -> None:
@@ -88,6 +106,19 @@ def test_a_savepoint_brings_the_rows_back(connection: Connection, tasks_recorder
         tasks_recorder.run_durable(cut="everywhere", restore=restore_savepoint(connection), check=check)
 
 
+def test_a_task_that_completes_counts_once(connection: Connection, tasks_recorder: TasksRecorder) -> None:
+    async def submit() -> None:
+        async with TaskScheduler() as scheduler:
+            await scheduler.schedule(complete)
+
+    def check() -> int:
+        return int(connection.execute(text("SELECT charged FROM orders")).scalar_one())
+
+    anyio.run(submit)
+    tasks_recorder.run_durable(cut="everywhere", restore=restore_savepoint(connection), check=check)
+    assert check() == 1
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
@@ -125,6 +156,9 @@ async def test_an_engine_whose_connections_are_closed_by_a_cut(engine: AsyncEngi
         async with TaskScheduler() as scheduler:
             await scheduler.schedule(count_once)
             await recorder.arun_durable(cut="everywhere", restore=restore, check=check, on_cut=on_cut)
+            await scheduler.schedule(complete_async)
+            await recorder.arun_durable(cut="everywhere", restore=restore, check=check, on_cut=on_cut)
+            assert await check() == (1, 0)
             await scheduler.schedule(count_in_two_transactions)
             with pytest.raises(AssertionError, match=r"returned \(2, 1\),\nwithout a cut \(1, 1\)\n"):
                 await recorder.arun_durable(cut="everywhere", restore=restore, check=check, on_cut=on_cut)

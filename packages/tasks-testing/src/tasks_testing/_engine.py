@@ -27,6 +27,7 @@ from tasks_core.engines import (
 )
 from tasks_core.frameworks import Provider
 
+from ._completion import WatchedCompletion
 from ._in_memory_engine import Events, InMemoryEngine, Lines
 from ._recording.cut import Cut, WorkerKilled
 from ._recording.durable_run import DurableRun
@@ -111,9 +112,13 @@ class RecordedEngine(InMemoryEngine):
         self.deliveries.append(recorded)
         self._lines.started.add(number)
         self._due.pop(number, None)
+        state = DurableState.SUCCEEDED
         while True:
             self._set_state(number, DurableState.RUNNING, counts["attempts"])
             counts["attempts"] += 1
+            completion = WatchedCompletion()
+            if cut is not None:
+                cut.is_in_commit = partial(getattr, completion, "committing")
             delivery = Delivery(
                 self.calls[number],
                 counts["attempts"],
@@ -121,18 +126,20 @@ class RecordedEngine(InMemoryEngine):
                 report_progress,
                 open_events=partial(Events, self, number),
                 progress=self._statuses[number].progress,
+                completion=completion,
             )
             began = time.time()
             scope = self._scopes[number] = anyio.CancelScope()
             try:
                 with _attempt(recorded, cut if counts["attempts"] == first else None), scope:
-                    self._results[number] = await run(delivery)
+                    self._results[number] = await completion.run(run, delivery)
             except WorkerKilled:
                 self._recording.worker_killed(recorded)
                 closed = self.on_cut()
                 if inspect.isawaitable(closed):
                     await closed
-                continue
+                if not completion.committed:
+                    continue
             except NotUnderstood as error:
                 # Nothing has run, and no other worker will come: the test has changed the function, or its name.
                 raise error.__cause__ or error from None
@@ -155,6 +162,11 @@ class RecordedEngine(InMemoryEngine):
             else:
                 state = DurableState.CANCELLED if scope.cancelled_caught else DurableState.SUCCEEDED
             break
+        if completion.committed:
+            self._results[number] = completion.result
+            recorded.completed = True
+            self._put_back.add(number)  # not delivered again by run_durable(times=2)
+            state = DurableState.SUCCEEDED
         del self._scopes[number]
         if self._recording.is_snoozed(recorded):
             self._snoozed[number] = recorded

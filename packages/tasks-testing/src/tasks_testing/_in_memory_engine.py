@@ -32,6 +32,7 @@ from tasks_core.engines import (
 )
 from tasks_core.types import EmittedEvent
 
+from ._completion import WatchedCompletion
 from ._in_memory_operate import InMemoryOperations, WorkerSlots, identity
 
 
@@ -41,11 +42,14 @@ class InMemoryEngine(InMemoryOperations):
 
     `Worker(engine).run(stop)` delivers its calls as those of any engine. It has every capability, but a transaction may
     be any object and is not used: a call is submitted even if the transaction is rolled back. Operators may ask of it
-    what they ask of any engine (`OperableEngine`).
+    what they ask of any engine (`OperableEngine`). `durable_context().complete(session)` ends a task with the commit of
+    a `Session` or an `AsyncSession` of SQLAlchemy; of a fake of a session, at once.
     """
 
     name = "tasks-testing"
-    capabilities: frozenset[Capability] = frozenset(("transaction", "delay", "dedup", "queues", "priority", "key"))
+    capabilities: frozenset[Capability] = frozenset(
+        ("transaction", "delay", "dedup", "queues", "priority", "key", "complete")
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,6 +198,7 @@ class InMemoryEngine(InMemoryOperations):
         self._set_state(number, DurableState.RUNNING, attempt - 1)
         began = time.time()
         scope = self._scopes[number] = anyio.CancelScope()
+        completion = WatchedCompletion()
         try:
             with scope:
                 delivery = Delivery(
@@ -204,11 +209,11 @@ class InMemoryEngine(InMemoryOperations):
                     id=str(number),
                     open_events=partial(Events, self, number),
                     progress=self._statuses[number].progress,
+                    completion=completion,
                 )
-                self._results[number] = await run(delivery)
-            self._set_state(
-                number, DurableState.CANCELLED if scope.cancelled_caught else DurableState.SUCCEEDED, attempt
-            )
+                self._results[number] = await completion.run(run, delivery)
+            cancelled = scope.cancelled_caught and not completion.committed
+            self._set_state(number, DurableState.CANCELLED if cancelled else DurableState.SUCCEEDED, attempt)
         except Redeliver as again:
             self._attempts[number] = (attempt + again.failed, failures + again.failed)
             if again.failed:
@@ -226,6 +231,8 @@ class InMemoryEngine(InMemoryOperations):
             self._note_error(number, attempt, began, error)
             self._set_state(number, DurableState.FAILED, attempt)
         finally:
+            if completion.committed:
+                self._results[number] = completion.result
             del self._scopes[number]
             slots.taken[self.calls[number].queue] -= 1
             self._notify()

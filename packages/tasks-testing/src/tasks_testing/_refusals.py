@@ -172,3 +172,15 @@ def no_stored_calls(path: object) -> str:
 
 def not_stored_calls(path: object, error: Exception) -> str:
     return f"check_calls(): {str(path)!r} is not a file of write_calls() ({type(error).__name__})"
+
+
+def attempt_is_over() -> str:
+    return "complete(): the end of the task is stored already, or this attempt is over"
+
+
+def commit_is_not_announced(transaction: object) -> str:
+    kind = type(transaction)
+    return (
+        f"complete() was given a {kind.__module__}.{kind.__qualname__}, whose commit an engine in memory does not hear "
+        "of. Let the task use a Session or an AsyncSession of SQLAlchemy, or test it with the engine of the application"
+    )

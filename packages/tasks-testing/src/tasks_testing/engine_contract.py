@@ -93,6 +93,7 @@ class _Runs:
         self.gate = anyio.Event()
         self.failures = 0
         self.snoozes = 0
+        self.transaction: Callable[[], AbstractAsyncContextManager[Any]] | None = None
 
 
 _runs = _Runs()
@@ -163,6 +164,23 @@ def _count_plainly(text: str, to: int) -> None:
             anyio.from_thread.run(context.scheduler.stopping.wait)
         _record(f"{text}{number}")
         context.checkpoint_from_thread(number + 1)
+
+
+@durable(name="tasks_testing.engine_contract.complete", retry=RetryPolicy(attempts=2, backoff=0.0))
+async def _complete(text: str, commits: bool = True) -> str:
+    """End in a transaction, and fail; or return if that was rolled back, in the second attempt."""
+    assert _runs.transaction is not None
+    emit({"text": text})
+    with suppress(_RolledBackError):
+        async with _runs.transaction() as transaction:
+            await durable_context().complete(transaction, result=f"{text} in the transaction")
+            _record(text)
+            await anyio.lowlevel.checkpoint()
+            if not commits:
+                raise _RolledBackError
+    if commits or durable_context().attempt == 1:
+        raise ConnectionError(text)
+    return f"{text} by its function"
 
 
 @dataclass
@@ -262,7 +280,7 @@ class EngineContract:
 
     def transaction(self, engine: Engine) -> AbstractAsyncContextManager[Any]:
         """
-        Return a context manager for `test_a_call_is_part_of_the_transaction`.
+        Return a context manager for the tests of `transaction=`, and of `complete()`, which run in its block.
 
         It enters a transaction and returns it; leaving it with an exception rolls back, leaving it without commits.
         """
@@ -782,6 +800,54 @@ class EngineContract:
             async with self.working(engine):
                 await self.ended(kept, DurableState.SUCCEEDED)
         assert _runs.texts == ["committed"]
+
+    # ---- the end within a transaction ----
+
+    @asynccontextmanager
+    async def _completing(self, engine: Engine) -> AsyncIterator[TaskScheduler]:
+        self._needs(engine, "complete")
+        self.transaction(engine)  # its skip, which old releases of AnyIO turn into an error inside of a task
+        _runs.transaction = partial(self.transaction, engine)
+        async with TaskScheduler(engine=engine) as scheduler:
+            yield scheduler
+
+    async def test_the_commit_of_a_transaction_ends_the_task(self, engine: Engine) -> None:
+        async with self._completing(engine) as scheduler:
+            receipt = await scheduler.schedule(_complete, "a")
+            async with self.working(engine):
+                assert await receipt.result(timeout=self.patience) == "a in the transaction"
+                await self.ended(await scheduler.schedule(record_run, "b"), DurableState.SUCCEEDED)
+            status = await receipt.status()
+        assert (status.state, status.attempts, status.errors) == (DurableState.SUCCEEDED, 1, ())
+        assert _runs.texts == ["a", "b"], "a task whose end is committed has been delivered again"
+
+    async def test_a_rollback_leaves_the_end_to_the_function(self, engine: Engine) -> None:
+        async with self._completing(engine) as scheduler:
+            receipt = await scheduler.schedule(_complete, "a", commits=False)
+            async with self.working(engine):
+                assert await receipt.result(timeout=self.patience) == "a by its function"
+            assert (await receipt.status()).attempts == 2
+        assert _runs.attempts == [("a", 1), ("a", 2)]
+
+    async def test_the_end_in_a_transaction_releases_the_key(self, engine: Engine) -> None:
+        self._needs(engine, "key")
+        async with self._completing(engine) as scheduler:
+            target = scheduler.task(key="one", on_conflict="queue")
+            receipts = [await target.schedule(_complete, text) for text in "abc"]
+            async with self.working(engine):
+                for receipt in receipts:
+                    await self.ended(receipt, DurableState.SUCCEEDED)
+            assert (await scheduler.task(key="one").schedule(_complete, "d")).created
+        assert _runs.texts == ["a", "b", "c"]
+
+    async def test_followers_see_the_end_in_a_transaction(self, engine: Engine) -> None:
+        _needs_events(engine)
+        async with self._completing(engine) as scheduler:
+            receipt = await scheduler.schedule(_complete, "a")
+            async with self.working(engine):
+                updates = [update async for update in follow_stored(scheduler, receipt.id, 0)]
+        assert [event.data for update in updates for event in update.events] == [{"text": "a"}]
+        assert updates[-1].state is TaskState.SUCCEEDED
 
     # ---- failures ----
 

@@ -60,6 +60,8 @@ class Cut:
         """Where it was cut off: the line of the function itself, then the lines of what it called."""
         self.made = False
         """Whether the attempt was cut off."""
+        self.is_in_commit: Callable[[], bool] = _never
+        """Whether the task is ending with a commit: a database does that as a whole, so the cut is put off."""
 
     @contextmanager
     def planned(self) -> Generator[None]:
@@ -119,6 +121,10 @@ class Cut:
             raise WorkerKilled(at)
 
 
+def _never() -> bool:
+    return False
+
+
 def take_planned_cut() -> Cut | None:
     """Return the cut of the attempt that starts, and reset it: tasks that the attempt schedules are not cut."""
     cut = _planned.get()
@@ -145,6 +151,8 @@ def _steps_until_cut(running: Coroutine[Any, Any, R], cut: Cut, *, is_body: bool
             return end.value  # type: ignore[no-any-return]  # the type of StopIteration.value is Any
         if is_body:
             cut.suspensions += 1
+            if cut.suspensions == cut.at and cut.is_in_commit():
+                cut.at += 1
             if cut.suspensions == cut.at:
                 cut.places = tuple(_places(running))
                 cut.made = True

@@ -21,6 +21,8 @@ class DurableRun:
         """The `file:line` that submitted the call."""
         self.task: Any = None
         """The `RecordedTask` of the record; `None` until the first attempt is scheduled."""
+        self.completed = False
+        """Whether it has ended in a transaction of its own, whatever its last attempt did afterwards."""
         self._expects_attempt = False
 
     @contextmanager

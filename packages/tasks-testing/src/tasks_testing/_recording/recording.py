@@ -370,13 +370,13 @@ class Recording(TaskObserver, routing.Routed):
 
     def is_snoozed(self, run: DurableRun) -> bool:
         """Return whether the last attempt of a durable task ended in `Snooze`."""
-        return run.task is not None and run.task.state == "retrying"
+        return run.task is not None and run.task.state == "retrying" and not run.completed
 
     def run_ended(self, run: DurableRun) -> None:
         """Record that a durable task is not delivered again; if its last attempt failed, so did the task."""
         with self.monitor.lock:
             if run.task is not None and not run.task.terminal and not self.is_snoozed(run):
-                self._end(run.task, "failed", None)
+                self._end(run.task, "succeeded" if run.completed else "failed", None)
 
     def _end(self, task: RecordedTask[Any], state: State, reason: str | None) -> None:
         task._state = state
