@@ -86,7 +86,7 @@ class Completing:
         self._name = name
         self._codec = codec
         self._completion = completion
-        self.gave_result = False
+        self.gave_result: bool = False
         """Whether `complete()` was given a result."""
 
     async def complete(self, transaction: Any, result: object) -> None:

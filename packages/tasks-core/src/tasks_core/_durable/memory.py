@@ -122,7 +122,7 @@ class MemoryCompletion:
     """The end of a task in memory, which comes with the commit of a session of SQLAlchemy."""
 
     def __init__(self) -> None:
-        self.used = False
+        self.used: bool = False
         self.find_task: Callable[[], Task[Any] | None] = _no_task
         """Returns the task whose receipt shows the end, if it is one of this process."""
         self.result: StoredResult | None = None
