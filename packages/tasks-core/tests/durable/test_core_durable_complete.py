@@ -77,7 +77,8 @@ def run_plain(order: str) -> None:
 
 
 @durable(name="complete.other")
-async def other() -> None: ...
+async def other() -> None:
+    emit("its worker stores this before its end")
 
 
 @pytest.fixture(autouse=True)
@@ -455,6 +456,7 @@ async def _complete_and_leave_open(order: str, address: str, connections: list[p
     connections.append(connection)
     await connection.execute(_INSERT.format(order).encode())
     await durable_context().complete(connection)
+    emit("this waits for the transaction, and what other tasks emit does not")
 
 
 @pytest.mark.parametrize("commits", [True, False])

@@ -50,6 +50,13 @@ async def on_this_loop(number: int) -> None:
     functions.ran.append((number, trio.lowlevel.in_trio_run(), context.attempt, settings.get()))
 
 
+@durable(name="trio.complete", retry=None)
+async def complete() -> None:
+    with pytest.raises(EngineCapabilityError, match="ProcrastinateEngine can, on asyncio"):
+        await durable_context().complete(psycopg.AsyncConnection.__new__(psycopg.AsyncConnection))
+    functions.ran.append("refused")
+
+
 async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(30):
         while not condition():
@@ -226,3 +233,9 @@ def claimed_and_aborted(address: str, job_id: int) -> None:
 def abort(address: str, job_id: int) -> None:
     with psycopg.connect(address) as connection:
         connection.execute("SELECT procrastinate_cancel_job_v1(%s, true, false)", [job_id])
+
+
+async def test_the_end_is_no_part_of_a_transaction_on_trio(engine: ProcrastinateEngine) -> None:
+    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+        await ends(await scheduler.schedule(complete), DurableState.SUCCEEDED)
+    assert functions.ran == ["refused"]
