@@ -23,9 +23,11 @@ from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import StatusCode
 from starlette.background import BackgroundTask
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tasks_core import Cancel, Snooze, TaskScheduler, every
+from tasks_core import Cancel, Snooze, TaskScheduler, durable, every
+from tasks_core.engines import DurableState
 from tasks_core.exceptions import InvalidConfigError
 from tasks_fastapi import TaskConfig, Tasks, TelemetryConfig, add_tasks, get_scheduler, retry
+from tasks_testing import InMemoryEngine
 
 pytestmark = pytest.mark.anyio
 
@@ -511,6 +513,35 @@ async def test_a_provider_that_the_application_configures_while_it_starts(monkey
         pass
     assert [span.name for span in telemetry.spans] == ["task early"]
     assert telemetry.numbers("tasks.duration") == {frozenset({"early", "succeeded"}): 1}
+
+
+@durable(name="fastapi telemetry charge", queue="payments", retry=None)
+async def charge_order() -> None: ...
+
+
+async def test_worker_of_the_application_has_the_same_providers(telemetry: Telemetry) -> None:
+    engine = InMemoryEngine()
+    app = make_app(telemetry, engine=engine, worker_concurrency=2)
+
+    @app.get("/")
+    async def endpoint(tasks: Tasks) -> None:
+        tasks.after_response.schedule(charge_order)
+
+    async with running(app):
+        assert (await request(app)).status == 200
+        with anyio.fail_after(10):
+            while not (await engine.find(state=DurableState.SUCCEEDED)).tasks:
+                await turns()
+    asked, submit, run = (
+        telemetry.span(name) for name in ("request", "submit fastapi telemetry charge", "run fastapi telemetry charge")
+    )
+    assert (parent_id(submit), parent_id(run)) == (span_id(asked), span_id(submit))
+    assert submit.end_time is not None
+    assert asked.end_time is not None
+    assert submit.end_time < asked.end_time, "the response has waited for the acknowledgement"
+    labels = {"fastapi telemetry charge", "payments", "succeeded"}
+    assert telemetry.numbers("tasks.submit.duration") == {frozenset({*labels, "after_response"}): 1}
+    assert telemetry.numbers("tasks.duration")[frozenset(labels)] == 1
 
 
 def test_unknown_setting() -> None:

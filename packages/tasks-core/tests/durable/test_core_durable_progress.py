@@ -7,7 +7,7 @@ import core_durable_functions as functions
 import pytest
 from core_durable_functions import forget
 from core_postgres import ends, execute, postgres, queue, working
-from tasks_core import RetryPolicy, TaskScheduler, durable, durable_context, report
+from tasks_core import DurableContext, RetryPolicy, TaskScheduler, durable, durable_context, report
 from tasks_core.engines import DurableState, Json
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_testing import TasksRecorder
@@ -100,3 +100,9 @@ async def test_a_test_sees_what_the_next_attempt_reads(tasks_recorder: TasksReco
         await tasks_recorder.arun_durable()
         assert (await receipt.status()).progress == {"page": 2}
     assert functions.ran == [None, {"page": 1}, [1.5, None], {"page": 2}]
+
+
+async def test_a_context_that_a_test_makes_stores_nothing() -> None:
+    context = DurableContext("name", "key", 1, {}, lambda: None)
+    await context.report_progress(1)
+    assert context.progress is None

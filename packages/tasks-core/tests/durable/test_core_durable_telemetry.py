@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -213,29 +216,22 @@ async def test_what_a_deploy_puts_back_is_no_error(exported: Exported) -> None:
 
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_cancellation_by_the_engine_is_no_error(exported: Exported, stopped: bool) -> None:
-    class Impatient(ListEngine):
+    class Stoppable(ListEngine):
         async def work(self, run: RunDelivery, /, *, concurrency: Slots, stopping: anyio.Event) -> None:
             self.stopping = stopping
             await super().work(run, concurrency=concurrency, stopping=stopping)
 
-        async def _deliver(self, run: RunDelivery, call: DurableCall, taken: Counter[str]) -> None:
-            async with anyio.create_task_group() as group:
-                group.start_soon(super()._deliver, run, call, taken)
-                await functions.waiting["x"].wait()
-                if stopped:
-                    await self.stopping.wait()
-                group.cancel_scope.cancel()
-            self.log.append("cancelled")
-
-    engine = Impatient()
+    engine = Stoppable()
     async with TaskScheduler(engine=engine) as scheduler:
-        await scheduler.schedule(unshielded, "x")
+        receipt = await scheduler.schedule(unshielded, "x")
     functions.waiting["x"], functions.released["x"] = anyio.Event(), anyio.Event()
     async with working(engine, grace_period=60.0, telemetry=exported.config) as stop:
+        await functions.waiting["x"].wait()
         if stopped:
-            await functions.waiting["x"].wait()
             stop.set()
-        await ended(engine, "cancelled")
+            await engine.stopping.wait()
+        assert await receipt.cancel()
+        await ended(engine, f"cancelled {unshielded.name}")
     run = exported.one(f"run {unshielded.name}")
     assert (attributes(run)["task.outcome"], run.status.status_code) == ("cancelled", StatusCode.UNSET)
 
@@ -348,3 +344,52 @@ async def test_worker_without_a_provider_observes_nothing() -> None:
 def test_wrong_settings_are_refused(config: Any) -> None:
     with pytest.raises(InvalidConfigError):
         Worker(ListEngine(), telemetry=config)
+
+
+_ENGINE = """
+import os, signal
+from core_durable_functions import note
+from core_engine import ListEngine
+from tasks_core.engines import DurableCall
+
+class Once(ListEngine):
+    async def _deliver(self, *args):
+        await super()._deliver(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+engine = Once()
+engine.calls.append(DurableCall(note.name, {"text": "x"}, "k"))
+"""
+
+_PROVIDERS = """
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+tracer_provider = TracerProvider()
+tracer_provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+trace.set_tracer_provider(tracer_provider)
+metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(ConsoleMetricExporter())]))
+"""
+
+
+def test_command_uses_the_providers_of_a_module_that_it_imports(tmp_path: Path) -> None:
+    """In a process of its own, because global providers can be set once."""
+    (tmp_path / "engine_of_test.py").write_text(_ENGINE, encoding="utf-8")
+    (tmp_path / "providers_of_test.py").write_text(_PROVIDERS, encoding="utf-8")
+    command = ["-m", "tasks_core", "worker", "engine_of_test:engine", "--import", "providers_of_test"]
+    path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    ended = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f'"name": "run {note.name}"' in ended.stdout
+    assert '"name": "tasks.duration"' in ended.stdout
