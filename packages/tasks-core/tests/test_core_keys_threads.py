@@ -30,7 +30,11 @@ async def turns() -> None:
 
 
 class HeldAtLine:
-    """Traces the code of tasks_core in a thread, and calls *then* at one of its lines: the *number*-th."""
+    """
+    Traces the code of tasks_core in a thread, and calls *then* at one of its lines: the *number*-th.
+
+    The tracer that was there before, such as that of coverage, is told everything as well.
+    """
 
     def __init__(self, number: int, then: Callable[[], None]) -> None:
         self.number = number
@@ -44,15 +48,24 @@ class HeldAtLine:
     def __exit__(self, *exc_info: object) -> None:
         sys.settrace(self._before)
 
-    def _call(self, frame: FrameType, event: str, arg: object) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(SOURCES) else None
+    def _call(self, frame: FrameType, event: Any, arg: object) -> Any:
+        before = self._before
+        if before is not None:
+            before = before(frame, event, arg)
+            sys.settrace(self._call)  # that of coverage takes its place back
+        ours = frame.f_code.co_filename.startswith(SOURCES)
 
-    def _line(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "line":
-            self.lines += 1
-            if self.lines == self.number + 1:
-                self.then()
-        return self._line
+        def trace(frame: FrameType, event: Any, arg: object) -> Any:
+            nonlocal before
+            if before is not None:
+                before = before(frame, event, arg)
+            if event == "line" and ours:
+                self.lines += 1
+                if self.lines == self.number + 1:
+                    self.then()
+            return trace
+
+        return trace if ours or before is not None else None
 
 
 class Lock:
