@@ -37,7 +37,7 @@ BREAKS = {
 IN_THE_ENGINE = {
     "deliver: only what waits": "LIMIT %(look)s)) AND status = 'todo'",
     "report: only of the current delivery": "job.status = 'doing' AND job.attempts = reported.attempts",
-    "report: success always counts": "OR reported.state = 'succeeded' AND (job.status = 'todo' OR job.status = 'doing'",
+    "report: success always counts": "OR reported.state = 'succeeded' AND NOT reported.strict AND (job.status = 'todo'",
     "reap: only what runs": "WHERE job.status = 'doing' AND job.",
     "reap: only of the silent": "worker.last_heartbeat < now() - make_interval(secs => %(silence)s)",
     "reap: not what runs here": "AND job.id <> ALL(%(held)s)",
