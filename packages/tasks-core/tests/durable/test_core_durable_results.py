@@ -13,7 +13,7 @@ import pytest
 from core_engine import ListEngine
 from core_postgres import Wire, engine, postgres, queue, wire, working
 from tasks_core import Receipt, TaskScheduler, Worker, durable
-from tasks_core.engines import DurableCall, StoredResult
+from tasks_core.engines import DurableCall, DurableState, DurableStatus, StoredResult
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 from tasks_core.exceptions import (
     ArgumentCodecError,
@@ -150,6 +150,7 @@ def test_a_result_that_another_release_has_stored_may_not_fit() -> None:
 
 async def test_a_receipt_without_an_engine_has_no_result() -> None:
     receipt: Receipt[None] = Receipt("list", "1", "k")
+    assert await receipt.status() == DurableStatus(DurableState.UNKNOWN, 0)
     with pytest.raises(EngineCapabilityError, match="list does not say how a task has ended"):
         await receipt.result()
     with pytest.raises(EngineCapabilityError, match="list cannot cancel"):
@@ -219,6 +220,22 @@ async def test_who_waits_hears_of_an_outage_and_may_wait_again(engine: Procrasti
             await wire.cut()
         assert len({id(error) for error in errors}) == 2
         await wire.mend()
+        async with working(engine):
+            assert await receipt.result(timeout=20) == "a"
+
+
+async def test_who_waits_for_a_database_that_does_not_answer_hears_of_it(
+    engine: ProcrastinateEngine, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks_core.engines.procrastinate._engine._LOOK_LIMIT", 0.2)
+    async with TaskScheduler(engine=engine) as scheduler:
+        receipt = await scheduler.schedule(maybe, "a")
+        wire.delay(b"args->'result' AS result")
+        with pytest.raises(EngineUnavailableError, match="TimeoutError"):
+            await receipt.result(timeout=20)
+        assert wire.delayed.is_set()
+        wire.released.set()
+        monkeypatch.undo()
         async with working(engine):
             assert await receipt.result(timeout=20) == "a"
 
