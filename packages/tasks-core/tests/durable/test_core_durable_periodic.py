@@ -82,6 +82,13 @@ def at(text: str) -> datetime:
 async def needs(number: int) -> None: ...
 
 
+def test_parameters_with_defaults_are_left_to_them() -> None:
+    async def optional(first: int = 1, *more: int, second: str = "a", **labels: str) -> None: ...
+
+    function = durable(name="periodic.optional", periodic=NIGHT)(optional)
+    assert occurrence_call(function, at("2026-03-01T02:00")).args == {}
+
+
 @pytest.mark.parametrize(
     "options, func, error, text",
     [
