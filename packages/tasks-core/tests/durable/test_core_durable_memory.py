@@ -27,7 +27,7 @@ from tasks_core.engines import (
     EngineNotConfiguredError,
     engine_of,
 )
-from tasks_core.exceptions import ArgumentCodecError
+from tasks_core.exceptions import ArgumentCodecError, UnknownReceiptError
 from tasks_core.frameworks import mark_as_brief
 from tasks_core.testing import override_engine
 
@@ -173,6 +173,8 @@ async def test_status_between_attempts_and_of_a_task_that_is_gone() -> None:
         await scheduler.idle()
         again = await scheduler.schedule(note.configure(idempotency_key="k"), "x")
         assert (await again.status()).state is DurableState.UNKNOWN
+        with pytest.raises(UnknownReceiptError, match="memory has no task with the id"):
+            await again.result()
 
 
 async def test_it_starts_when_its_phase_opens_and_then_whatever_the_outcome() -> None:
