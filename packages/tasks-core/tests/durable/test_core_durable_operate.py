@@ -17,6 +17,7 @@ from tasks_core.engines import (
     DEFAULT_QUEUE,
     AttemptRecord,
     DurableState,
+    EngineError,
     EngineUnavailableError,
     OperableEngine,
     QueueStatistics,
@@ -104,6 +105,13 @@ async def test_filter_that_fits_few_rows_reads_on_in_bounded_steps(
         page = await engine.find(name="rare", state=DurableState.FAILED, after=page.after)
         assert [task.id for task in page.tasks] == [rare]
         assert await engine.retry(name="rare", dry_run=True) == 1
+
+
+async def test_text_that_postgresql_cannot_have_is_an_error_of_the_call(engine: ProcrastinateEngine) -> None:
+    async with engine:
+        with pytest.raises(EngineError, match="refused the statement: DataError") as error:
+            await engine.find(name="a\0")
+        assert not isinstance(error.value, EngineUnavailableError), "it would fail again"
 
 
 async def test_age_is_that_of_the_submit(postgres: str, queue: str) -> None:
