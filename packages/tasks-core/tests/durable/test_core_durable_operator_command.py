@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,10 @@ def test_health_says_what_is_wrong(engine: InMemoryEngine, out: pytest.CaptureFi
     out.readouterr()
     assert main(["health", "operated:engine"]) == 0
     assert out.readouterr().out == "healthy\n"
+    anyio.run(partial(engine.pause, queue="default"))
+    anyio.run(partial(engine.pause, name="charge"))
+    assert main(["health", "operated:engine"]) == 1
+    assert out.readouterr().out == "Queue 'default' is paused\nQueue 'default': 'charge' is paused\n"
     assert main(["health", "operated:gone", "--json"]) == 3
     assert json.loads(out.readouterr().out) == {"healthy": False, "reachable": False, "problems": ["gone"]}
 
