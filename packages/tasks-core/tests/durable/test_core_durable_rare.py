@@ -102,6 +102,29 @@ async def test_a_function_that_is_loaded_later_is_known_to_the_worker(
     assert functions.ran == ["known", "loaded later"]
 
 
+async def test_a_late_answer_about_an_old_registration_does_not_end_the_new_one(
+    engine: ProcrastinateEngine, postgres: str, queue: str, wire: Wire
+) -> None:
+    async with TaskScheduler(engine=engine) as scheduler:
+        wire.delay(b"SET last_heartbeat", answer=False)
+        async with working(engine):
+            await wire.delayed.wait()
+            [before] = await registrations(postgres, queue)
+            await execute(postgres, "DELETE FROM procrastinate_workers WHERE id = %s", before)
+            loaded = durable(name=f"{queue}-later")(late)  # for which the worker registers anew
+            await ends(await scheduler.schedule(loaded, "loaded later"), DurableState.SUCCEEDED)
+            [after] = await registrations(postgres, queue)
+            assert after != before
+            beat = wire.watch(b"SET last_heartbeat")
+            wire.released.set()  # the heartbeat finds no registration
+            await beat.wait()
+            beat.clear()
+            await beat.wait()
+            await ends(await scheduler.schedule(note, "after"), DurableState.SUCCEEDED)
+            assert await registrations(postgres, queue) == [after]
+    assert functions.ran == ["loaded later", "after"]
+
+
 # ---- progress ----
 
 
