@@ -126,8 +126,10 @@ async def refused() -> None:
 async def with_follow_up() -> None:
     async def follow_up() -> None:
         emit("of the follow-up")
+        report("of the follow-up")
 
     emit("of the task")
+    report("of the task")
     await current_scheduler().schedule(follow_up)
 
 
@@ -221,10 +223,11 @@ async def test_plain_functions_emit(engine: ProcrastinateEngine) -> None:
     assert len(updates) > 2  # 500 at once
 
 
-async def test_what_a_follow_up_emits_is_its_own(engine: ProcrastinateEngine) -> None:
+async def test_what_a_follow_up_emits_and_reports_is_its_own(engine: ProcrastinateEngine) -> None:
     async with TaskScheduler(engine=engine) as scheduler, working(engine):
         receipt, _ = await submitted(scheduler, with_follow_up)
         assert data(await followed(scheduler, receipt)) == ["of the task"]
+        assert (await receipt.status()).progress == "of the task"
 
 
 async def test_progress_is_what_the_engine_can_store(engine: ProcrastinateEngine) -> None:
