@@ -75,6 +75,21 @@ def test_an_async_session() -> None:
         ask(endpoint)
 
 
+def test_a_task_that_uses_it_twice_is_found_once(engine: Engine) -> None:
+    def use_twice(session: Session) -> None:
+        use(session)
+        session.commit()
+        use(session)
+
+    def endpoint(tasks: Tasks) -> None:
+        session = Session(engine)
+        session.close()
+        tasks.after_response.schedule(use_twice, session)
+
+    with pytest.raises(AssertionError, match="1 task used a database session that its request had closed"):
+        ask(endpoint)
+
+
 def test_the_check_is_turned_off_with_that_of_leaks(engine: Engine) -> None:
     def endpoint(tasks: Tasks) -> None:
         session = Session(engine)
