@@ -15,7 +15,7 @@ from core_durable_functions import forget, note, unshielded
 from core_postgres import Wire, ends, engine, execute, new_database, postgres, queue, until, until_logged, wire, working
 from core_support import messages
 from sqlalchemy.ext.asyncio import create_async_engine
-from tasks_core import Receipt, Retry, TaskScheduler, durable, durable_context
+from tasks_core import Receipt, Retry, Task, TaskScheduler, durable, durable_context
 from tasks_core.engines import DurableCall, DurableState, EngineCapabilityError, EngineUnavailableError
 from tasks_core.engines.procrastinate import ProcrastinateEngine
 
@@ -179,19 +179,26 @@ async def test_progress_waits_for_a_database_that_is_away(
 # ---- reports that the database refuses ----
 
 
-@durable(retry=None, on_error=lambda task, error: Retry(1e300))
+async def note_and_retry(task: Task[Any], error: Exception) -> Retry:
+    functions.ran.append("never again")
+    return Retry(1e300)  # which no column can have
+
+
+@durable(retry=None, on_error=note_and_retry)
 async def never_again() -> None:
-    await functions.released["both"].wait()
+    await functions.released["never again"].wait()
     raise ValueError
 
 
 @durable
-async def once() -> None:
-    await functions.released["both"].wait()
-    functions.ran.append("once")
+async def once(text: str) -> None:
+    await functions.released[text].wait()
+    functions.ran.append(text)
 
 
+@pytest.mark.parametrize("together", [False, True])
 async def test_a_report_that_the_database_refuses_does_not_keep_the_others_from_being_stored(
+    together: bool,
     engine: ProcrastinateEngine,
     postgres: str,
     queue: str,
@@ -200,18 +207,38 @@ async def test_a_report_that_the_database_refuses_does_not_keep_the_others_from_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tasks_core.engines.procrastinate._reports.LAST_WORDS", 0.5)
-    functions.released["both"] = anyio.Event()
+    refused = "that could not be stored, and is tried again"
+
+    async def end(text: str) -> None:
+        """Have a task end, and its report wait until it can be stored."""
+        functions.released[text].set()
+
+        async def ran() -> bool:
+            return text in functions.ran
+
+        await until(ran)
+        await anyio.wait_all_tasks_blocked()
+
+    for text in ("first", "never again", "last"):
+        functions.released[text] = anyio.Event()
     direct = ProcrastinateEngine(postgres, queue=queue, pool_size=1)
     async with TaskScheduler(engine=direct) as scheduler, working(engine):
-        receipts = [await scheduler.schedule(never_again), await scheduler.schedule(once)]
-        for receipt in receipts:
+        receipts = [await scheduler.schedule(once, "first"), await scheduler.schedule(once, "last")]
+        for receipt in [*receipts, await scheduler.schedule(never_again)]:
             await ends(receipt, DurableState.RUNNING)
-        await wire.cut()
-        functions.released["both"].set()
-        await anyio.sleep(0.5)
-        await wire.mend()
-        await ends(receipts[1], DurableState.SUCCEEDED)
-        await until_logged(caplog, "that could not be stored, and is tried again")
+        if together:
+            await wire.cut()
+            for text in functions.released:
+                await end(text)
+            await wire.mend()
+        else:
+            await end("never again")
+            await until_logged(caplog, refused)
+            await end("last")
+            await end("first")
+        for receipt in receipts:
+            await ends(receipt, DurableState.SUCCEEDED)
+        await until_logged(caplog, refused)
     assert "has ended and is delivered again: its end could not be stored" in caplog.text
 
 

@@ -49,7 +49,8 @@ class Reports:
     """
     Reports deliveries, one batch after the other, until all are stored.
 
-    The database may be away for any time; a worker that is stopped gives up after `LAST_WORDS`.
+    The database may be away for any time; a worker that is stopped gives up after `LAST_WORDS`. A report that
+    the database refuses is tried again for as long, and holds up no other.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Reports:
         self._stopping = stopping
         self._waiting: list[Report] = []
         self._wake = asyncio.Event()
+        self._refused = 0  # reports that the database has refused, and that are added again in a while
         self._closed = False
         self._gives_up_at = inf
         self.abandoned = 0
@@ -75,7 +77,7 @@ class Reports:
         self._wake.set()
 
     async def run(self) -> None:
-        while self._waiting or not self._closed:
+        while self._waiting or self._refused or not self._closed:
             if not self._waiting:
                 self._wake.clear()
                 await self._wake.wait()
@@ -94,17 +96,25 @@ class Reports:
                     self._abandon(batch, error)
                     return
                 if not is_outage(error):
-                    if len(batch) > 1:  # one report must not keep the others from being stored
+                    if len(batch) == 1:
+                        self._put_off(batch[0], error)
+                    else:  # one report must not keep the others from being stored
                         for report in batch:
                             await self._store([report])
-                        return
-                    label = batch[0].row.label
-                    logger.exception(
-                        "%s has ended: that could not be stored, and is tried again", label, extra=label.fields
-                    )
+                    return
             await asyncio.sleep(RECONNECT)
         for report in batch:
             self._when_stored(report)
+
+    def _put_off(self, report: Report, error: Exception) -> None:
+        label, text = report.row.label, "%s has ended: that could not be stored, and is tried again"
+        logger.error(text, label, exc_info=error, extra=label.fields)
+        self._refused += 1
+        asyncio.get_running_loop().call_later(RECONNECT, self._take_up, report)
+
+    def _take_up(self, report: Report) -> None:
+        self._refused -= 1
+        self.add(report)
 
     async def _send(self, batch: list[Report]) -> None:
         await self._connection.fetch(
