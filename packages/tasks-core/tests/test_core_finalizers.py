@@ -10,15 +10,18 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
+from itertools import count
 
 import anyio.lowlevel
 import pytest
-from core_support import in_thread
+from core_support import in_thread, noop
+from core_tracing import HeldAtLine
 from tasks_core import TaskObserver, TaskQueueFullError, TaskScheduler, observe
 from tasks_core.testing import MonotonicClock, override_clock
-from tasks_testing import record_tasks
+from tasks_testing import TasksRecorder, record_tasks
+from tasks_testing._recording import routing
 
 # How many allocations there may be before the collector runs: it comes at another place for each of them.
 PLACES = range(1, 80)
@@ -174,3 +177,32 @@ def test_a_finalizer_may_begin_what_the_thread_is_beginning(use: Callable[[], No
     thread.join(60)
     assert not thread.is_alive(), "a thread waits for itself"
     assert len(ended) == len(PLACES)
+
+
+@pytest.mark.parametrize("when", ["begins", "ends"])
+def test_a_recording_that_a_finalizer_begins_while_another_one_begins_or_ends_is_kept(when: str) -> None:
+    """At each place of the code that has the list of the recordings."""
+
+    async def run() -> None:
+        async with TaskScheduler() as scheduler:
+            scheduler.schedule(noop)
+
+    for number in count():
+        finalizers = ExitStack()
+        begun: list[TasksRecorder] = []
+
+        def finalize(finalizers: ExitStack = finalizers, begun: list[TasksRecorder] = begun) -> None:
+            begun.append(finalizers.enter_context(record_tasks()))
+
+        held = HeldAtLine(number, finalize, at="call", of=routing.__file__)
+        with finalizers:
+            with ExitStack() as stack:
+                with held if when == "begins" else nullcontext():
+                    stack.enter_context(record_tasks())
+                with held if when == "ends" else nullcontext():
+                    stack.close()
+            if not begun:
+                break
+            asyncio.run(run())
+            begun[0].assert_ran(noop, times=1)
+    assert number > 2

@@ -3,69 +3,25 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from itertools import count
-from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, TypeAlias
 
 import anyio
 import anyio.lowlevel
 import pytest
-import tasks_core
 from core_support import in_thread, messages, noop
+from core_tracing import HeldAtLine
 from tasks_core import Task, TaskObserver, TaskPhase, TaskScheduler, TaskState, observe
 
 pytestmark = pytest.mark.anyio
-
-SOURCES = str(Path(tasks_core.__file__).parent)
 
 
 async def turns() -> None:
     for _ in range(20):
         await anyio.lowlevel.checkpoint()
-
-
-class HeldAtLine:
-    """
-    Traces the code of tasks_core in a thread, and calls *then* at one of its lines: the *number*-th.
-
-    The tracer that was there before, such as that of coverage, is told everything as well.
-    """
-
-    def __init__(self, number: int, then: Callable[[], None]) -> None:
-        self.number = number
-        self.lines = 0
-        self.then = then
-
-    def __enter__(self) -> None:
-        self._before = sys.gettrace()
-        sys.settrace(self._call)
-
-    def __exit__(self, *exc_info: object) -> None:
-        sys.settrace(self._before)
-
-    def _call(self, frame: FrameType, event: Any, arg: object) -> Any:
-        before = self._before
-        if before is not None:
-            before = before(frame, event, arg)
-            sys.settrace(self._call)  # that of coverage takes its place back
-        ours = frame.f_code.co_filename.startswith(SOURCES)
-
-        def trace(frame: FrameType, event: Any, arg: object) -> Any:
-            nonlocal before
-            if before is not None:
-                before = before(frame, event, arg)
-            if event == "line" and ours:
-                self.lines += 1
-                if self.lines == self.number + 1:
-                    self.then()
-            return trace
-
-        return trace if ours or before is not None else None
 
 
 class Lock:
