@@ -207,7 +207,7 @@ def test_health_says_what_is_wrong(engine: InMemoryEngine, out: pytest.CaptureFi
     assert main(["health", "operated:engine"]) == 0
     assert out.readouterr().out == "healthy\n"
     anyio.run(partial(engine.pause, queue="default"))
-    anyio.run(partial(engine.pause, name="charge"))
+    anyio.run(partial(engine.pause, queue="default", name="charge"))
     assert main(["health", "operated:engine"]) == 1
     assert out.readouterr().out == "Queue 'default' is paused\nQueue 'default': 'charge' is paused\n"
     assert main(["health", "operated:gone", "--json"]) == 3
