@@ -19,11 +19,14 @@ from core_engine import ListEngine
 from core_telemetry import Exported, attributes, exceptions, ids, links, parent
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
-from tasks_core import Cancel, Snooze, TaskPhase, TaskScheduler, Worker, durable
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+from tasks_core import Cancel, Snooze, TaskPhase, TaskScheduler, Worker, durable, durable_context
 from tasks_core.engines import DurableCall, EngineUnavailableError, RunDelivery, Slots
 from tasks_core.exceptions import InvalidConfigError
 from tasks_core.frameworks import Telemetry
 from tasks_core.types import TelemetryConfig
+from tasks_testing import InMemoryEngine
 
 __all__ = ("forget",)
 
@@ -193,6 +196,27 @@ async def test_what_a_task_decides_itself_is_no_error(exported: Exported, cancel
     metrics = exported.metrics()
     assert [labels["task.outcome"] for labels, _ in metrics["tasks.duration"]] == outcomes
     assert not {"tasks.failures", "tasks.losses"} & metrics.keys()
+
+
+@durable(name="telemetry.completes", retry=None)
+def completes() -> None:
+    database = create_engine("sqlite://")
+    with Session(database) as session:
+        session.execute(text("select 1"))
+        durable_context().complete(session)
+        session.commit()
+    database.dispose()
+    raise ConnectionError
+
+
+async def test_run_that_fails_after_its_task_has_ended_with_a_transaction_has_succeeded(exported: Exported) -> None:
+    engine, stop = InMemoryEngine(), anyio.Event()
+    async with TaskScheduler(engine=engine) as scheduler, anyio.create_task_group() as group:
+        receipt = await scheduler.schedule(completes)
+        group.start_soon(Worker(engine, telemetry=exported.config).run, stop)
+        await receipt.result()
+        stop.set()
+    assert attributes(exported.one(f"run {completes.name}"))["task.outcome"] == "succeeded"
 
 
 async def test_what_a_deploy_puts_back_is_no_error(exported: Exported) -> None:
