@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -175,6 +176,16 @@ async def test_status_between_attempts_and_of_a_task_that_is_gone() -> None:
         assert (await again.status()).state is DurableState.UNKNOWN
         with pytest.raises(UnknownReceiptError, match="memory has no task with the id"):
             await again.result()
+
+
+async def test_progress_that_is_reported_for_a_task_that_is_gone_is_kept_by_nothing() -> None:
+    async with scheduler_without_engine() as scheduler:
+        await scheduler.schedule(note, "x")
+        await scheduler.idle()
+        gc.collect()
+        context = functions.contexts[0]
+        await context.report_progress({"done": 1})
+        assert context.progress is None
 
 
 async def test_it_starts_when_its_phase_opens_and_then_whatever_the_outcome() -> None:
