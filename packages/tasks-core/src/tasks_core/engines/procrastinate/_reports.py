@@ -107,8 +107,10 @@ class Reports:
             self._when_stored(report)
 
     def _put_off(self, report: Report, error: Exception) -> None:
-        label, text = report.row.label, "%s has ended: that could not be stored, and is tried again"
-        logger.error(text, label, exc_info=error, extra=label.fields)
+        label = report.row.label
+        logger.error(
+            "%s has ended: that could not be stored, and is tried again", label, exc_info=error, extra=label.fields
+        )
         self._refused += 1
         asyncio.get_running_loop().call_later(RECONNECT, self._take_up, report)
 
