@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import anyio
@@ -493,3 +493,29 @@ def test_trio_as_a_guest_of_asyncio() -> None:
         return (await done).unwrap()
 
     assert asyncio.run(main()) is TaskState.SUCCEEDED
+
+
+def test_a_task_that_went_on_after_its_cancellation_says_so() -> None:
+    """On asyncio: trio cancels a task at each checkpoint until it ends."""
+
+    async def stubborn(went_on: asyncio.Event) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        went_on.set()
+        await asyncio.sleep(3600)
+
+    async def main() -> Task[None]:
+        went_on = asyncio.Event()
+        async with TaskScheduler(grace_period=0) as scheduler:
+            task = scheduler.schedule(stubborn, went_on)
+            while task.state is not TaskState.RUNNING:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+            await went_on.wait()
+        return task
+
+    task = asyncio.run(main())
+    assert task.state is TaskState.CANCELLED
+    assert task.reason is not None
+    assert task.reason.endswith("; it had gone on after task.cancel()")

@@ -27,6 +27,7 @@ from tasks_core import (
     observe,
     retry,
 )
+from tasks_core._support.log import logger
 from tasks_core.exceptions import InvalidConfigError, InvalidTaskError
 from tasks_core.testing import MonotonicClock, override_clock
 from tasks_core.types import RunAttempt
@@ -370,6 +371,12 @@ async def test_a_line_that_logging_loses_is_complete_on_standard_error(
     assert "failed in attempt 1" in err
     assert "ValueError: declined" in err
     assert "no handler" in err
+
+
+def test_a_lost_line_whose_arguments_do_not_fit_is_told_without_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with handler_that_raises(KeyError("no handler")):
+        logger.error("%d tasks", "no number")
+    assert "this line is lost: %d tasks\n" in capsys.readouterr().err
 
 
 async def test_a_disabled_logger_is_noticed_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -626,11 +626,14 @@ async def test_the_database_may_be_away_at_the_end(
     engine = ProcrastinateEngine(wire.address, queue=queue, pool_size=2, heartbeat=0.2)
     asked = anyio.Event()
     fetch = WorkerConnection.fetch
+    errors: list[type[psycopg.Error]] = [psycopg.OperationalError, psycopg.errors.InsufficientPrivilege]
 
     async def fetch_settled(connection: WorkerConnection, query: Any, parameters: Any = None) -> list[Any]:
-        if query is SETTLED and not asked.is_set():
-            asked.set()
-            raise psycopg.errors.InsufficientPrivilege  # no outage: it is in the log
+        if query is SETTLED and errors:
+            error = errors.pop()
+            if not errors:
+                asked.set()
+            raise error  # the first one is no outage, and so is in the log
         return await fetch(connection, query, parameters)
 
     async def body(order: str) -> None:

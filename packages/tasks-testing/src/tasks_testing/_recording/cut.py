@@ -60,7 +60,7 @@ class Cut:
         """Where it was cut off: the line of the function itself, then the lines of what it called."""
         self.made = False
         """Whether the attempt was cut off."""
-        self.is_in_commit: Callable[[], bool] = _never
+        self.is_in_commit: Callable[[], bool] = bool  # which returns False
         """Whether the task is ending with a commit: a database does that as a whole, so the cut is put off."""
 
     @contextmanager
@@ -119,10 +119,6 @@ class Cut:
             self.places = (Place(function_name(func), where, at),)
             self.made = True
             raise WorkerKilled(at)
-
-
-def _never() -> bool:
-    return False
 
 
 def take_planned_cut() -> Cut | None:

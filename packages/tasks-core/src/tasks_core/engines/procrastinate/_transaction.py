@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tasks_core.engines import EngineCapabilityError
 
-from ._ways import SessionWay, Statement, Way, execute, way_into
+from ._ways import ConnectionWay, SessionWay, Statement, execute, way_into
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
@@ -76,7 +76,7 @@ class _ConnectionTransaction:
     stored = False
     dropped = False
 
-    def __init__(self, way: Way, statement: Statement) -> None:
+    def __init__(self, way: ConnectionWay, statement: Statement) -> None:
         self._way = way
         self._statement = statement
 

@@ -37,10 +37,6 @@ class Statement:
 class Way(Protocol):
     """Leads into a transaction that the caller has begun, and will commit or roll back."""
 
-    def is_over(self) -> bool:
-        """Return whether there is no such transaction, as far as the connection knows."""
-        ...
-
     async def fetch(self, statement: Statement) -> Fields:
         """Run a statement in the transaction, and return its row."""
         ...
@@ -52,7 +48,15 @@ class RunSync(Protocol):
     def __call__(self, func: Callable[[], T], /) -> Awaitable[T]: ...
 
 
-def way_into(transaction: Any, parameter: str) -> Way:
+class ConnectionWay(Way, Protocol):
+    """Leads into the transaction of a connection."""
+
+    def is_over(self) -> bool:
+        """Return whether there is no such transaction, as far as the connection knows."""
+        ...
+
+
+def way_into(transaction: Any, parameter: str) -> ConnectionWay | SessionWay:
     """
     Find out what kind of transaction this is; no library is imported that the caller has not imported.
 
@@ -177,9 +181,6 @@ class SessionWay:
     def __init__(self, session: Session, run: RunSync) -> None:
         self.session = session
         self._run = run
-
-    def is_over(self) -> bool:
-        return False
 
     async def run(self, func: Callable[[], T]) -> T:
         """Await a plain function that uses the session."""
