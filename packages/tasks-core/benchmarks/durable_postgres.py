@@ -60,6 +60,11 @@ class Postgres:
         self._run("pg_ctl", "-w", "-D", str(self.data), "-m", "immediate", "stop")
         shutil.rmtree(self.folder)
 
+    def execute(self, statement: str) -> None:
+        """Run a statement that returns no rows."""
+        with psycopg.connect(self.address, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
     def query(self, query: str) -> list[Any]:
         """Run a statement, and return its rows."""
         with psycopg.connect(self.address, autocommit=True) as connection:
