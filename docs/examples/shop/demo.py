@@ -283,7 +283,8 @@ def stock(demo: Demo) -> object:
 def is_paid(demo: Demo, order_id: int) -> bool:
     """Return whether database and gateway agree that the order was paid once, in the second try."""
     [(status, receipt)] = demo.select("select status, receipt from orders where id = ?", order_id)
-    tries = [demo.gateway.tries[number] for number, made in demo.gateway.captured.items() if made == receipt]
+    captured = demo.gateway.captured.copy()  # its threads may add to it meanwhile
+    tries = [demo.gateway.tries[number] for number, made in captured.items() if made == receipt]
     return status == "paid" and tries == [2]
 
 
