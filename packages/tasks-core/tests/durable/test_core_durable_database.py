@@ -96,14 +96,15 @@ async def test_statement_timeout_of_a_submit_is_no_outage(database: str, queue: 
 
 
 async def test_worker_survives_a_statement_timeout_of_its_database(database: str, queue: str) -> None:
-    await execute_each(database, "ALTER DATABASE refusals SET statement_timeout = '100ms'")
+    await execute_each(database, "ALTER DATABASE refusals SET statement_timeout = '500ms'")
     engine = ProcrastinateEngine(database, queue=queue, heartbeat=0.2)
-    async with TaskScheduler(engine=engine) as scheduler, working(engine):
+    submitting = ProcrastinateEngine(make_conninfo(database, options="-c statement_timeout=0"), queue=queue)
+    async with TaskScheduler(engine=submitting) as scheduler, working(engine):
         await ends(await scheduler.schedule(note, "before"), DurableState.SUCCEEDED)
         async with await psycopg.AsyncConnection.connect(database) as other:
             await other.execute("SET statement_timeout = 0")
             await other.execute("LOCK TABLE procrastinate_jobs IN ACCESS EXCLUSIVE MODE")
-            await anyio.sleep(0.5)  # several heartbeats, and statements that wait for longer than the timeout
+            await anyio.sleep(1.5)  # several heartbeats, and statements that wait for longer than the timeout
         await ends(await scheduler.schedule(note, "after"), DurableState.SUCCEEDED)
     assert functions.ran == ["before", "after"]
 
