@@ -84,7 +84,7 @@ async def test_role_that_may_not_write_is_no_outage(database: str, queue: str) -
 
 
 async def test_statement_timeout_of_a_submit_is_no_outage(database: str, queue: str) -> None:
-    engine = ProcrastinateEngine(make_conninfo(database, options="-cstatement_timeout=200"), queue=queue)
+    engine = ProcrastinateEngine(make_conninfo(database, options="-cstatement_timeout=1000"), queue=queue)
     async with (
         TaskScheduler(engine=engine) as scheduler,
         await psycopg.AsyncConnection.connect(database) as other,
