@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from tasks_core import Cancel, Receipt
+from tasks_core import Cancel, Receipt, Worker
 from tasks_core.engines import (
     AttemptRecord,
     Capability,
@@ -229,3 +230,22 @@ class ListEngine:
 def identity(call: DurableCall) -> tuple[str, str, str]:
     """Return what an idempotency key belongs to, together with it."""
     return call.queue, call.name, call.idempotency_key
+
+
+@asynccontextmanager
+async def working(engine: ListEngine, **options: Any) -> AsyncIterator[anyio.Event]:
+    """A worker, stopped at the end of the block at the latest."""
+    stop = anyio.Event()
+    async with engine:
+        engine.log.clear()
+        async with anyio.create_task_group() as group:
+            group.start_soon(Worker(engine, **options).run, stop)
+            yield stop
+            stop.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what a worker of this process comes to do."""
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.005)

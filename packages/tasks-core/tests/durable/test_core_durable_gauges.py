@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
-from core_engine import ListEngine
+from core_engine import ListEngine, until
 from core_telemetry import Exported
 from tasks_core import Worker
 from tasks_core.engines import EngineUnavailableError, MeteredEngine, QueueStatistics
@@ -52,12 +52,6 @@ async def working(engine: ListEngine, exported: Exported, **settings: Any) -> As
         group.start_soon(Worker(engine, telemetry=config).run, stop)
         yield
         stop.set()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not condition():
-            await anyio.sleep(0.005)
 
 
 def shown(exported: Exported) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ import anyio
 import core_durable_functions as functions
 import pytest
 from core_durable_functions import flaky, forget, hands_on, note, unshielded
-from core_engine import ListEngine
+from core_engine import ListEngine, until, working
 from core_telemetry import Exported, attributes, exceptions, ids, links, parent
 from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
@@ -44,22 +44,6 @@ async def submitting(engine: ListEngine, config: TelemetryConfig) -> AsyncIterat
     async with TaskScheduler(engine=engine, grace_period=0.0) as scheduler:
         with Telemetry(config).observe(scheduler):
             yield scheduler
-
-
-@asynccontextmanager
-async def working(engine: ListEngine, **options: Any) -> AsyncIterator[anyio.Event]:
-    stop = anyio.Event()
-    engine.log.clear()
-    async with engine, anyio.create_task_group() as group:
-        group.start_soon(Worker(engine, **options).run, stop)
-        yield stop
-        stop.set()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not condition():
-            await anyio.sleep(0.005)
 
 
 async def ended(engine: ListEngine, *lines: str) -> None:
@@ -373,7 +357,7 @@ def test_wrong_settings_are_refused(config: Any) -> None:
 _ENGINE = """
 import os, signal
 from core_durable_functions import note
-from core_engine import ListEngine
+from core_engine import ListEngine, until, working
 from tasks_core.engines import DurableCall
 
 class Once(ListEngine):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -23,7 +22,7 @@ from core_durable_functions import (
     shielded,
     unshielded,
 )
-from core_engine import ListEngine
+from core_engine import ListEngine, until, working
 from tasks_core import TaskScheduler, Worker
 from tasks_core.engines import DurableCall, RunDelivery, Slots
 from tasks_core.exceptions import InvalidConfigError
@@ -32,24 +31,6 @@ from tasks_core.testing import override_engine
 __all__ = ("forget",)
 
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def working(engine: ListEngine, **options: Any) -> AsyncIterator[anyio.Event]:
-    """A worker, stopped at the end of the block at the latest."""
-    stop = anyio.Event()
-    async with engine:
-        engine.log.clear()
-        async with anyio.create_task_group() as group:
-            group.start_soon(Worker(engine, **options).run, stop)
-            yield stop
-            stop.set()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not condition():
-            await anyio.sleep(0.005)
 
 
 async def hand_over(engine: ListEngine, *calls: tuple[Any, ...]) -> None:
