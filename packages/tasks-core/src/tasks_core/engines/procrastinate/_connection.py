@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, LiteralString
 
 import psycopg
@@ -84,6 +85,19 @@ class WorkerConnection:
             await connection.close()
             raise
         return connection
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """
+        Open a connection for the block, and close it after that.
+
+        Not by the connection's own `async with`, which a second cancellation leaves before it has closed.
+        """
+        connection = await self.connect()
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None

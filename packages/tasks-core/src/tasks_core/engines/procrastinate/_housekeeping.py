@@ -129,8 +129,7 @@ class Housekeeping:
         kept = self._options.kept
         after: int | None = 0
         deleted = 0
-        connection = await self._connection.connect()
-        try:
+        async with self._connection.session() as connection:
             while after is not None:
                 async with connection.transaction():
                     lock = await (await connection.execute(HOUSEKEEPING_LOCK)).fetchone()
@@ -145,7 +144,5 @@ class Housekeeping:
                 deleted += gone
                 after = last if more else None
                 await asyncio.sleep(_BREATH)
-        finally:
-            await connection.close()
         if deleted:
             logger.info("Deleted %d tasks that had been kept for their time", deleted)

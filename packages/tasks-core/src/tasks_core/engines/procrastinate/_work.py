@@ -245,8 +245,7 @@ class _Work:
         connection = WorkerConnection(self._conninfo)
         while True:
             with suppress(Exception):  # a worker that cannot listen still looks every two seconds
-                listening = await connection.connect()
-                try:
+                async with connection.session() as listening:
                     if connection.pooled:
                         logger.warning(
                             "The worker is connected to PostgreSQL through a pooler. Notifications need a session of "
@@ -264,9 +263,6 @@ class _Work:
                     self.abort([row[0] for row in await cursor.fetchall()])
                     async for notification in listening.notifies():
                         self._when_notified(notification.payload)
-                finally:
-                    # Not by `async with`, which a second cancellation leaves before it has closed the connection.
-                    await listening.close()
             self._listening = False
             await asyncio.sleep(_reports.RECONNECT)
 
