@@ -13,14 +13,16 @@ from opentelemetry.trace import Link, Span, SpanKind, get_current_span
 from tasks_core._scheduler import TaskScheduler
 from tasks_core._task import Task, TaskState
 from tasks_core._telemetry.metrics import BUCKETS, TaskMetrics
-from tasks_core._telemetry.spans import Outcome, TaskSpans, attributes, error_type, function_name
+from tasks_core._telemetry.spans import Outcome, TaskSpans, attributes, error_type, function_name, outcome
 
-from .delivered import Delivered, delivered
+from .delivered import delivered
 from .task import DurableTask
 
 
-def _outcome_of(task: Task[Any], attempt: Delivered) -> Outcome:
-    return attempt.outcome(task), task.exception if task.state is TaskState.FAILED else None
+def _outcome(task: Task[Any]) -> Outcome:
+    name, error = outcome(task)
+    attempt = delivered(task)
+    return name if attempt is None else attempt.outcome(task), error
 
 
 class DurableSpans(TaskSpans):
@@ -70,8 +72,7 @@ class DurableSpans(TaskSpans):
         )
 
     def _outcome(self, task: Task[Any]) -> Outcome:
-        attempt = delivered(task)
-        return super()._outcome(task) if attempt is None else _outcome_of(task, attempt)
+        return _outcome(task)
 
 
 _durations: WeakKeyDictionary[Meter, Histogram] = WeakKeyDictionary()
@@ -122,8 +123,7 @@ class DurableMetrics(TaskMetrics):
             self._submit_duration.record(perf_counter() - started, labels)
 
     def _outcome(self, task: Task[Any]) -> Outcome:
-        attempt = delivered(task)
-        return super()._outcome(task) if attempt is None else _outcome_of(task, attempt)
+        return _outcome(task)
 
     def _labels(self, task: Task[Any]) -> dict[str, str]:
         labels = super()._labels(task)

@@ -32,7 +32,7 @@ from tasks_core.engines import (
 
 from ._liveness import MISSED
 from ._options import WorkOptions
-from ._rows import STATES, ended_attempts, is_job_id, read_errors, read_result
+from ._rows import STATES, ended_attempts, is_job_id, read_errors, read_reason, read_result
 from ._sql import (
     CANCEL,
     COUNT_CANCEL,
@@ -189,7 +189,7 @@ class Operations(ABC):
             events=tuple(StoredTaskEvent(type_, _moment(at)) for type_, at in events or ()),
             errors=read_errors(fields.get("errors")),
             progress=fields.get("progress"),
-            reason=_reason(STATES[task[4]], fields),
+            reason=read_reason(STATES[task[4]], fields.get("given_up"), fields.get("reason")),
             result=None if (result := read_result(fields.get("result"))) is None else result.value,
             headers=headers if isinstance(headers := fields.get("headers"), dict) else {},
             arguments=fields.get("args") if arguments else None,
@@ -363,9 +363,3 @@ def _named(name: str | None) -> str:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(float(seconds), UTC)
-
-
-def _reason(state: DurableState, fields: dict[str, Any]) -> str | None:
-    name = {DurableState.CANCELLED: "reason", DurableState.FAILED: "given_up"}.get(state)
-    reason = None if name is None else fields.get(name)
-    return reason if isinstance(reason, str) else None

@@ -223,8 +223,13 @@ def read_status(
     """Read how far a task is from its row."""
     known, records = STATES[state], read_errors(errors)
     ended = ended_attempts(known, attempts, returns, given_up, records[-1].attempt if records else None)
-    why = {DurableState.FAILED: given_up, DurableState.CANCELLED: reason}.get(known)
-    return DurableStatus(known, ended, progress, why, records)
+    return DurableStatus(known, ended, progress, read_reason(known, given_up, reason), records)
+
+
+def read_reason(state: DurableState, given_up: object, reason: object) -> str | None:
+    """Read why a task has failed without an attempt that failed, or why it has cancelled itself."""
+    why = {DurableState.FAILED: given_up, DurableState.CANCELLED: reason}.get(state)
+    return why if isinstance(why, str) else None
 
 
 def ended_attempts(state: DurableState, attempts: int, returns: object, given_up: object, last: object) -> int:
